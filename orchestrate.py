@@ -1,0 +1,3113 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.8"
+# dependencies = ["click>=8.0", "rich>=12.3", "psutil>=5.9"]
+# ///
+"""Run the streams of a Task Copilot project with headless Claude Code workers, phase by phase.
+
+The file reads from the inside out. A *stream* is a named set of tasks in Task Copilot's database; a *worker* is one
+`claude --print` process that works on one stream. The orchestrator repeats one sentence: observe, plan, apply, report.
+
+    store      reads the streams from the database, read-only                     -> Backlog
+    workers    starts, finds and stops processes, and reads what they print       -> Worker
+    planner    decides, from a snapshot and the time alone                        -> actions
+    journal    remembers what was done, as events; what is known of a stream is their fold -> Record
+    rendering  shows a snapshot; it never asks the world
+
+Every timer counts in seconds of the monotonic clock, so a step of the wall clock changes nothing. The wall clock is
+for people: it stands in the journal and on the screen, and no decision reads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import enum
+import fcntl
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import secrets
+import select
+import shlex
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import sysconfig
+import textwrap
+import time
+import urllib.parse
+import zlib
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import (
+    IO,
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    Mapping,
+    NoReturn,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
+
+
+def _exit_for_missing(packages: Sequence[str]) -> NoReturn:
+    """Say which packages this Python lacks and the command that installs them, then exit with 2."""
+    install = f"{sys.executable} -m pip install click rich psutil"
+    stdlib = sysconfig.get_path("stdlib") or ""
+    if sys.prefix == sys.base_prefix and Path(stdlib, "EXTERNALLY-MANAGED").exists():
+        # Debian's and Homebrew's Python refuse pip outside a virtual environment (PEP 668).
+        install = f"{sys.executable} -m venv ~/.orchestrate && ~/.orchestrate/bin/pip install click rich psutil"
+        install += f", then run ~/.orchestrate/bin/python {sys.argv[0]}"
+    print(f"[ERROR] orchestrate needs {', '.join(packages)}. Install with: {install}", file=sys.stderr)
+    sys.exit(2)
+
+
+_missing = [name for name in ("click", "rich", "psutil") if importlib.util.find_spec(name) is None]
+if _missing:
+    _exit_for_missing(_missing)
+
+import click  # noqa: E402
+import psutil  # noqa: E402
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+# ── 1. Constants ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+VERSION = "0.1.0"
+
+POLL_INTERVAL = 30  # seconds between full re-reads of the database; changes and exits are noticed without it
+MAX_RESTARTS = 10  # restarts of one stream in a row without a newly completed task
+
+MAX_WORKERS = 5  # workers alive at once
+FINISH_GRACE = 120  # seconds that a worker has to commit and exit once its tasks are complete
+STOP_TIMEOUT = 10  # seconds between SIGTERM and SIGKILL
+KILL_INTERVAL = 1  # seconds between two SIGKILL of a tree that does not go
+KILL_TIMEOUT = 5  # seconds after SIGKILL until `stop` reports survivors
+BACKOFF_FIRST = 1.0  # seconds before the first restart; doubles with each one that follows
+BACKOFF_MAX = 60.0  # seconds, the longest pause before a restart
+BACKOFF_JITTER = 0.1  # share by which a pause is spread, so that workers do not restart in step
+TICK = 0.2  # seconds between two cheap looks at the database, the marks and adopted workers
+BUSY_TIMEOUT = 0.2  # seconds that the orchestrator waits for a locked database, so that Ctrl+C stays prompt
+PATIENT_BUSY_TIMEOUT = 5.0  # seconds that the other commands wait for it
+LOCK_RETRIES = 10  # looks at a taken lock, 20 ms apart: `status` holds it for an instant to see whether it is taken
+WATCH_INTERVAL = 15  # seconds between two frames of `status --watch`
+LOG_LINES = 50  # lines that `logs` shows before it follows
+FOLLOW_INTERVAL = 0.2  # seconds between two looks at a log that is followed
+NAME_BYTES = 150  # longest file name made from a stream id, in bytes
+LINE_BYTES = 4 << 20  # longest line of worker output that is parsed; a longer one is passed over with a word
+READ_BYTES = 1 << 18  # size of one read of worker output
+READS_AT_ONCE = 32  # reads of one worker's output in one tick, so that a flood of it can't hold up the loop
+BOX_WIDTH = 73  # columns of the box around a title
+BAR_WIDTH, OVERALL_BAR_WIDTH = 15, 40  # cells of a stream's bar, and of the bar over all streams
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_RUNNING = 0, 1, 2, 75
+EXIT_INCOMPLETE, EXIT_NO_PROJECT = 3, 4  # of `status --check` alone
+
+WORKER_FLAGS = ["--print", "--dangerously-skip-permissions"]
+REMOVED_VARIABLES = re.compile(r"CLAUDECODE|CLAUDE_CODE_ENTRYPOINT|CLAUDE_CODE_SSE_.*")  # they say "nested" to claude
+
+# The worker's shell adds its own PID to ORCHESTRATE_RUN and becomes the worker. A process whose ORCHESTRATE_RUN ends
+# in its own PID is therefore a worker itself, and one that has inherited it is not, even where every file is lost.
+LAUNCHER = 'export ORCHESTRATE_RUN="$ORCHESTRATE_RUN.$$"; exec "$@"'
+
+WORKER_PROMPT = """\
+You are a worker agent in the Claude Copilot orchestration system.
+
+## Your Assignment
+- Stream: {stream.id}
+- Stream ID: {stream.stream_id}
+- Phase: {stream.phase} ({stream.name})
+
+## Instructions
+1. Run /continue {stream.stream_id} to load your assigned stream context
+2. Work through all pending tasks for this stream
+3. Use @agent-me for implementation tasks
+4. Update task status as you complete work (task_update)
+5. Commit changes frequently with descriptive messages
+6. When all tasks complete, report back with a summary
+
+## Important
+- Stay focused on {stream.id} tasks only
+- Do not work on other streams
+- Commit after each significant change
+- If blocked, update task status to blocked with reason
+- When complete, all tasks should be marked completed
+
+Begin by running: /continue {stream.stream_id}
+"""
+
+# ── 2. Model ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+Event = Dict[str, Any]
+
+# Control characters, and the marks that turn the direction of text: shown as symbols, never obeyed.
+_CONTROL = {code: 0x2400 + code for code in range(32)}
+_CONTROL.update({127: 0x2421})
+_CONTROL.update(dict.fromkeys([*range(128, 160), *range(8234, 8239), *range(8294, 8298)], "�"))
+
+
+class OrchestrateError(click.ClickException):
+    """An error for people: what went wrong, and on the next line what to do about it."""
+
+    def __init__(self, message: str, remedy: str, exit_code: int = EXIT_USAGE) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+        self.exit_code = exit_code
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Write the error to stderr."""
+        click.echo(f"[ERROR] {self.message}\n{self.remedy}", file=file, err=True)
+
+
+def visible(text: str) -> str:
+    """Return one line of text from outside with its control characters made visible."""
+    return text.translate(_CONTROL)
+
+
+def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Return a sort key that puts Stream-2 before Stream-10."""
+    parts = re.split(r"([0-9]+)", text)
+    return tuple((0, int(part), part) if part.isdigit() else (1, 0, part) for part in parts if part)
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as people say it: 4s, 1m 12s, 2h 03m."""
+    minutes, rest = divmod(int(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h {minutes:02}m"
+    return f"{minutes}m {rest:02}s" if minutes else f"{rest}s"
+
+
+def format_count(count: int, noun: str) -> str:
+    """Return a count with its noun: 1 worker, 2 workers."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def format_names(names: Sequence[str], most: int = 3) -> str:
+    """Return names as a list that stays short: A, B, C and 4 more."""
+    shown = ", ".join(visible(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+class Phase(enum.Enum):
+    """The three phases of a run, in order."""
+
+    FOUNDATION = "foundation"
+    PARALLEL = "parallel"
+    INTEGRATION = "integration"
+
+    @property
+    def rank(self) -> int:
+        """Position in the run, from 0."""
+        return list(Phase).index(self)
+
+
+class StreamState(enum.Enum):
+    """What a stream is doing; the value is what people read."""
+
+    COMPLETE = "Complete"
+    RUNNING = "Running"
+    FINISHING = "Finishing"
+    STOPPING = "Stopping"
+    RESTARTING = "Restarting"
+    QUEUED = "Queued"
+    WAITING = "Waiting"
+    BLOCKED = "Blocked"
+    STOPPED = "Stopped"
+    FAILED = "Failed"
+    IDLE = "Not running"
+
+
+class StopReason(enum.Enum):
+    """Why the orchestrator stops a worker."""
+
+    USER = "stopped by the user"
+    VANISHED = "its stream is no longer in the database"
+    GRACE = "its tasks are complete, and it did not exit by itself"
+    LEFTOVERS = "the worker ended and left them running"
+    EXIT = "the orchestrator ends"
+
+
+class VerdictKind(enum.Enum):
+    """What follows from the end of a worker."""
+
+    COMPLETE = "complete"
+    BLOCKED = "blocked"
+    STOPPED = "stopped"
+    VANISHED = "vanished"
+    FAILED = "failed"
+    RESTART = "restart"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task that matters by its name: one that is in progress or blocked."""
+
+    id: str
+    title: str
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream as the database has it. `problem` says why it can't be run, where it can't."""
+
+    id: str
+    name: str
+    phase: Phase = Phase.PARALLEL
+    dependencies: tuple[str, ...] = ()
+    pending: int = 0
+    in_progress: int = 0
+    blocked: int = 0
+    completed: int = 0
+    cancelled: int = 0
+    named_tasks: tuple[Task, ...] = ()
+    problem: str = ""
+
+    @property
+    def total(self) -> int:
+        """Tasks that count: all but the cancelled ones."""
+        return self.pending + self.in_progress + self.blocked + self.completed
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every task is completed or cancelled."""
+        return self.completed >= self.total
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether there are open tasks and every one of them is blocked."""
+        return 0 < self.blocked == self.total - self.completed
+
+    @property
+    def percent(self) -> int:
+        """Completed tasks in percent, rounded down, so that 100 means all of them."""
+        return 100 if self.is_complete else 100 * self.completed // self.total
+
+    @property
+    def blocked_reasons(self) -> tuple[str, ...]:
+        """Each blocked task with its reason, in words."""
+        blocked = (task for task in self.named_tasks if task.status == "blocked")
+        return tuple(f"{task.id}: {task.reason or 'no reason given'}" for task in blocked)
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """One read of the database: the streams in order, and what was odd about the rows."""
+
+    streams: tuple[Stream, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a worker ended. `code` is negative for a signal, as in subprocess, and None where nobody saw it.
+
+    `words` are its own last words. `is_final` means that another try can't go better. Cost is in US dollars.
+    """
+
+    code: int | None
+    words: str = ""
+    is_final: bool = False
+    turns: int = 0
+    cost: float = 0.0
+
+    @property
+    def summary(self) -> str:
+        """The ending in words."""
+        if self.code is None:
+            return self.words or "it ended while no orchestrator ran"
+        if self.code < 0:
+            return f"killed by {signal.Signals(-self.code).name}"
+        return f"exit code {self.code}" + (f": {self.words}" if self.words and self.code else "")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker that was started or found. `leftovers` are processes of its tree that outlived it."""
+
+    stream_id: str
+    pid: int
+    run: str = ""
+    ending: Ending | None = None
+    leftovers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What follows from a worker's end: the kind, the reason in words, and for a restart its number and its pause."""
+
+    kind: VerdictKind
+    reason: str
+    restarts: int = 0
+    max_restarts: int = 0
+    delay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one run may do. Times in seconds; `streams` None means every stream, `phase` None every phase."""
+
+    max_restarts: int = MAX_RESTARTS
+    max_workers: int = MAX_WORKERS
+    finish_grace: float = FINISH_GRACE
+    stop_timeout: float = STOP_TIMEOUT
+    exit_on_blocked: bool = False
+    streams: frozenset[str] | None = None
+    phase: Phase | None = None
+    is_closing: bool = False
+
+    def selects(self, stream: Stream) -> bool:
+        """Whether the run was asked to include this stream."""
+        return (self.streams is None or stream.id in self.streams) and self.phase in (None, stream.phase)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the journal says of one stream. Times in monotonic seconds.
+
+    `best` is the most tasks that were ever seen completed: a task that is reopened and completed again is no progress.
+    """
+
+    attempts: int = 0
+    restarts: int = 0
+    best: int = 0
+    pid: int = 0
+    run: str = ""
+    started_at: float = 0.0
+    raw_start: int = 0
+    retry_at: float = 0.0
+    failure: str = ""
+    last_ending: str = ""
+    requested: bool = False
+    stopping: StopReason | None = None
+    stopping_at: float = 0.0
+    killed_at: float = 0.0
+    state: StreamState | None = None
+    reason: str = ""
+    since: float = 0.0
+
+
+@dataclass(frozen=True)
+class History:
+    """The fold of the journal: what is known beyond the database and the process table."""
+
+    records: Mapping[str, Record] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    run_started_at: float = 0.0
+    waiting: str = ""
+    outcome: str = ""
+
+    def record(self, stream_id: str) -> Record:
+        """Return what is known of a stream; nothing, where nothing is known."""
+        return self.records.get(stream_id, _NO_RECORD)
+
+    def after(self, event: Event) -> History:
+        """Return the history with one more event. Raises KeyError, TypeError or ValueError where it is none of ours."""
+        if event["event"] in _RUN_EVENTS:
+            return _RUN_EVENTS[event["event"]](self, event)
+        if event["event"] not in _STREAM_EVENTS:
+            return self
+        stream_id = str(event["stream"])
+        record = _STREAM_EVENTS[event["event"]](self.record(stream_id), event)
+        waiting = "" if event["event"] == "worker_started" else self.waiting
+        return replace(self, records={**self.records, stream_id: record}, waiting=waiting)
+
+
+_NO_RECORD = Record()
+
+
+def _after_run_started(history: History, event: Event) -> History:
+    """A start by a person forgives: restarts, failures and pauses begin anew. What was started stays known."""
+    known = {key: value for key, value in event["limits"].items() if key in Limits.__dataclass_fields__}
+    known["streams"] = None if known.get("streams") is None else frozenset(known["streams"])
+    known["phase"] = Phase(known["phase"]) if known.get("phase") else None
+    kept = ("attempts", "pid", "run", "started_at", "raw_start", "last_ending")
+    records = {
+        stream_id: Record(**{name: getattr(record, name) for name in kept})
+        for stream_id, record in history.records.items()
+    }
+    return History(records=records, limits=Limits(**known), run_started_at=float(event["clock"]))
+
+
+def _after_worker_started(record: Record, event: Event) -> Record:
+    return replace(
+        record,
+        attempts=int(event["attempt"]),
+        best=max(record.best, int(event["completed"])),
+        pid=int(event["pid"]),
+        run=str(event["run"]),
+        started_at=float(event["clock"]),
+        raw_start=int(event["raw_start"]),
+        retry_at=0.0,
+        stopping=None,
+    )
+
+
+def _after_worker_adopted(record: Record, event: Event) -> Record:
+    # Seen running for as long as the journal or, where it knows nothing, this orchestrator can tell.
+    started_at = record.started_at if record.pid == event["pid"] else float(event["clock"])
+    best = max(record.best, int(event["completed"]))
+    attempts = max(record.attempts, 1)
+    return replace(
+        record, pid=int(event["pid"]), run=str(event["run"]), started_at=started_at, best=best, attempts=attempts
+    )
+
+
+def _after_worker_ended(record: Record, event: Event) -> Record:
+    kind = VerdictKind(event["verdict"])
+    return replace(
+        record,
+        restarts=int(event["restarts"]),
+        best=max(record.best, int(event["completed"])),
+        retry_at=float(event["clock"]) + float(event["delay"]) if kind is VerdictKind.RESTART else 0.0,
+        failure=str(event["reason"]) if kind is VerdictKind.FAILED else "",
+        last_ending=str(event["ending"]),
+        attempts=0 if kind is VerdictKind.COMPLETE else record.attempts,
+        stopping=None,
+        killed_at=0.0,
+        pid=0,
+    )
+
+
+def _after_worker_stopping(record: Record, event: Event) -> Record:
+    return replace(record, stopping=StopReason(event["why"]), stopping_at=float(event["clock"]))
+
+
+def _after_worker_killed(record: Record, event: Event) -> Record:
+    return replace(record, killed_at=float(event["clock"]))
+
+
+def _after_state(record: Record, event: Event) -> Record:
+    state = StreamState(event["state"])
+    return replace(record, state=state, reason=str(event["reason"]), since=float(event["clock"]))
+
+
+def _after_start_requested(record: Record, _: Event) -> Record:
+    return replace(record, requested=True, failure="", restarts=0, retry_at=0.0)
+
+
+_RUN_EVENTS: dict[str, Callable[[History, Event], History]] = {
+    "run_started": _after_run_started,
+    "run_waiting": lambda history, event: replace(history, waiting=str(event["reason"])),
+    "run_ended": lambda history, event: replace(history, outcome=str(event["reason"]), waiting=""),
+}
+_STREAM_EVENTS: dict[str, Callable[[Record, Event], Record]] = {
+    "worker_started": _after_worker_started,
+    "worker_adopted": _after_worker_adopted,
+    "worker_ended": _after_worker_ended,
+    "worker_stopping": _after_worker_stopping,
+    "worker_killed": _after_worker_killed,
+    "state": _after_state,
+    "start_requested": _after_start_requested,
+}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that a decision or a display is made from.
+
+    `stopped` are the streams that the user stopped, `orchestrator` is the PID of the one that runs (0: none), and
+    `database_error` says why the streams are older than they should be.
+    """
+
+    project: str
+    streams: tuple[Stream, ...] = ()
+    workers: Mapping[str, Worker] = field(default_factory=dict)
+    history: History = field(default_factory=History)
+    stopped: frozenset[str] = frozenset()
+    orchestrator: int = 0
+    database_error: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a stream stands: its state, and why in words. `until` is when that ends by itself, in monotonic seconds."""
+
+    state: StreamState
+    reason: str = ""
+    until: float = 0.0
+
+
+@dataclass(frozen=True)
+class Start:
+    """Start a worker for a stream."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Ask a worker and its tree to end, with SIGTERM."""
+
+    stream_id: str
+    why: StopReason
+
+
+@dataclass(frozen=True)
+class Kill:
+    """End what is left of a worker and its tree, with SIGKILL."""
+
+    stream_id: str
+
+
+@dataclass(frozen=True)
+class Conclude:
+    """Take note of a worker's end, and of what follows from it."""
+
+    worker: Worker
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Say what the whole run waits for, because nothing runs and nothing can start."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Finish:
+    """End the run."""
+
+    exit_code: int
+    reason: str
+
+
+Action = Union[Start, Stop, Kill, Conclude, Wait, Finish]
+
+# ── 3. Store ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project and the files of its orchestration."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name, which is Task Copilot's default for the workspace."""
+        return self.root.name or "root"
+
+    @property
+    def folder(self) -> Path:
+        """Where the orchestrator keeps its state."""
+        return self.root / ".claude" / "orchestrator"
+
+    @property
+    def journal(self) -> Path:
+        """What the orchestrator did, one JSON object a line."""
+        return self.folder / "events.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        """The file that holds the orchestrator's PID, locked for as long as it runs."""
+        return self.folder / "orchestrator.pid"
+
+    @property
+    def pids(self) -> Path:
+        """The folder of PID files and stop marks."""
+        return self.folder / "pids"
+
+    def pid_file(self, stream_id: str) -> Path:
+        """The file that holds the worker's PID."""
+        return self.pids / f"{file_name(stream_id)}.pid"
+
+    def stop_mark(self, stream_id: str) -> Path:
+        """The file that exists while the stream is stopped by the user."""
+        return self.pids / f"{file_name(stream_id)}.stop"
+
+    def remove_pid_file(self, stream_id: str) -> None:
+        """Remove the worker's PID file, where it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.pid_file(stream_id).unlink()
+
+    def log(self, stream_id: str) -> Path:
+        """The worker's log for people."""
+        return self.folder / "logs" / f"{file_name(stream_id)}.log"
+
+    def raw(self, stream_id: str) -> Path:
+        """The worker's output as it came."""
+        return self.folder / "logs" / f"{file_name(stream_id)}.jsonl"
+
+
+@functools.lru_cache(maxsize=4096)
+def file_name(stream_id: str) -> str:
+    """Return a file name for a stream id: safe, at most NAME_BYTES long, and never that of another id."""
+    encoded = "".join(
+        chr(byte) if (chr(byte).isalnum() and byte < 128) or chr(byte) in "._-" else f"%{byte:02X}"
+        for byte in stream_id.encode("utf-8", "surrogatepass")
+    )
+    if not encoded:
+        return "%"  # no encoding of a text is a lone percent sign
+    if encoded.startswith(".") or encoded == "orchestrator":  # logs/orchestrator.log is the orchestrator's own
+        encoded = f"%{ord(encoded[0]):02X}{encoded[1:]}"
+    if len(encoded) > NAME_BYTES:
+        digest = hashlib.sha256(stream_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        encoded = f"{encoded[: NAME_BYTES - len(digest) - 1]}~{digest}"  # no encoding has a tilde
+    return encoded
+
+
+def find_project(given: Path | None, script: Path, cwd: Path, home: Path) -> Project:
+    """Return the project: the given folder, else the script's, else the nearest one above the working directory."""
+    if given is not None:
+        return Project(given.resolve())
+    if script.parent.name == "orchestrator" and script.parent.parent.name == ".claude":
+        return Project(script.parent.parent.parent)
+    for folder in (cwd, *cwd.parents):
+        # ~/.claude is the CLI's own folder and makes no project of the home directory.
+        if (folder / ".git").exists() or ((folder / ".claude").is_dir() and folder != home):
+            return Project(folder)
+    return Project(cwd)
+
+
+@dataclass(frozen=True)
+class Database:
+    """Where Task Copilot's database lies, or was looked for."""
+
+    path: Path
+    tried: tuple[Path, ...] = ()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that lead a worker's Task Copilot server to this file."""
+        folder = self.path.parent
+        return {"WORKSPACE_ID": folder.name, "TASK_DB_PATH": str(folder.parent)}
+
+
+def read_server_environment(project: Project, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the `env` of the task-copilot server in the project's `.mcp.json`, expanded; empty where there is none."""
+    path = project.root / ".mcp.json"
+    try:
+        servers = json.loads(path.read_text(encoding="utf-8-sig"))["mcpServers"]
+        given = servers["task-copilot"].get("env", {}).items()
+    except (FileNotFoundError, KeyError):
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise OrchestrateError(
+            f"{path} can't be read: {error}", "Repair it, or name the database with --db."
+        ) from error
+    known = {"PROJECT_NAME": project.name, **environ}
+
+    def expand(match: Any) -> str:
+        return known.get(match["braced"] or match["plain"]) or match["default"] or ""
+
+    variable = re.compile(r"\$(?:\{(?P<braced>\w+)(?::-(?P<default>[^}]*))?\}|(?P<plain>\w+))")
+    return {key: variable.sub(expand, value) for key, value in given if isinstance(value, str)}
+
+
+def find_database(project: Project, given: Path | None, environ: Mapping[str, str], home: Path) -> Database:
+    """Return where the project's database lies.
+
+    Raises OrchestrateError where it does not exist, naming every path that was tried.
+    """
+    if given is not None:
+        tried = [given.resolve()]
+    else:
+        server = read_server_environment(project, environ)
+        base = environ.get("TASK_DB_PATH") or server.get("TASK_DB_PATH") or str(home / ".claude" / "tasks")
+        workspace = environ.get("WORKSPACE_ID") or server.get("WORKSPACE_ID") or project.name
+        fallback = hashlib.md5(str(project.root).encode()).hexdigest()[:12]  # the server's own name for no name
+        folder = (project.root / Path(base.replace("~", str(home), 1) if base.startswith("~") else base)).resolve()
+        tried = [folder / name / "tasks.db" for name in (workspace, fallback)]
+    for path in tried:
+        if path.is_file():
+            return Database(path, tuple(tried))
+    also = "".join(f"\n        also tried: {path}" for path in tried[1:])
+    raise OrchestrateError(
+        f"Task Copilot database not found: {tried[0]}{also}",
+        "Run /protocol in Claude Code to initialize Task Copilot for this project, or name the file with --db.",
+    )
+
+
+class StoreError(Exception):
+    """The database can't be read now; the message says why."""
+
+
+class TaskStore:
+    """Task Copilot's database, opened read-only.
+
+    Source: the `tasks` table of the Task Copilot server, versions 1 to 10 of its schema.
+    """
+
+    # One pass. The four values stay JSON, so that their types survive; Python sees one row a stream and status.
+    _QUERY = """
+        SELECT stream, status, COUNT(*), MIN(created_at || char(31) || id), SUM(is_bad), group_concat(
+            CASE WHEN status IN ('blocked', 'in_progress') AND stream IS NOT NULL
+            THEN json_object('id', id, 'title', title, 'status', status, 'reason', coalesce(blocked_reason, '')) END,
+            char(10))
+        FROM (
+            SELECT id, title, status, blocked_reason, created_at, coalesce(NOT json_valid(metadata), 0) AS is_bad,
+            CASE WHEN json_valid(metadata) THEN
+                json_extract(metadata, '$.streamId', '$.streamName', '$.streamPhase', '$.streamDependencies')
+            END AS stream
+            FROM tasks WHERE {is_active})
+        GROUP BY stream, status"""
+
+    def __init__(self, path: Path, busy_timeout: float = PATIENT_BUSY_TIMEOUT) -> None:
+        self.path = path
+        self._busy_timeout = busy_timeout
+        self._connection: sqlite3.Connection | None = None
+        self._seen: tuple[int, ...] = ()
+
+    def changed(self) -> bool:
+        """Whether another process committed, or the file was replaced, since the last read. Costs microseconds.
+
+        Raises StoreError.
+        """
+        with self._reporting():
+            return self._mark() != self._seen
+
+    def read(self) -> Backlog:
+        """Return all streams. Raises StoreError."""
+        with self._reporting():
+            self._seen = ()
+            seen = self._mark()  # before the rows: what is committed in between is then seen as a change
+            connection = self._connect()
+            columns = {row[1] for row in connection.execute("PRAGMA table_info(tasks)")}
+            if not columns:
+                raise StoreError(f"{self.path} holds no table `tasks`")
+            is_active = "NOT coalesce(archived, 0)" if "archived" in columns else "1"
+            rows = connection.execute(self._QUERY.format(is_active=is_active)).fetchall()
+            self._seen = seen
+        return read_backlog(rows)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            self.close()
+            raise StoreError(f"SQLite query failed: {error}") from error
+
+    def _mark(self) -> tuple[int, ...]:
+        """Return what changes whenever the content may have: the file's identity, and SQLite's own counter."""
+        status = self.path.stat()
+        identity = (status.st_dev, status.st_ino)
+        if self._seen and self._seen[:2] != identity:
+            self.close()
+        (version,) = self._connect().execute("PRAGMA data_version").fetchone()
+        return (*identity, version)
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._connection is None:
+            uri = f"file:{urllib.parse.quote(str(self.path))}?mode=ro"
+            self._connection = sqlite3.connect(uri, uri=True, timeout=self._busy_timeout, isolation_level=None)
+            # A NUL can't stand in an argument or a variable of a process; ids and names become both.
+            self._connection.text_factory = lambda raw: raw.decode("utf-8", "replace").replace("\0", "\ufffd")
+        return self._connection
+
+
+_Row = Tuple[Optional[str], str, int, str, int, Optional[str]]
+_FIELD_OF_STATUS = {name: name for name in ("in_progress", "blocked", "completed", "cancelled")}
+
+
+def read_backlog(rows: Iterable[_Row]) -> Backlog:
+    """Fold rows of (identity, status, count, oldest, bad rows, named tasks) into streams, in order."""
+    groups: dict[str, list[tuple[_Row, list[Any]]]] = {}
+    bad = 0
+    for row in rows:
+        bad += row[4]
+        identity = json.loads(row[0], strict=False) if row[0] else [None]
+        if identity[0] is not None:
+            stream_id = identity[0] if isinstance(identity[0], str) else json.dumps(identity[0])
+            groups.setdefault(stream_id, []).append((row, identity))
+    warnings = [f"{format_count(bad, 'task')} skipped: the metadata is not valid JSON"] if bad else []
+    streams = []
+    for stream_id, group in groups.items():
+        group.sort(key=lambda entry: entry[0][3])  # the oldest task first
+        stream, disagreements = _read_stream(stream_id, group)
+        streams.append(stream)
+        warnings += disagreements
+    streams.sort(key=lambda stream: (stream.phase.rank, natural_key(stream.id), stream.id))
+    return Backlog(tuple(streams), tuple(warnings))
+
+
+def _read_stream(stream_id: str, group: Sequence[tuple[_Row, list[Any]]]) -> tuple[Stream, list[str]]:
+    """Return a stream from its rows, oldest first, and a warning for each thing that its tasks disagree about."""
+    values, warnings = {}, []
+    for position, key in enumerate(("streamName", "streamPhase", "streamDependencies"), start=1):
+        given = [(identity[position], row) for row, identity in group if identity[position] is not None]
+        values[key] = given[0] if given else (None, group[0][0])
+        if any(value != given[0][0] for value, _ in given):
+            warnings.append(f"{visible(stream_id)}: its tasks disagree about {key}; the oldest task's is taken")
+    counts: dict[str, int] = {}
+    tasks: list[Task] = []
+    for row, _ in group:
+        status = _FIELD_OF_STATUS.get(row[1], "pending")
+        counts[status] = counts.get(status, 0) + row[2]
+        tasks += [Task(**json.loads(line, strict=False)) for line in (row[5] or "").split("\n") if line]
+    phase, problem = _read_phase(*values["streamPhase"])
+    needs, trouble = _read_dependencies(*values["streamDependencies"])
+    name = values["streamName"][0]
+    return Stream(
+        id=stream_id,
+        name=name if isinstance(name, str) and name else stream_id,
+        phase=phase,
+        dependencies=needs,
+        named_tasks=tuple(sorted(tasks, key=lambda task: natural_key(task.id))),
+        problem=problem or trouble,
+        **counts,
+    ), warnings
+
+
+def _read_phase(value: object, row: _Row) -> tuple[Phase, str]:
+    with contextlib.suppress(ValueError):
+        return (Phase(value) if value is not None else Phase.PARALLEL), ""
+    task_id = row[3].split("\x1f", 1)[-1]
+    return Phase.PARALLEL, f"task {task_id} has the unknown phase {json.dumps(value)}"
+
+
+def _read_dependencies(value: object, row: _Row) -> tuple[tuple[str, ...], str]:
+    value = [value] if isinstance(value, str) else value if value is not None else []
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(dict.fromkeys(value)), ""
+    task_id = row[3].split("\x1f", 1)[-1]
+    return (), f"task {task_id} has streamDependencies that are no list of stream ids"
+
+
+# ── 4. Planner ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def order_streams(streams: Sequence[Stream]) -> tuple[list[Stream], list[list[str]]]:
+    """Return the streams so that each comes after those that it depends on, else as they came; and every cycle."""
+    by_id = {stream.id: stream for stream in streams}
+    ordered: dict[str, Stream] = {}
+    cycles: list[list[str]] = []
+    for stream in streams:
+        path = {} if stream.id in ordered else {stream.id: iter(stream.dependencies)}  # a stack, without recursion
+        while path:
+            current = next(reversed(path))
+            for needed in path[current]:
+                if needed in path:
+                    way = list(path)
+                    cycles.append([*way[way.index(needed) :], needed])
+                elif needed in by_id and needed not in ordered:
+                    path[needed] = iter(by_id[needed].dependencies)
+                    break
+            else:
+                ordered[current] = by_id[current]
+                del path[current]
+    return list(ordered.values()), cycles
+
+
+def plan_backlog(streams: Sequence[Stream]) -> tuple[Stream, ...]:
+    """Return the streams with the `problem` of each that can't run: an unknown dependency, or a cycle spelled out."""
+    by_id = {stream.id: stream for stream in streams}
+    problems = {stream.id: stream.problem for stream in streams if stream.problem}
+    _, cycles = order_streams(streams)
+    for stream in streams:
+        for needed in (by_id.get(name) or name for name in stream.dependencies):
+            if isinstance(needed, str):
+                problems.setdefault(stream.id, f"it depends on {visible(needed)}, and no stream has that id")
+            elif needed.phase.rank > stream.phase.rank:
+                # Without its being said, every stream depends on all streams of the phases before its own.
+                cycles.append([stream.id, needed.id, stream.id])
+    for cycle in cycles:
+        way = " -> ".join(f"{visible(name)} ({by_id[name].phase.value})" for name in cycle)
+        for name in cycle[:-1]:
+            problems.setdefault(name, f"its dependencies form a cycle: {way}")
+    return tuple(replace(stream, problem=problems.get(stream.id, "")) for stream in streams)
+
+
+def plan_backoff(restarts: int, seed: str) -> float:
+    """Return the seconds before a restart: 1 s, doubled with each one in a row, at most 60 s, spread by a tenth."""
+    pause = min(BACKOFF_FIRST * 2.0 ** min(restarts - 1, 30), BACKOFF_MAX)
+    spread = zlib.crc32(seed.encode("utf-8", "surrogatepass")) / 0xFFFFFFFF  # not random: a plan can be repeated
+    return pause * (1 + BACKOFF_JITTER * (2 * spread - 1))
+
+
+def judge(stream: Stream | None, worker: Worker, snapshot: Snapshot, limits: Limits) -> Verdict:
+    """Return what follows from a worker's end: by the tasks first, then by what was asked for, then by how it ended."""
+    ending = worker.ending or Ending(None)
+    record = snapshot.history.record(worker.stream_id)
+    restarts = record.restarts
+    if stream is None:
+        return Verdict(VerdictKind.VANISHED, StopReason.VANISHED.value, restarts)
+    if stream.is_complete:
+        is_odd = ending.code not in (0, None) and record.stopping in (None, StopReason.LEFTOVERS)
+        return Verdict(
+            VerdictKind.COMPLETE, f"all tasks are complete, but {ending.summary}" if is_odd else "", restarts
+        )
+    if record.stopping in (StopReason.USER, StopReason.EXIT, StopReason.VANISHED) or stream.id in snapshot.stopped:
+        return Verdict(VerdictKind.STOPPED, StopReason.USER.value, restarts)
+    if stream.is_blocked:
+        return Verdict(VerdictKind.BLOCKED, "; ".join(stream.blocked_reasons), restarts)
+    if ending.is_final:
+        return Verdict(VerdictKind.FAILED, ending.summary, restarts)
+    return _judge_restart(stream, worker.run, ending, record, limits)
+
+
+def _judge_restart(stream: Stream, run: str, ending: Ending, record: Record, limits: Limits) -> Verdict:
+    left = f"{format_count(stream.total - stream.completed, 'task')} open"
+    reason = f"{ending.summary}, {left}" if ending.code == 0 else ending.summary
+    restarts = 1 if stream.completed > record.best else record.restarts + 1
+    if restarts > limits.max_restarts:
+        times = format_count(limits.max_restarts, "restart")
+        return Verdict(
+            VerdictKind.FAILED, f"gave up after {times} without a completed task; last: {reason}", record.restarts
+        )
+    delay = plan_backoff(restarts, f"{stream.id} {run}")
+    return Verdict(VerdictKind.RESTART, reason, restarts, limits.max_restarts, delay)
+
+
+def assess(snapshot: Snapshot, limits: Limits, now: float) -> dict[str, Standing]:
+    """Return where each stream stands. A stream without a worker that could start stands as QUEUED."""
+    obstacles = find_obstacles(snapshot, limits)
+    standings: dict[str, Standing] = {}
+    for stream in snapshot.streams:
+        worker = snapshot.workers.get(stream.id)
+        if worker is not None:
+            standings[stream.id] = _assess_running(stream, worker, snapshot.history.record(stream.id), limits, now)
+        else:
+            standings[stream.id] = _assess_resting(stream, obstacles[stream.id], snapshot, limits, now)
+    return standings
+
+
+def _assess_running(stream: Stream, worker: Worker, record: Record, limits: Limits, now: float) -> Standing:
+    if record.stopping is not None or worker.ending is not None:
+        return Standing(StreamState.STOPPING, record.stopping.value if record.stopping else "its worker ended")
+    if stream.is_complete:
+        since = record.since if record.state is StreamState.FINISHING else now
+        return Standing(StreamState.FINISHING, "its tasks are complete", since + limits.finish_grace)
+    return Standing(StreamState.RUNNING)
+
+
+def _assess_resting(
+    stream: Stream, obstacles: Sequence[str], snapshot: Snapshot, limits: Limits, now: float
+) -> Standing:
+    record = snapshot.history.record(stream.id)
+    if stream.is_complete:
+        return Standing(StreamState.COMPLETE)
+    if stream.problem or record.failure:
+        return Standing(StreamState.FAILED, stream.problem or record.failure)
+    if stream.id in snapshot.stopped:
+        return Standing(StreamState.STOPPED, StopReason.USER.value)
+    if stream.is_blocked:
+        return Standing(StreamState.BLOCKED, "; ".join(stream.blocked_reasons))
+    if not snapshot.orchestrator:
+        return Standing(StreamState.IDLE, record.last_ending and f"last worker: {record.last_ending}")
+    return _assess_next(stream, record, obstacles, limits, now)
+
+
+def _assess_next(stream: Stream, record: Record, obstacles: Sequence[str], limits: Limits, now: float) -> Standing:
+    if limits.is_closing or not (limits.selects(stream) or record.requested):
+        return Standing(StreamState.IDLE, "not part of this run")
+    if obstacles:
+        return Standing(StreamState.WAITING, f"waits for {format_names(obstacles)}")
+    if now < record.retry_at:
+        return Standing(StreamState.RESTARTING, record.last_ending, record.retry_at)
+    return Standing(StreamState.QUEUED, f"all {limits.max_workers} workers are busy")
+
+
+def find_obstacles(snapshot: Snapshot, limits: Limits) -> dict[str, list[str]]:
+    """Return for each stream the streams that it waits for: earlier phases, its place in the foundation, dependencies.
+
+    A stream is over when it is complete and its worker, with all that the worker started, has exited.
+    """
+    unfinished = {s.id for s in snapshot.streams if not s.is_complete or s.id in snapshot.workers}
+    of_phase = {phase: [s for s in snapshot.streams if s.phase is phase] for phase in Phase}
+    foundation, _ = order_streams(of_phase[Phase.FOUNDATION])
+    earlier: list[str] = []
+    obstacles: dict[str, list[str]] = {}
+    for stream in foundation:  # one after another
+        obstacles[stream.id] = list(earlier)
+        record = snapshot.history.record(stream.id)
+        if stream.id in unfinished and (limits.selects(stream) or record.requested or stream.id in snapshot.workers):
+            earlier.append(stream.id)
+    before = [s.id for s in foundation if s.id in unfinished]
+    for phase in (Phase.PARALLEL, Phase.INTEGRATION):
+        obstacles.update({stream.id: before for stream in of_phase[phase]})
+        before = before + [s.id for s in of_phase[phase] if s.id in unfinished]
+    for stream in snapshot.streams:
+        own = [needed for needed in stream.dependencies if needed in unfinished]
+        obstacles[stream.id] = list(dict.fromkeys([*obstacles[stream.id], *own])) if own else obstacles[stream.id]
+    return obstacles
+
+
+def plan(snapshot: Snapshot, limits: Limits, now: float) -> list[Action]:
+    """Decide what to do now. Pure: the same snapshot, limits and time give the same actions, and nothing is touched.
+
+    A snapshot with a `database_error` has old streams: nothing is started, concluded or ended on its account.
+    """
+    streams = {stream.id: stream for stream in snapshot.streams}
+    actions: list[Action] = []
+    for worker in snapshot.workers.values():
+        actions += _plan_worker(streams.get(worker.stream_id), worker, snapshot, limits, now)
+    if snapshot.database_error:
+        return actions
+    standings = assess(snapshot, limits, now)
+    free = limits.max_workers - len(snapshot.workers)
+    ready = [s for s in snapshot.streams if standings[s.id].state is StreamState.QUEUED]
+    actions += [Start(stream) for stream in ready[: max(free, 0)]]
+    return actions or _plan_end(standings, snapshot, limits)
+
+
+def _plan_worker(stream: Stream | None, worker: Worker, snapshot: Snapshot, limits: Limits, now: float) -> list[Action]:
+    """Decide about one worker: leave it, stop it, kill it, or conclude."""
+    record = snapshot.history.record(worker.stream_id)
+    if worker.ending is not None and not worker.leftovers:
+        return [] if snapshot.database_error else [Conclude(worker, judge(stream, worker, snapshot, limits))]
+    if record.stopping is not None:
+        deadline = record.killed_at + KILL_INTERVAL if record.killed_at else record.stopping_at + limits.stop_timeout
+        return [Kill(worker.stream_id)] if now >= deadline else []
+    why = _find_stop_reason(stream, worker, snapshot, limits, now)
+    return [] if why is None else [Stop(worker.stream_id, why)]
+
+
+def _find_stop_reason(
+    stream: Stream | None, worker: Worker, snapshot: Snapshot, limits: Limits, now: float
+) -> StopReason | None:
+    if limits.is_closing:
+        return StopReason.EXIT
+    if worker.ending is not None:
+        return StopReason.LEFTOVERS
+    if worker.stream_id in snapshot.stopped:
+        return StopReason.USER
+    if snapshot.database_error:
+        return None
+    if stream is None:
+        return StopReason.VANISHED
+    standing = _assess_running(stream, worker, snapshot.history.record(stream.id), limits, now)
+    return StopReason.GRACE if standing.state is StreamState.FINISHING and now >= standing.until else None
+
+
+def _plan_end(standings: Mapping[str, Standing], snapshot: Snapshot, limits: Limits) -> list[Action]:
+    """Decide, when there is nothing else to do, whether to go on, to wait for a person, or to end the run."""
+    if limits.is_closing:
+        return [] if snapshot.workers else [Finish(EXIT_DONE, "stopped all workers")]
+    by_state: dict[StreamState, list[str]] = {}
+    for stream_id, standing in standings.items():
+        by_state.setdefault(standing.state, []).append(stream_id)
+    moving = (
+        StreamState.RUNNING,
+        StreamState.FINISHING,
+        StreamState.STOPPING,
+        StreamState.RESTARTING,
+        StreamState.QUEUED,
+    )
+    if snapshot.workers or any(state in by_state for state in moving):
+        return []
+    held = by_state.get(StreamState.BLOCKED, []) + by_state.get(StreamState.STOPPED, [])
+    if held and not limits.exit_on_blocked:
+        return [Wait("; ".join(_format_hold(stream_id, standings[stream_id]) for stream_id in held))]
+    return [_plan_finish(by_state, standings, snapshot)]
+
+
+def _format_hold(stream_id: str, standing: Standing) -> str:
+    return f"{visible(stream_id)} is {standing.state.value.lower()} ({visible(standing.reason)})"
+
+
+def _plan_finish(
+    by_state: Mapping[StreamState, list[str]], standings: Mapping[str, Standing], snapshot: Snapshot
+) -> Finish:
+    """Decide how the run ends, and say why: what failed, what is held, and what never ran."""
+    ill = [*by_state.get(StreamState.FAILED, []), *by_state.get(StreamState.BLOCKED, [])]
+    ill += by_state.get(StreamState.STOPPED, [])
+    waiting = by_state.get(StreamState.WAITING, [])
+    if not snapshot.streams:
+        return Finish(EXIT_FAILED, "no stream is left in the database")
+    if not ill and not waiting:
+        streams = format_count(len(by_state.get(StreamState.COMPLETE, [])), "stream")
+        tasks = format_count(sum(stream.completed for stream in snapshot.streams), "task")
+        return Finish(EXIT_DONE, f"all complete: {streams}, {tasks}")
+    lines = [f"{visible(i)} {standings[i].state.value.lower()}: {visible(standings[i].reason)}" for i in ill]
+    lines += [f"{visible(i)} never ran: it {standings[i].reason}" for i in waiting]
+    return Finish(EXIT_FAILED, "\n".join(lines))
+
+
+# ── 5. Workers ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Command:
+    """The worker's command: the words that stand for `claude`, and the form of its output."""
+
+    words: tuple[str, ...] = ("claude",)
+    output_format: str = "stream-json"
+
+    def argv(self, prompt: str) -> list[str]:
+        """Return the whole command. `-p PROMPT` stays last: an option with several values would swallow the prompt."""
+        form = ["--output-format", self.output_format, "--verbose"] if self.output_format != "text" else []
+        return [*self.words, *WORKER_FLAGS, *form, "-p", prompt]
+
+    def check(self, environ: Mapping[str, str], is_root: bool) -> None:
+        """Raise OrchestrateError where this command can't run at all."""
+        program = self.words[0]
+        if shutil.which(program, path=environ.get("PATH")) is None:
+            raise OrchestrateError(*self.describe_missing())
+        if is_root and Path(program).name == "claude" and environ.get("IS_SANDBOX") != "1":
+            raise OrchestrateError(
+                "claude refuses --dangerously-skip-permissions for root",
+                "Run as another user, or in a sandbox of your own say so: export IS_SANDBOX=1",
+            )
+
+    def describe_missing(self) -> tuple[str, str]:
+        """Return what is wrong with a command that was not found, and the remedy."""
+        program = self.words[0]
+        if os.sep in program and Path(program).exists():
+            return f"{program} is not executable", f"Make it so: chmod +x {shlex.quote(program)}"
+        remedy = "Install Claude Code (npm install -g @anthropic-ai/claude-code) or add it to PATH"
+        return f"{program}: command not found", f"{remedy}; --claude CMD names another command."
+
+
+def read_command(text: str, output_format: str, cwd: Path) -> Command:
+    """Return the command that `--claude` gives as shell words; a relative path is taken from the working directory."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise click.UsageError(f"--claude {text!r}: {error}") from error
+    if not words:
+        raise click.UsageError("--claude is empty")
+    if os.sep in words[0]:
+        words[0] = str(cwd / words[0])  # workers run in other folders
+    return Command(tuple(words), output_format)
+
+
+def worker_environment(
+    environ: Mapping[str, str], project: Project, database: Database, stream_id: str, run: str
+) -> dict[str, str]:
+    """Return the environment of a worker: by it, the tree below the worker can be found again."""
+    kept = {key: value for key, value in environ.items() if not REMOVED_VARIABLES.fullmatch(key)}
+    marks = {"ORCHESTRATE_PROJECT": str(project.root), "ORCHESTRATE_STREAM": stream_id, "ORCHESTRATE_RUN": run}
+    return {**kept, **database.environment, **marks}
+
+
+def read_prompt_template(project: Project) -> str:
+    """Return the project's own prompt template where it has one, else the built-in one."""
+    path = project.folder / "worker-prompt.md"
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return WORKER_PROMPT
+    except (OSError, ValueError) as error:
+        raise OrchestrateError(
+            f"{path} can't be read: {error}", "Repair it, or remove it to use the built-in prompt."
+        ) from error
+
+
+def format_prompt(template: str, stream: Stream, record: Record) -> str:
+    """Return a worker's prompt; one that follows another worker's end is told how that went and what it left."""
+    values = {
+        "id": stream.id,
+        "stream_id": stream.id,
+        "phase": stream.phase.value,
+        "name": textwrap.shorten(stream.name, 200),
+    }
+    prompt = re.sub(r"\{stream\.(id|stream_id|phase|name)\}", lambda match: values[match[1]], template)
+    if record.last_ending and record.attempts:
+        begun = [
+            f"- {task.id}: {textwrap.shorten(task.title, 200)}"
+            for task in stream.named_tasks
+            if task.status == "in_progress"
+        ]
+        lines = [
+            "",
+            "## This is a restart",
+            f"- This is attempt {record.attempts + 1} on {stream.id}. The last worker ended: {record.last_ending}",
+            "- Look at what it has left (git status, git log) before you change anything",
+        ]
+        if begun:
+            lines += ["- These tasks stand in_progress and are now yours to finish:", *(f"  {line}" for line in begun)]
+        prompt = "\n".join([prompt.rstrip("\n"), *lines, ""])
+    prompt = prompt.replace("\0", "\ufffd")
+    return f"\n{prompt}" if prompt.startswith("-") else prompt  # else the CLI takes it for an option
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether this very process, not another with its PID, lives; a zombie does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def read_process_table() -> dict[int, psutil.Process]:
+    """Return all living processes but this one, by PID, with `ppid` and `environ` in `.info` (None where hidden)."""
+    processes = psutil.process_iter(["ppid", "environ", "status"])
+    return {p.pid: p for p in processes if p.info["status"] != psutil.STATUS_ZOMBIE and p.pid != os.getpid()}
+
+
+def find_trees(
+    project: Project, table: Mapping[int, psutil.Process], known: Mapping[int, str]
+) -> dict[str, dict[int, psutil.Process]]:
+    """Return by stream the processes that belong to its workers, by PID.
+
+    A process belongs to a worker by its environment, by its session where a worker's process made that, and by
+    descent. `known` are workers whose environment the system hides, as PID and stream.
+    """
+    owner = {pid: stream_id for pid, stream_id in known.items() if pid in table}
+    for pid, process in table.items():
+        environ = process.info["environ"] or {}
+        if environ.get("ORCHESTRATE_PROJECT") == str(project.root) and "ORCHESTRATE_STREAM" in environ:
+            owner[pid] = environ["ORCHESTRATE_STREAM"]
+    sessions = {pid: sid for pid, sid in ((pid, _read_session(pid)) for pid in table) if sid > 0}
+    # A session whose leader lives and is not ours is a person's terminal, and no sign of anything.
+    of_session = {
+        sid: owner[pid] for pid, sid in sessions.items() if pid in owner and (sid in owner or sid not in table)
+    }
+    owner.update({pid: of_session[sid] for pid, sid in sessions.items() if pid not in owner and sid in of_session})
+    children: dict[int, list[int]] = {}
+    for pid, process in table.items():
+        children.setdefault(process.info["ppid"], []).append(pid)
+    found = list(owner)
+    for pid in found:  # grows while it is read
+        fresh = [child for child in children.get(pid, []) if child not in owner]
+        owner.update(dict.fromkeys(fresh, owner[pid]))
+        found += fresh
+    trees: dict[str, dict[int, psutil.Process]] = {}
+    for pid, stream_id in owner.items():
+        trees.setdefault(stream_id, {})[pid] = table[pid]
+    return trees
+
+
+def _read_session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return -1  # gone, or hidden
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What the process table and the PID files show: workers with their trees, and PID files that mean nothing."""
+
+    workers: dict[str, Worker]
+    trees: dict[str, dict[int, psutil.Process]]
+    stale: dict[Path, str]
+
+
+def discover_workers(project: Project, stream_ids: Iterable[str]) -> Discovery:
+    """Find the workers of a project, whatever became of the orchestrator that started them. Touches nothing."""
+    table = read_process_table()
+    id_of = {file_name(stream_id): stream_id for stream_id in stream_ids}
+    claims: dict[int, str] = {}
+    stale: dict[Path, str] = {}
+    files = {path: _read_pid(path) for path in sorted(project.pids.glob("*.pid"))}
+    for path, pid in files.items():
+        process, stream_id = table.get(pid), id_of.get(path.stem)
+        if (
+            process is not None
+            and process.info["environ"] is None
+            and stream_id
+            and _is_worker_by_command(process, stream_id)
+        ):
+            claims[pid] = stream_id
+    trees = find_trees(project, table, claims)
+    workers = {}
+    for stream_id, tree in trees.items():
+        claimed = files.get(project.pid_file(stream_id), 0)
+        leader = claimed if claimed in tree else next((pid for pid in sorted(tree) if _is_leader(tree[pid])), 0)
+        environ = tree[leader].info["environ"] or {} if leader else {}
+        ending, leftovers = (None, ()) if leader else (Ending(None), tuple(sorted(tree)))
+        workers[stream_id] = Worker(stream_id, leader, environ.get("ORCHESTRATE_RUN", ""), ending, leftovers)
+    living = {project.pid_file(worker.stream_id): worker.pid for worker in workers.values()}
+    for path, pid in files.items():
+        if living.get(path) != pid or not pid:
+            stale[path] = _describe_stale(pid, table)
+    return Discovery(workers, trees, stale)
+
+
+def _describe_stale(pid: int, table: Mapping[int, psutil.Process]) -> str:
+    if pid <= 1:
+        return "it holds no worker's PID"
+    return f"process {pid} is another program" if pid in table else f"process {pid} is gone"
+
+
+def _read_pid(path: Path) -> int:
+    """Return the PID in a file; 0 where it holds none that could be a worker's."""
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return 0
+    return int(text) if re.fullmatch(r"[0-9]{1,10}", text) and int(text) > 1 else 0
+
+
+def _is_leader(process: psutil.Process) -> bool:
+    run = (process.info["environ"] or {}).get("ORCHESTRATE_RUN", "")
+    return bool(run.endswith(f".{process.pid}"))
+
+
+def _is_worker_by_command(process: psutil.Process, stream_id: str) -> bool:
+    try:
+        command = process.cmdline()
+    except psutil.Error:
+        return False
+    return WORKER_FLAGS[-1] in command and any(stream_id in argument for argument in command)
+
+
+def signal_tree(tree: Mapping[int, psutil.Process], signum: int) -> None:
+    """Signal every process of a tree. psutil makes sure that none of them is a newer process with an old one's PID."""
+    for process in tree.values():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # gone; or not ours, then it survives
+            process.send_signal(signum)
+
+
+def open_private(path: Path, flags: int) -> IO[bytes]:
+    """Open a file, unbuffered, that its owner alone can read; make it where it is missing. Raises OSError."""
+    return os.fdopen(os.open(path, flags | os.O_CREAT, 0o600), "r+b" if flags & os.O_RDWR else "wb", buffering=0)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Replace a file atomically, readable by its owner alone. Raises OSError; the old content then stands."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open_private(temporary, os.O_WRONLY | os.O_TRUNC) as file:
+            file.write(text.encode("utf-8", "replace"))
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def append_to_file(path: Path, text: str) -> None:
+    """Append to a file in one write, readable by its owner alone. Raises OSError."""
+    with open_private(path, os.O_WRONLY | os.O_APPEND) as file:
+        file.write(text.encode("utf-8", "replace"))
+
+
+def make_state_folder(project: Project) -> None:
+    """Make the folders of the orchestrator's state, closed to others and kept out of git. Raises OSError."""
+    for folder in (project.folder, project.pids, project.folder / "logs"):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    ignore = project.folder / ".gitignore"
+    if not ignore.exists():
+        write_file(ignore, "*\n")
+
+
+@contextlib.contextmanager
+def hold_marks(project: Project) -> Iterator[None]:
+    """Keep others from starting a worker, or from marking one as stopped: a stop then either sees it or prevents it."""
+    descriptor = os.open(project.pids, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def read_stop_marks(project: Project) -> frozenset[str]:
+    """Return the names, as made by file_name, of the streams that the user stopped."""
+    with contextlib.suppress(FileNotFoundError):
+        return frozenset(entry.name[:-5] for entry in os.scandir(project.pids) if entry.name.endswith(".stop"))
+    return frozenset()
+
+
+def parse_event(line: str) -> Event | None:
+    """Return an event of Claude Code's stream-json output; None where the line is something else."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) and isinstance(event.get("type"), str) else None
+
+
+def format_output(event: Event) -> list[str]:
+    """Return an event of a worker as lines for people."""
+    if event["type"] == "assistant":
+        return [text for block in _read_blocks(event) for text in _format_block(block)]
+    if event["type"] == "user":
+        results = [block for block in _read_blocks(event) if block.get("is_error")]
+        return [f"  error: {_format_argument(block.get('content'))}" for block in results]
+    if event["type"] == "system" and event.get("subtype") == "api_retry":
+        return [f"  retry {event.get('attempt', '')}: {_format_argument(event.get('error', ''))}"]
+    if event["type"] == "result" and event.get("is_error"):
+        return [f"  error: {_format_argument(event.get('result') or event.get('subtype'))}"]
+    return []
+
+
+def _read_blocks(event: Event) -> list[dict[str, Any]]:
+    message = event.get("message")
+    content = message.get("content") if isinstance(message, dict) else None
+    return [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
+
+
+def _format_block(block: Mapping[str, Any]) -> list[str]:
+    if block.get("type") == "text":
+        return [visible(line) for line in str(block.get("text", "")).splitlines()]
+    if block.get("type") != "tool_use":
+        return []
+    arguments = block.get("input")
+    first = next(iter(arguments.values()), "") if isinstance(arguments, dict) else arguments
+    name = str(block.get("name", "tool")).rpartition("__")[2]
+    return [f"{visible(name)}  {_format_argument(first)}".rstrip()]
+
+
+def _format_argument(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return visible(textwrap.shorten(text, 160, placeholder=" …"))
+
+
+class Transcript:
+    """Follows a worker's raw output and renders it into its log as it grows, each line once.
+
+    It reads from `start`, where the worker's output begins, and renders from `position` on. Memory stays bounded
+    whatever the length of a line. `words` is the last line that was no event: an error message, often enough.
+    """
+
+    def __init__(self, raw: Path, log: Path, start: int, position: int) -> None:
+        self._raw = raw
+        self._log = log
+        self._read_to = start
+        self._line = bytearray()
+        self._skipped = 0
+        self.position = max(start, position)
+        self.words = ""
+        self.result: Event = {}
+
+    def pump(self) -> bool:
+        """Render what came since the last time, up to a bound; return whether that was all. Raises OSError."""
+        rendered: list[str] = []
+        chunk = b""
+        try:
+            with self._raw.open("rb") as file:
+                if os.fstat(file.fileno()).st_size < self._read_to:  # truncated by somebody
+                    self._read_to = self.position = 0
+                file.seek(self._read_to)
+                for _ in range(READS_AT_ONCE):
+                    chunk = file.read(READ_BYTES)
+                    rendered += self._take(chunk)
+        except FileNotFoundError:
+            pass  # removed by somebody: there is nothing to render
+        self._write(rendered)
+        return not chunk
+
+    def finish(self) -> None:
+        """Render a last line that was never ended. Raises OSError."""
+        if self._line or self._skipped:
+            self._write(self._end_line(self._read_to))
+
+    def _write(self, lines: Sequence[str]) -> None:
+        if lines:
+            append_to_file(self._log, "".join(f"{line}\n" for line in lines))
+
+    @property
+    def ending(self) -> Ending:
+        """What the worker itself said of its end, without an exit code."""
+        words = self.words or str(self.result.get("result") or "") if self.result.get("is_error", True) else ""
+        turns, cost = self.result.get("num_turns", 0), self.result.get("total_cost_usd", 0.0)
+        return Ending(None, visible(textwrap.shorten(words, 200)), turns=turns, cost=cost)
+
+    def _take(self, chunk: bytes) -> list[str]:
+        rendered: list[str] = []
+        *whole, rest = chunk.split(b"\n")
+        for part in whole:
+            self._add(part)
+            self._read_to += len(part) + 1
+            rendered += self._end_line(self._read_to)
+        self._add(rest)
+        self._read_to += len(rest)
+        return rendered
+
+    def _add(self, part: bytes) -> None:
+        if self._skipped or len(self._line) + len(part) > LINE_BYTES:
+            self._skipped += len(self._line) + len(part)
+            self._line.clear()
+        else:
+            self._line += part
+
+    def _end_line(self, end: int) -> list[str]:
+        text = self._line.decode("utf-8", "replace")
+        if self._skipped:
+            text = f"(a line of {self._skipped:,} bytes: see {self._raw.name})"
+        self._line.clear()
+        self._skipped = 0
+        event = parse_event(text)
+        if event is None:
+            self.words = text.strip() or self.words
+        elif event["type"] == "result":
+            self.result = event
+        if end <= self.position:
+            return []
+        self.position = end
+        return [text] if event is None else format_output(event)
+
+
+class LogFollower:
+    """Reads a log as it grows, across rotation, truncation and removal; at first its last `lines` lines."""
+
+    def __init__(self, path: Path, lines: int) -> None:
+        self.path = path
+        self._file: IO[bytes] | None = None
+        self._rest = b""
+        self._open()
+        if self._file is not None:
+            self._file.seek(_find_last_lines(self._file, lines))
+
+    def read(self) -> list[str]:
+        """Return the lines that were written since the last call. Raises OSError."""
+        lines = self._read_lines()
+        if self._is_another_file():
+            lines += self._read_lines()  # what the old file still got
+            self.close()
+            self._open()
+            lines += self._read_lines()
+        return lines
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+
+    def _open(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._file = self.path.open("rb")
+
+    def _read_lines(self) -> list[str]:
+        if self._file is None:
+            return []
+        if os.fstat(self._file.fileno()).st_size < self._file.tell():
+            self._file.seek(0)
+            self._rest = b""
+        *whole, self._rest = (self._rest + self._file.read(READ_BYTES * READS_AT_ONCE)).split(b"\n")
+        return [line.decode("utf-8", "replace") for line in whole]
+
+    def _is_another_file(self) -> bool:
+        if self._file is None:
+            return True
+        try:
+            return not os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return True
+
+
+def _find_last_lines(file: IO[bytes], lines: int) -> int:
+    """Return the position at which the last `lines` lines of a file begin."""
+    end = position = file.seek(0, os.SEEK_END)
+    found = 0
+    while position > 0:
+        size = min(READ_BYTES, position)
+        position -= size
+        file.seek(position)
+        block = file.read(size)
+        at = len(block) if position + size < end else len(block) - 1  # the last newline ends the last line
+        while (at := block.rfind(b"\n", 0, max(at, 0))) >= 0:
+            found += 1
+            if found == lines:
+                return position + at + 1
+    return 0 if lines else end
+
+
+@dataclass
+class _Tracked:
+    """A worker with what it takes to watch it: our child, or the process that an earlier orchestrator started."""
+
+    worker: Worker
+    transcript: Transcript
+    child: subprocess.Popen[bytes] | None = None
+    leader: psutil.Process | None = None
+
+    def has_ended(self) -> bool:
+        if self.child is not None:
+            return self.child.poll() is not None  # reaps it: no zombie is ever taken for a worker
+        return self.leader is None or not is_alive(self.leader)
+
+    def read_ending(self) -> Ending:
+        self.transcript.finish()
+        ending = self.transcript.ending
+        if self.child is None:
+            return replace(ending, words=ending.words or "it ended unseen")
+        code = self.child.returncode
+        return replace(ending, code=code, is_final=code in (126, 127))  # the shell could not execute it
+
+
+class WorkerTable:
+    """The workers of a project as processes, with their PID files and logs."""
+
+    def __init__(self, project: Project, database: Database, command: Command, environ: Mapping[str, str]) -> None:
+        self.project = project
+        self.database = database
+        self.command = command
+        self._environ = environ
+        self._tracked: dict[str, _Tracked] = {}
+        self._positions: dict[str, int] = {}
+
+    def adopt(self, stream_ids: Iterable[str], records: Mapping[str, Record]) -> Discovery:
+        """Take over the workers that an earlier orchestrator left, and remove PID files that mean nothing.
+
+        One that the journal knows and that lives no more is taken over as ended. Raises OSError.
+        """
+        self._positions = self._read_positions()
+        found = discover_workers(self.project, {*stream_ids, *records})
+        living = {i: found.trees[i][worker.pid] for i, worker in found.workers.items() if worker.ending is None}
+        known = {i: Worker(i, r.pid, r.run) for i, r in records.items() if r.pid}
+        for stream_id, worker in {**known, **found.workers}.items():
+            start = records[stream_id].raw_start if stream_id in records else 0
+            transcript = self._follow(stream_id, start, self._positions.get(file_name(stream_id), start))
+            # Without a leader it has ended: the next poll finds that, and what it left running.
+            unjudged = replace(worker, ending=None, leftovers=())
+            self._tracked[stream_id] = _Tracked(unjudged, transcript, leader=living.get(stream_id))
+            if stream_id in living:
+                write_file(self.project.pid_file(stream_id), f"{worker.pid}\n")
+        for path in found.stale:
+            path.unlink()
+        return found
+
+    def poll(self) -> dict[str, Worker]:
+        """Return all workers, those that have ended included until they are forgotten. Raises OSError."""
+        over = []
+        for stream_id, tracked in self._tracked.items():
+            has_ended = tracked.worker.ending is not None or tracked.has_ended()
+            is_drained = tracked.transcript.pump()
+            if has_ended and is_drained and (tracked.worker.ending is None or tracked.worker.leftovers):
+                over.append(stream_id)
+        self._write_positions()
+        trees = find_trees(self.project, read_process_table(), {}) if over else {}
+        for stream_id in over:
+            tracked = self._tracked[stream_id]
+            ending = tracked.worker.ending or tracked.read_ending()
+            tracked.worker = replace(tracked.worker, ending=ending, leftovers=tuple(trees.get(stream_id, ())))
+        return {stream_id: tracked.worker for stream_id, tracked in self._tracked.items()}
+
+    def spawn(self, stream: Stream, record: Record) -> tuple[Worker, int]:
+        """Start a worker, and return it with the position at which its raw output begins.
+
+        One that could not be started is returned as ended, for the same judgement as any other end.
+        """
+        raw = self.project.raw(stream.id)
+        start = raw.stat().st_size if raw.exists() else 0
+        run = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        child = None
+        try:
+            child = self._execute(stream, record, run)
+            worker = Worker(stream.id, child.pid, f"{run}.{child.pid}")
+        except (OSError, OrchestrateError) as error:
+            is_final = isinstance(error, (OrchestrateError, FileNotFoundError, NotADirectoryError, PermissionError))
+            worker = Worker(stream.id, 0, run, Ending(None, visible(str(error)), is_final))
+        self._tracked[stream.id] = _Tracked(worker, self._follow(stream.id, start, start), child)
+        if worker.ending is None:
+            write_file(self.project.pid_file(stream.id), f"{worker.pid}\n")
+        return worker, start
+
+    def signal(self, stream_id: str, signum: int) -> None:
+        """Signal a worker and all of its tree."""
+        worker = self._tracked[stream_id].worker
+        known = {worker.pid: stream_id} if worker.ending is None else {}
+        signal_tree(find_trees(self.project, read_process_table(), known).get(stream_id, {}), signum)
+
+    def forget(self, stream_id: str) -> None:
+        """Drop a worker that has ended."""
+        self.project.remove_pid_file(stream_id)
+        del self._tracked[stream_id]
+
+    def note(self, stream_id: str, line: str) -> None:
+        """Write a line of the orchestrator's own into a stream's log. Raises OSError."""
+        append_to_file(self.project.log(stream_id), f"{line}\n")
+
+    def _execute(self, stream: Stream, record: Record, run: str) -> subprocess.Popen[bytes]:
+        prompt = format_prompt(read_prompt_template(self.project), stream, record)
+        if shutil.which(self.command.words[0], path=self._environ.get("PATH")) is None:
+            raise OrchestrateError(*self.command.describe_missing())
+        with open_private(self.project.raw(stream.id), os.O_WRONLY | os.O_APPEND) as output:
+            return subprocess.Popen(
+                ["/bin/sh", "-c", LAUNCHER, "orchestrate", *self.command.argv(prompt)],
+                cwd=self.project.root,
+                env=worker_environment(self._environ, self.project, self.database, stream.id, run),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def _follow(self, stream_id: str, start: int, position: int) -> Transcript:
+        return Transcript(self.project.raw(stream_id), self.project.log(stream_id), start, position)
+
+    @property
+    def _positions_file(self) -> Path:
+        return self.project.folder / "logs" / ".rendered.json"
+
+    def _read_positions(self) -> dict[str, int]:
+        try:
+            positions = json.loads(self._positions_file.read_text(encoding="utf-8"))
+            return {str(name): int(position) for name, position in positions.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}  # then the last worker's output is rendered again
+
+    def _write_positions(self) -> None:
+        """Remember how far the logs are rendered, for the orchestrator that comes next."""
+        current = {file_name(stream_id): tracked.transcript.position for stream_id, tracked in self._tracked.items()}
+        if any(self._positions.get(name) != position for name, position in current.items()):
+            self._positions.update(current)
+            write_file(self._positions_file, json.dumps(self._positions))
+
+
+# ── 6. Orchestrator ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class SystemClock:
+    """The clocks of the system, and waiting that ends early when a child exits or a signal comes.
+
+    A signal handler only records; whoever waits looks at `signals` afterwards.
+    """
+
+    _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.signals: list[int] = []
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> SystemClock:
+        self._receiver, self._sender = socket.socketpair()
+        for end in (self._receiver, self._sender):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        for signum in (*self._ENDING, signal.SIGCHLD):
+            if signal.getsignal(signum) is not signal.SIG_IGN or signum == signal.SIGCHLD:  # nohup stays in force
+                self._previous[signum] = signal.signal(signum, self.handle_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        signal.set_wakeup_fd(-1)
+        self._receiver.close()
+        self._sender.close()
+
+    def handle_signal(self, signum: int, _frame: object) -> None:
+        """Record a signal that asks for the end."""
+        if signum != signal.SIGCHLD:
+            self.signals.append(signum)
+
+    def monotonic(self) -> float:
+        """Seconds that no step of the wall clock changes."""
+        return time.monotonic()
+
+    def wall(self) -> float:
+        """Seconds since the epoch, for people."""
+        return time.time()
+
+    def wait(self, seconds: float) -> None:
+        """Wait that long, or until a signal comes."""
+        if select.select([self._receiver], [], [], max(seconds, 0))[0]:
+            with contextlib.suppress(BlockingIOError):
+                self._receiver.recv(4096)
+
+
+def format_time(wall: float) -> str:
+    """Return a time as ISO 8601, in UTC."""
+    return datetime.fromtimestamp(wall, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def make_event(clock: SystemClock, kind: str, **facts: Any) -> Event:
+    """Return an event with its two times: `time` for people, `clock` for every computation."""
+    return {"event": kind, "time": format_time(clock.wall()), "clock": round(clock.monotonic(), 3), **facts}
+
+
+def make_end_event(
+    clock: SystemClock, worker: Worker, ending: Ending, verdict: Verdict, record: Record, completed: int
+) -> Event:
+    """Return the event that says how a worker ended, and what follows."""
+    return make_event(
+        clock,
+        "worker_ended",
+        stream=worker.stream_id,
+        pid=worker.pid,
+        run=worker.run,
+        exit_code=ending.code,
+        ending=ending.summary,
+        verdict=verdict.kind.value,
+        reason=verdict.reason,
+        restarts=verdict.restarts,
+        max_restarts=verdict.max_restarts,
+        delay=round(verdict.delay, 3),
+        completed=completed,
+        seconds=round(clock.monotonic() - record.started_at, 3),
+        turns=ending.turns,
+        cost=ending.cost,
+    )
+
+
+class Journal:
+    """`events.jsonl`: what was done, one JSON object a line, only ever appended to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read_to = 0
+
+    def append(self, event: Event) -> None:
+        """Append an event. Raises OSError."""
+        line = json.dumps(event, ensure_ascii=False)
+        append_to_file(self.path, f"{'' if self._ends_cleanly() else chr(10)}{line}\n")
+
+    def read(self) -> list[Event]:
+        """Return the events since the last call, and at first all of them; what is no event is passed over."""
+        try:
+            with self.path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size < self._read_to:
+                    self._read_to = 0
+                file.seek(self._read_to)
+                content = file.read()
+        except FileNotFoundError:
+            return []
+        whole = content[: content.rfind(b"\n") + 1]
+        self._read_to += len(whole)
+        return [event for event in map(_parse_journal_line, whole.splitlines()) if event is not None]
+
+    def has_grown(self) -> bool:
+        """Whether there is something to read."""
+        try:
+            return self.path.stat().st_size != self._read_to
+        except FileNotFoundError:
+            return False
+
+    def _ends_cleanly(self) -> bool:
+        try:
+            with self.path.open("rb") as file:
+                return file.seek(0, os.SEEK_END) == 0 or (file.seek(-1, os.SEEK_END) >= 0 and file.read(1) == b"\n")
+        except FileNotFoundError:
+            return True
+
+
+def _parse_journal_line(line: bytes) -> Event | None:
+    with contextlib.suppress(ValueError, RecursionError):
+        event = json.loads(line)
+        return event if isinstance(event, dict) else None
+    return None
+
+
+def fold_events(history: History, events: Iterable[Event]) -> History:
+    """Return the history after these events; one that lacks what its kind needs is passed over."""
+    for event in events:
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+            history = history.after(event)
+    return history
+
+
+def acquire_lock(project: Project) -> IO[bytes] | None:
+    """Return the locked file that makes this process the project's orchestrator; None where another one is."""
+    file = open_private(project.lock, os.O_RDWR)
+    for attempt in range(LOCK_RETRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02 if attempt else 0)
+        else:
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n".encode())
+            return file
+    file.close()
+    return None
+
+
+def release_lock(file: IO[bytes]) -> None:
+    """Leave no PID behind, then let go."""
+    file.truncate(0)
+    file.close()
+
+
+def read_orchestrator_pid(project: Project) -> int:
+    """Return the PID of the orchestrator that holds the lock; 0 where none does."""
+    pid = _read_pid(project.lock)
+    if not pid or not psutil.pid_exists(pid):
+        return 0
+    with project.lock.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return pid
+    return 0
+
+
+def read_streams(store: TaskStore) -> Backlog:
+    """Return the streams of the database with the problems of each. Raises StoreError."""
+    backlog = store.read()
+    return replace(backlog, streams=plan_backlog(backlog.streams))
+
+
+def read_snapshot(project: Project, store: TaskStore) -> Snapshot:
+    """Return what the database, the journal and the process table say, from outside the orchestrator."""
+    error, backlog = "", Backlog()
+    try:
+        backlog = read_streams(store)
+    except StoreError as problem:
+        error = str(problem)
+    history = fold_events(History(), Journal(project.journal).read())
+    ids = {stream.id for stream in backlog.streams} | set(history.records)
+    marks = read_stop_marks(project)
+    return Snapshot(
+        project=project.name,
+        streams=backlog.streams,
+        workers=discover_workers(project, ids).workers,
+        history=history,
+        stopped=frozenset(stream_id for stream_id in ids if file_name(stream_id) in marks),
+        orchestrator=read_orchestrator_pid(project),
+        database_error=error,
+        warnings=backlog.warnings,
+    )
+
+
+class Reporter:
+    """Takes what the orchestrator has to say. This one keeps it to itself."""
+
+    def event(self, event: Event) -> None:
+        """Take note of something that was done."""
+
+    def show(self, snapshot: Snapshot, standings: Mapping[str, Standing], now: float) -> None:
+        """Take note of how things stand."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+
+class Orchestrator:
+    """The run: observe, plan, apply, report, until the plan is to end or a signal says so."""
+
+    def __init__(
+        self,
+        project: Project,
+        store: TaskStore,
+        table: WorkerTable,
+        limits: Limits,
+        clock: SystemClock,
+        reporter: Reporter,
+        poll_interval: float = POLL_INTERVAL,
+        stop_on_exit: bool = False,
+    ) -> None:
+        self.project = project
+        self.store = store
+        self.table = table
+        self.limits = limits
+        self.clock = clock
+        self.reporter = reporter
+        self.poll_interval = poll_interval
+        self.stop_on_exit = stop_on_exit
+        self.journal = Journal(project.journal)
+        self.history = History()
+        self.exit_code: int | None = None
+        self._backlog = Backlog()
+        self._database_error = ""
+        self._next_read = 0.0
+        self._said: set[str] = set()
+
+    def run(self) -> int:
+        """Run to the end, and return the exit code."""
+        self.begin()
+        while self.exit_code is None:
+            self._heed_signals()
+            if self.exit_code is None and not self.tick():
+                self.clock.wait(TICK)
+        return self.exit_code
+
+    def begin(self) -> None:
+        """Read the journal, say what run this is, and take over the workers that still live."""
+        self.history = fold_events(self.history, self.journal.read())
+        for mark in self._stop_marks_to_clear():
+            mark.unlink()
+        limits = dataclasses.asdict(self.limits)
+        limits["streams"] = None if self.limits.streams is None else sorted(self.limits.streams)
+        limits["phase"] = self.limits.phase and self.limits.phase.value
+        self.emit("run_started", pid=os.getpid(), project=str(self.project.root), limits=limits)
+        self._read_backlog()
+        completed = {stream.id: stream.completed for stream in self._backlog.streams}
+        found = self.table.adopt(completed, self.history.records)
+        for path, why in found.stale.items():
+            self.emit("stale_pid_file", file=path.name, reason=why)
+        for worker in found.workers.values():
+            if worker.ending is None:
+                done = completed.get(worker.stream_id, 0)
+                self.emit("worker_adopted", stream=worker.stream_id, pid=worker.pid, run=worker.run, completed=done)
+
+    def tick(self) -> bool:
+        """Observe, plan, apply, report; return whether anything was done."""
+        snapshot = self.observe()
+        now = self.clock.monotonic()
+        actions = plan(snapshot, self.limits, now)
+        done = [self.apply(action) for action in actions]
+        self.report(replace(snapshot, history=self.history), now)
+        return any(done)
+
+    def observe(self) -> Snapshot:
+        """Look at the workers, then at the database, so that a worker's last commit is seen with its end."""
+        workers = self.table.poll()
+        self._heed_requests()
+        has_ended = any(worker.ending is not None for worker in workers.values())
+        if has_ended or self.clock.monotonic() >= self._next_read or self._has_changed():
+            self._read_backlog()
+        marks = read_stop_marks(self.project)
+        ids = {stream.id for stream in self._backlog.streams} | set(workers)
+        return Snapshot(
+            project=self.project.name,
+            streams=self._backlog.streams,
+            workers=workers,
+            history=self.history,
+            stopped=frozenset(stream_id for stream_id in ids if file_name(stream_id) in marks)
+            if marks
+            else frozenset(),
+            orchestrator=os.getpid(),
+            database_error=self._database_error,
+            warnings=self._backlog.warnings,
+        )
+
+    def apply(self, action: Action) -> bool:
+        """Carry out one action; return whether something changed by it."""
+        if isinstance(action, Start):
+            return self._start(action.stream)
+        if isinstance(action, Stop):
+            self.emit("worker_stopping", stream=action.stream_id, why=action.why.value)
+            self.table.signal(action.stream_id, signal.SIGTERM)
+        elif isinstance(action, Kill):
+            self.emit("worker_killed", stream=action.stream_id)
+            self.table.signal(action.stream_id, signal.SIGKILL)
+        elif isinstance(action, Conclude):
+            self._conclude(action.worker, action.verdict)
+        elif isinstance(action, Finish):
+            self.emit("run_ended", exit_code=action.exit_code, reason=action.reason)
+            self.exit_code = 128 + self.clock.signals[0] if self.limits.is_closing else action.exit_code
+        elif action.reason != self.history.waiting:
+            self.emit("run_waiting", reason=action.reason)
+        return not isinstance(action, Wait)
+
+    def report(self, snapshot: Snapshot, now: float) -> None:
+        """Say which streams stand otherwise than before, and show the whole."""
+        standings = assess(snapshot, self.limits, now)
+        for stream_id, standing in standings.items():
+            record = self.history.record(stream_id)
+            if (record.state, record.reason) != (standing.state, standing.reason):
+                self.emit("state", stream=stream_id, state=standing.state.value, reason=standing.reason)
+        self.reporter.show(replace(snapshot, history=self.history), standings, now)
+
+    def emit(self, kind: str, **facts: Any) -> None:
+        """Record that something was done."""
+        self.record(make_event(self.clock, kind, **facts))
+
+    def record(self, event: Event) -> None:
+        """Take an event into memory, the journal and the stream's log, and hand it to whoever watches."""
+        self.history = self.history.after(event)
+        self.journal.append(event)
+        line = format_log_line(event)
+        if line and "stream" in event:
+            self.table.note(event["stream"], line)
+        self.reporter.event(event)
+
+    def warn(self, message: str) -> None:
+        """Say a warning, once."""
+        if message not in self._said:
+            self._said.add(message)
+            self.emit("warning", message=message)
+
+    def _start(self, stream: Stream) -> bool:
+        with hold_marks(self.project):
+            if self.project.stop_mark(stream.id).exists():
+                return False
+            record = self.history.record(stream.id)
+            worker, raw_start = self.table.spawn(stream, record)
+        self.emit(
+            "worker_started",
+            stream=stream.id,
+            name=stream.name,
+            phase=stream.phase.value,
+            pid=worker.pid,
+            run=worker.run,
+            attempt=record.attempts + 1,
+            completed=stream.completed,
+            folder=str(self.project.root),
+            raw_start=raw_start,
+        )
+        return True
+
+    def _conclude(self, worker: Worker, verdict: Verdict) -> None:
+        ending = worker.ending or Ending(None)
+        record = self.history.record(worker.stream_id)
+        completed = {stream.id: stream.completed for stream in self._backlog.streams}
+        self.table.forget(worker.stream_id)
+        event = make_end_event(self.clock, worker, ending, verdict, record, completed.get(worker.stream_id, 0))
+        self.record(event)
+
+    def _heed_signals(self) -> None:
+        """End because a signal says so: at once, or after the workers; a second signal is less patient."""
+        if not self.clock.signals:
+            return
+        if not self.stop_on_exit:
+            self.exit_code = 128 + self.clock.signals[0]
+            self.emit("run_left", signal=self.clock.signals[0], workers=len(self.table.poll()))
+            return
+        patience = STOP_TIMEOUT if len(self.clock.signals) == 1 else 0
+        self.limits = replace(self.limits, is_closing=True, stop_timeout=patience)
+
+    def _heed_requests(self) -> None:
+        """Take what `start STREAM`, run beside this orchestrator, has asked for."""
+        if self.journal.has_grown():
+            requests = [event for event in self.journal.read() if event.get("event") == "start_requested"]
+            self.history = fold_events(self.history, requests)
+            for event in requests:
+                self.reporter.event(event)
+
+    def _has_changed(self) -> bool:
+        try:
+            return self.store.changed()
+        except StoreError:
+            return True  # the read that follows says it
+
+    def _read_backlog(self) -> None:
+        self._next_read = self.clock.monotonic() + self.poll_interval
+        try:
+            self._backlog = read_streams(self.store)
+        except StoreError as error:
+            if not self._database_error:
+                self.emit("database_unreadable", reason=str(error))
+            self._database_error = str(error)
+            return
+        if self._database_error:
+            self.emit("database_readable")
+        self._database_error = ""
+        for warning in self._backlog.warnings:
+            self.warn(warning)
+
+    def _stop_marks_to_clear(self) -> list[Path]:
+        """A start by a person takes back the stops of the streams that it starts."""
+        if self.limits.streams is None:
+            return sorted(self.project.pids.glob("*.stop"))
+        marks = [self.project.stop_mark(stream_id) for stream_id in sorted(self.limits.streams)]
+        return [mark for mark in marks if mark.exists()]
+
+
+def format_log_line(event: Event) -> str:
+    """Return an event as the line that a stream's own log gets; empty where it gets none."""
+    kind, time_of_day = event["event"], event["time"][:19].replace("T", " ")
+    if kind == "worker_started":
+        what = f"{visible(event['stream'])} ({visible(textwrap.shorten(event['name'], 60))}) · {event['phase']}"
+        return f"──── {time_of_day} · {what} · attempt {event['attempt']} · PID {event['pid']} · {event['folder']}"
+    if kind == "worker_ended":
+        spent = f"{format_duration(event['seconds'])}, {format_count(event['turns'], 'turn')}, ${event['cost']:.2f}"
+        lines = [f"──── {time_of_day} · ended after {spent}: {event['ending']}", format_event(event)]
+        return "\n".join(line for line in lines if line)
+    return format_event(event)
+
+
+def format_event(event: Event) -> str:
+    """Return an event in words for people; empty where it is not worth a line."""
+    formatter = _EVENT_FORMATS.get(event["event"])
+    stream = visible(str(event.get("stream", "")))
+    return formatter(event, stream) if formatter else ""
+
+
+def _format_worker_ended(event: Event, stream: str) -> str:
+    verdict, reason = VerdictKind(event["verdict"]), visible(event["reason"])
+    if verdict is VerdictKind.RESTART:
+        pause = f"{event['delay']:.0f}s"
+        return f"Restarting worker for {stream} ({event['restarts']}/{event['max_restarts']}) in {pause}: {reason}"
+    if verdict is VerdictKind.COMPLETE:
+        took = format_duration(event["seconds"])
+        return f"{stream} complete in {took}" + (f" (warning: {reason})" if reason else "")
+    # What else can follow is a state that lasts, and is said as such.
+    return f"{stream} is over: {reason}" if verdict is VerdictKind.VANISHED else ""
+
+
+def _format_worker_stopping(event: Event, stream: str) -> str:
+    if event["why"] == StopReason.LEFTOVERS.value:
+        return f"Stopping processes of {stream}: {event['why']}"
+    return f"Stopping the worker of {stream}: {event['why']}"
+
+
+def _format_state(event: Event, stream: str) -> str:
+    state = StreamState(event["state"])
+    if state in (StreamState.BLOCKED, StreamState.FAILED, StreamState.STOPPED):
+        return f"{stream} {state.value.lower()}: {visible(event['reason'])}"
+    return ""
+
+
+_EVENT_FORMATS: dict[str, Callable[[Event, str], str]] = {
+    "worker_started": lambda e, stream: f"Started worker for {stream} (attempt {e['attempt']}, PID {e['pid']})",
+    "worker_adopted": lambda e, stream: f"Took over the worker of {stream} that still runs (PID {e['pid']})",
+    "worker_ended": _format_worker_ended,
+    "worker_stopping": _format_worker_stopping,
+    "worker_killed": lambda _, stream: f"Killing what is left of the worker of {stream}",
+    "state": _format_state,
+    "start_requested": lambda _, stream: f"{stream}: start requested",
+    "stale_pid_file": lambda e, _: f"Removed stale PID file {visible(e['file'])}: {e['reason']}",
+    "database_unreadable": lambda e, _: f"The database can't be read; nothing starts until it can: {e['reason']}",
+    "database_readable": lambda *_: "The database can be read again",
+    "run_waiting": lambda e, _: f"Waiting: {e['reason']}",
+    "warning": lambda e, _: f"Warning: {e['message']}",
+}
+
+
+def stop_orchestrator(project: Project, timeout: float) -> int:
+    """End the project's orchestrator, by force after `timeout` seconds; return the PID that it had, 0 where none ran.
+
+    Raises OrchestrateError where it is another user's.
+    """
+    pid = read_orchestrator_pid(project)
+    for signum, patience in ((signal.SIGTERM, timeout), (signal.SIGKILL, KILL_TIMEOUT)):
+        if not pid or read_orchestrator_pid(project) != pid:
+            return pid
+        try:
+            process = psutil.Process(pid)
+            if any(project.lock.samefile(file.path) for file in process.open_files()):
+                process.send_signal(signum)
+        except (psutil.NoSuchProcess, FileNotFoundError):
+            continue
+        except psutil.AccessDenied as error:
+            raise OrchestrateError(
+                f"The orchestrator (PID {pid}) is another user's", "Stop it as that user."
+            ) from error
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline and read_orchestrator_pid(project) == pid:
+            time.sleep(0.02)
+    return pid
+
+
+def stop_workers(project: Project, stream_ids: Iterable[str], selected: set[str] | None, timeout: float) -> Discovery:
+    """Mark streams as stopped, then end their workers with all that these have started.
+
+    `selected` None means every worker that lives. Returns what was found at first; whatever is left in its `trees` at
+    the end has survived SIGKILL.
+    """
+    stream_ids = set(stream_ids)
+    found = discover_workers(project, stream_ids)
+    targets = set(found.trees) if selected is None else selected
+    with hold_marks(project):
+        for stream_id in targets:
+            write_file(project.stop_mark(stream_id), "")
+    trees: dict[str, dict[int, psutil.Process]] = {}
+    for signum, patience in ((signal.SIGTERM, timeout), (signal.SIGKILL, KILL_TIMEOUT)):
+        deadline = time.monotonic() + patience
+        signalled: set[int] = set()
+        while True:
+            now_found = discover_workers(project, stream_ids)
+            trees = {stream_id: tree for stream_id, tree in now_found.trees.items() if stream_id in targets}
+            if not trees or time.monotonic() >= deadline:
+                break
+            fresh = {pid: process for tree in trees.values() for pid, process in tree.items() if pid not in signalled}
+            signal_tree(fresh, signum)
+            signalled |= set(fresh)
+            time.sleep(0.05)
+        if not trees:
+            break
+    return replace(found, trees=trees)
+
+
+# ── 7. Rendering ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_LOOKS: dict[StreamState, tuple[str, str]] = {
+    StreamState.COMPLETE: ("✓", "green"),
+    StreamState.RUNNING: ("●", "cyan"),
+    StreamState.FINISHING: ("●", "green"),
+    StreamState.STOPPING: ("■", "yellow"),
+    StreamState.RESTARTING: ("↻", "yellow"),
+    StreamState.QUEUED: ("○", "default"),
+    StreamState.WAITING: ("○", "bright_black"),
+    StreamState.BLOCKED: ("⊘", "magenta"),
+    StreamState.STOPPED: ("■", "yellow"),
+    StreamState.FAILED: ("✗", "red"),
+    StreamState.IDLE: ("○", "bright_black"),
+}
+
+
+def format_bar(completed: int, total: int, width: int = BAR_WIDTH) -> str:
+    """Return a bar that is full only when everything is completed."""
+    filled = width if completed >= total else width * completed // total
+    return f"[{'█' * filled}{'░' * (width - filled)}]"
+
+
+def format_standing(standing: Standing, worker: Worker | None, now: float) -> str:
+    """Return where a stream stands, in words, with the PID, the reason and the time that is left."""
+    words = standing.state.value
+    if standing.state is StreamState.RESTARTING:
+        words += f" in {format_duration(standing.until - now + 0.999)}"
+    if worker is not None and worker.pid:
+        words += f" (PID: {worker.pid})"
+    if standing.state is StreamState.FINISHING:
+        return f"{words}: stopped in {format_duration(standing.until - now)} unless it exits"
+    return words + (f": {visible(standing.reason)}" if standing.reason else "")
+
+
+def render_box(title: str, width: int) -> Text:
+    """Return the guide's box around a title, which is cut where it does not fit. Width in columns."""
+    from rich.text import Text
+
+    inner = min(width, BOX_WIDTH) - 2
+    text = Text(visible(title))
+    indent = max(min(14, inner - text.cell_len - 1), 1)
+    text.pad_left(indent)
+    text.truncate(inner, overflow="ellipsis", pad=True)
+    edge = "═" * inner
+    return Text.assemble((f"╔{edge}╗\n║", "cyan"), (text.plain, "bold"), (f"║\n╚{edge}╝", "cyan"))
+
+
+def render_lines(lines: Sequence[Text], width: int) -> Text:
+    """Return lines as one text, each cut to the width in columns; 0 cuts nothing."""
+    from rich.text import Text
+
+    for line in lines:
+        if width:
+            line.truncate(width, overflow="ellipsis")
+    return Text("\n").join(lines)
+
+
+def render_status(snapshot: Snapshot, standings: Mapping[str, Standing], now: float, width: int) -> Text:
+    """Return the guide's WORKER STATUS: every stream under its phase. Width in columns, 0 for no limit."""
+    from rich.text import Text
+
+    lines = [render_box(f"{snapshot.project.upper()} - WORKER STATUS", width or BOX_WIDTH)]
+    body: list[Text] = []
+    for phase in Phase:
+        streams = [s for s in snapshot.streams if s.phase is phase]
+        if streams:
+            body += [Text(""), Text(f"  {phase.name}", style="bold")]
+        for stream in streams:
+            standing, worker = standings[stream.id], snapshot.workers.get(stream.id)
+            icon, style = _LOOKS[standing.state]
+            body.append(Text.assemble("    ", (icon, style), f" {visible(stream.id)} │ {visible(stream.name)}"))
+            progress = f"      {format_bar(stream.completed, stream.total)} {stream.completed}/{stream.total} │ "
+            body += [Text.assemble(progress, (format_standing(standing, worker, now), style)), Text("")]
+        if streams:
+            body.pop()
+    return Text("\n").join([*lines, render_lines([*body, *_render_notes(snapshot)], width)])
+
+
+def _render_notes(snapshot: Snapshot) -> list[Text]:
+    """Return what a person should know beside the streams."""
+    from rich.text import Text
+
+    notes = [f"The database can't be read: {snapshot.database_error}"] if snapshot.database_error else []
+    notes += [f"Warning: {warning}" for warning in snapshot.warnings]
+    living = [worker for worker in snapshot.workers.values() if worker.ending is None]
+    if living and not snapshot.orchestrator:
+        count = format_count(len(living), "worker")
+        notes.append(
+            f"No orchestrator runs: nothing restarts or follows {count}. Go on with: python orchestrate.py start"
+        )
+    if snapshot.orchestrator and snapshot.history.waiting:
+        notes.append(f"Waiting: {snapshot.history.waiting}")
+    return [Text("")] + [Text(f"  {note}", style="yellow") for note in notes] if notes else []
+
+
+def render_dashboard(
+    snapshot: Snapshot, standings: Mapping[str, Standing], now: float, wall: float, width: int, height: int = 0
+) -> Text:
+    """Return the guide's STREAM STATUS. Width and height in cells, 0 for no limit; what is too high is told shorter."""
+    from rich.text import Text
+
+    box = render_box(f"{snapshot.project.upper()} - STREAM STATUS", width or BOX_WIDTH)
+    rule = Text("─" * min(width or BOX_WIDTH, BOX_WIDTH - 2), style="bright_black")
+    running = sum(worker.ending is None for worker in snapshot.workers.values())
+    overall = _render_overall(snapshot.streams)
+    details = [_render_detail(s, standings[s.id], snapshot.workers.get(s.id), now) for s in snapshot.streams]
+    workers = Text(f"  Workers: {running} running")
+    clock = time.strftime("%H:%M:%S", time.localtime(wall))
+    foot = Text(f"Data: Task Copilot │ {format_count(running, 'worker')} │ {clock}", style="bright_black")
+    notes = _render_notes(snapshot)
+    spaced = [line for detail in details for line in [Text(""), *detail]]
+    top = [Text(""), Text("📊 Overall Progress", style="bold"), rule, *overall, Text("")]
+    middle = [Text("🖥  Stream Details", style="bold"), rule, workers]
+    whole = [*top, *middle, *spaced, *notes, Text(""), *_render_quick_actions(rule), Text(""), foot]
+    if height and len(whole) + 3 > height:
+        room = height - 3 - len(overall) - len(notes) - 1
+        brief = render_table(snapshot, standings, now, width, room)
+        return Text("\n").join([box, render_lines([*overall, *brief, *notes, foot], width)])
+    return Text("\n").join([box, render_lines(whole, width)])
+
+
+def _render_overall(streams: Sequence[Stream]) -> list[Text]:
+    from rich.text import Text
+
+    completed, total = sum(s.completed for s in streams), sum(s.total for s in streams)
+    percent = 100 if completed >= total else 100 * completed // total
+    in_progress, blocked = sum(s.in_progress for s in streams), sum(s.blocked for s in streams)
+    counts = [
+        f"✓ {completed} completed",
+        f"⚡ {in_progress} in progress",
+        f"◯ {total - completed - in_progress - blocked} pending",
+    ]
+    counts += [f"⊘ {blocked} blocked"] if blocked else []
+    bar = Text(
+        f"  {format_bar(completed, total, OVERALL_BAR_WIDTH)} {percent}%", style="green" if percent == 100 else "cyan"
+    )
+    return [bar, Text("  " + "  │  ".join([*counts, f"Total: {total}"]))]
+
+
+def _render_detail(stream: Stream, standing: Standing, worker: Worker | None, now: float) -> list[Text]:
+    from rich.text import Text
+
+    icon, style = _LOOKS[standing.state]
+    status = format_standing(standing, worker, now)
+    if standing.state is StreamState.COMPLETE:
+        status = "Completed"
+    elif standing.state is StreamState.RUNNING and stream.in_progress:
+        status = status.replace("Running", "Working", 1)
+    counts = (("✓", stream.completed), ("⚡", stream.in_progress), ("○", stream.pending), ("⊘", stream.blocked))
+    return [
+        Text.assemble("  ", (icon, style), f" {visible(stream.id)}"),
+        Text(f"    {format_bar(stream.completed, stream.total)} {stream.completed}/{stream.total} ({stream.percent}%)"),
+        Text("    " + "  ".join(f"{sign}{count}" for sign, count in counts if count)),
+        Text.assemble("    Status: ", (status, style)),
+    ]
+
+
+def _render_quick_actions(rule: Text) -> list[Text]:
+    from rich.text import Text
+
+    return [
+        Text("⌨  Quick Actions", style="bold"),
+        rule,
+        Text("  python orchestrate.py status        Full worker status"),
+        Text("  python orchestrate.py logs Stream-A Tail worker logs"),
+        Text("  python orchestrate.py stop          Stop all workers"),
+    ]
+
+
+def render_table(
+    snapshot: Snapshot, standings: Mapping[str, Standing], now: float, width: int, height: int
+) -> list[Text]:
+    """Return a line a stream; where there are more than `height` lines, those that are at work come first."""
+    from rich.text import Text
+
+    calm = (StreamState.COMPLETE, StreamState.WAITING, StreamState.IDLE, StreamState.QUEUED)
+    shown = list(snapshot.streams)
+    if len(shown) > height:
+        room = max(height - 1, 1)
+        urgent = [s for s in shown if standings[s.id].state not in calm]
+        chosen = {s.id for s in [*urgent, *(s for s in shown if standings[s.id].state in calm)][:room]}
+        shown = [s for s in shown if s.id in chosen]
+    longest = max((Text(visible(s.id)).cell_len for s in shown), default=0)
+    id_width = min(longest, max((width or 80) // 4, 10))
+    lines = []
+    for stream in shown:
+        standing = standings[stream.id]
+        icon, style = _LOOKS[standing.state]
+        name = Text(visible(stream.id))
+        name.truncate(id_width, overflow="ellipsis", pad=True)
+        progress = f" {format_bar(stream.completed, stream.total)} {f'{stream.completed}/{stream.total}':<7} "
+        words = format_standing(standing, snapshot.workers.get(stream.id), now)
+        lines.append(Text.assemble("  ", (icon, style), " ", name, progress, (words, style)))
+    hidden = len(snapshot.streams) - len(shown)
+    return lines + ([Text(f"  … {format_count(hidden, 'stream')} more", style="bright_black")] if hidden else [])
+
+
+def render_board(snapshot: Snapshot, standings: Mapping[str, Standing], now: float, width: int, height: int) -> Text:
+    """Return the board under the lines of a run. Width and height in cells."""
+    from rich.text import Text
+
+    completed, total = sum(s.completed for s in snapshot.streams), sum(s.total for s in snapshot.streams)
+    elapsed = format_duration(now - snapshot.history.run_started_at)
+    workers = format_count(len(snapshot.workers), "worker")
+    title = Text(
+        f"── {visible(snapshot.project)} · {completed}/{total} tasks · {workers} · {elapsed} ", style="bold cyan"
+    )
+    title.append("─" * max(width - title.cell_len, 0))
+    table = render_table(snapshot, standings, now, width, max(height - 3, 1))
+    return render_lines([title, *table], width)
+
+
+def format_status_json(
+    project: Project, database: Path, snapshot: Snapshot, standings: Mapping[str, Standing], wall: float
+) -> str:
+    """Return the status as one JSON object, for programs. Its `version` changes when a field changes its meaning."""
+    status = {
+        "version": 1,
+        "time": format_time(wall),
+        "project": str(project.root),
+        "database": str(database),
+        "orchestrator_pid": snapshot.orchestrator or None,
+        "database_error": snapshot.database_error or None,
+        "warnings": list(snapshot.warnings),
+        "waiting": (snapshot.history.waiting or None) if snapshot.orchestrator else None,
+        "streams": [_describe_stream(stream, standings[stream.id], snapshot) for stream in snapshot.streams],
+    }
+    return json.dumps(status, indent=2, ensure_ascii=False)
+
+
+def _describe_stream(stream: Stream, standing: Standing, snapshot: Snapshot) -> dict[str, Any]:
+    worker, record = snapshot.workers.get(stream.id), snapshot.history.record(stream.id)
+    counts = ("pending", "in_progress", "blocked", "completed", "cancelled")
+    return {
+        "id": stream.id,
+        "name": stream.name,
+        "phase": stream.phase.value,
+        "dependencies": list(stream.dependencies),
+        "state": standing.state.name.lower(),
+        "reason": standing.reason or None,
+        "pid": worker.pid if worker is not None and worker.ending is None else None,
+        "attempt": record.attempts,
+        "restarts": record.restarts,
+        "percent": stream.percent,
+        "tasks": {"total": stream.total, **{name: getattr(stream, name) for name in counts}},
+    }
+
+
+class LineReporter(Reporter):
+    """Writes what is done as plain lines, as they come: for pipes, files and `nohup`."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def event(self, event: Event) -> None:
+        """Write an event's line, where it has one."""
+        from rich.text import Text
+
+        words = format_event(event)
+        if words:
+            moment = datetime.fromisoformat(event["time"].replace("Z", "+00:00")).astimezone()
+            self.console.print(Text.assemble((f"{moment:%H:%M:%S}", "bright_black"), f"  {words}"), soft_wrap=True)
+
+
+class BoardReporter(LineReporter):
+    """Writes the same lines above a board that is drawn again in place."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._live: Live | None = None
+
+    def show(self, snapshot: Snapshot, standings: Mapping[str, Standing], now: float) -> None:
+        """Draw the board."""
+        from rich.live import Live
+
+        if self._live is None:
+            self._live = Live(console=self.console, auto_refresh=False, transient=True, redirect_stderr=False)
+            self._live.start()
+        board = render_board(snapshot, standings, now, self.console.width, self.console.height)
+        self._live.update(board, refresh=True)
+
+    def close(self) -> None:
+        """Take the board away and give the cursor back."""
+        if self._live is not None:
+            self._live.stop()
+
+
+class JsonReporter(Reporter):
+    """Writes each event as a line of JSON."""
+
+    def event(self, event: Event) -> None:
+        """Write the event."""
+        click.echo(json.dumps(event, ensure_ascii=False))
+
+
+# ── 8. Commands ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def project_options(allow_from_autoenv: bool = True) -> Callable[[Any], Any]:
+    """Give a command `--project` and `--db`; before the command's name they mean the same as behind it."""
+
+    def remember(context: click.Context, option: click.Parameter, value: Path | None) -> None:
+        places = context.ensure_object(dict)
+        if value is not None:
+            places[option.name] = value
+
+    def decorate(function: Any) -> Any:
+        kinds = (
+            ("--project", "DIR", click.Path(exists=True, file_okay=False, path_type=Path), "The project's folder."),
+            ("--db", "FILE", click.Path(path_type=Path), "Task Copilot's database."),
+        )
+        for name, metavar, kind, text in reversed(kinds):
+            function = click.option(
+                name,
+                metavar=metavar,
+                type=kind,
+                help=text,
+                expose_value=False,
+                callback=remember,
+                allow_from_autoenv=allow_from_autoenv,
+            )(function)
+        return function
+
+    return decorate
+
+
+@click.group(
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "auto_envvar_prefix": "ORCHESTRATE",
+        "max_content_width": 100,
+    }
+)
+@project_options(allow_from_autoenv=False)  # a worker's own ORCHESTRATE_PROJECT is no option
+@click.version_option(VERSION, message="orchestrate %(version)s")
+def cli() -> None:
+    """Run the streams of a Task Copilot project with headless Claude Code workers, phase by phase.
+
+    \b
+    Examples:
+      python orchestrate.py start              run everything: foundation, parallel, integration
+      python orchestrate.py status             what each worker does
+      python orchestrate.py logs Stream-B      follow a worker's log
+      python orchestrate.py stop Stream-B      stop one worker; without a name: everything
+    """
+
+
+def find_places() -> tuple[Project, Database]:
+    """Return the project and the database that the options, the environment and the working directory lead to."""
+    given = click.get_current_context().ensure_object(dict)
+    project = find_project(given.get("project"), Path(__file__).resolve(), Path.cwd(), Path.home())
+    return project, find_database(project, given.get("db"), os.environ, Path.home())
+
+
+def read_known_streams(store: TaskStore, names: Sequence[str]) -> Backlog:
+    """Return the streams; raise where there are none, or not those that were named."""
+    try:
+        backlog = read_streams(store)
+    except StoreError as error:
+        raise OrchestrateError(
+            str(error), f"Look at {store.path}: is it Task Copilot's database, and free to read?"
+        ) from error
+    if not backlog.streams:
+        raise OrchestrateError(
+            "No streams found in Task Copilot database",
+            "Work with @agent-ta to organize tasks into streams: each task's metadata needs a streamId.",
+        )
+    check_names(names, [stream.id for stream in backlog.streams])
+    return backlog
+
+
+def check_names(names: Sequence[str], known: Sequence[str]) -> None:
+    """Raise a usage error for the first name that no stream has, with the nearest that exist."""
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, cutoff=0.5) or known
+            raise click.UsageError(f"there is no stream {visible(name)!r}; there is {format_names(near, 8)}")
+
+
+def make_console(stderr: bool = False) -> Console:
+    """Return the one console. Text from outside goes to it as Text alone, so it obeys no markup."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+
+def line_width(console: Console) -> int:
+    """Return the columns that lines are cut to: those of the terminal; in a pipe nothing is cut."""
+    return console.width if console.is_terminal else 0
+
+
+def number_option(name: str, unit: str, least: float, default: float, text: str) -> Callable[[Any], Any]:
+    """Return an option for a number of at least `least`; a whole one where its unit is N."""
+    kind = click.IntRange(min=int(least)) if unit == "N" else click.FloatRange(min=least)
+    return click.option(name, type=kind, default=default, show_default=True, metavar=unit, help=text)
+
+
+@cli.command("start")
+@project_options()
+@click.argument("streams", nargs=-1, metavar="[STREAM]...")
+@click.option("--phase", type=click.Choice([phase.value for phase in Phase]), help="Only the streams of this phase.")
+@number_option("--poll-interval", "SECONDS", 0.1, POLL_INTERVAL, "Time between full re-reads of the database.")
+@number_option("--max-restarts", "N", 0, MAX_RESTARTS, "Restarts without a newly completed task until a stream fails.")
+@number_option("--max-workers", "N", 1, MAX_WORKERS, "Workers at once.")
+@number_option("--finish-grace", "SECONDS", 0, FINISH_GRACE, "Time for a worker to exit once its tasks are complete.")
+@click.option("--claude", default="claude", show_default=True, metavar="CMD", help="Shell words that stand for claude.")
+@click.option("--output-format", type=click.Choice(["stream-json", "text"]), default="stream-json", show_default=True)
+@click.option("--exit-on-blocked", is_flag=True, help="End when only blocked or stopped streams are left.")
+@click.option("--stop-on-exit", is_flag=True, help="Ctrl+C stops the workers too; a second one kills them.")
+@click.option("--detach", is_flag=True, help="Run in the background; output goes to logs/orchestrator.log.")
+@click.option("--json", "as_json", is_flag=True, help="Write what is done as JSON lines.")
+@click.option("--dry-run", is_flag=True, help="Show the plan, and start nothing.")
+def start_command(streams: tuple[str, ...], **options: Any) -> int:
+    """Run all streams, or those that are named, and stay until they are complete.
+
+    Ctrl+C ends the orchestrator and leaves the workers at work; `start` again takes them over.
+
+    \b
+    Examples:
+      python orchestrate.py start
+      python orchestrate.py start Stream-B Stream-C --max-workers 2
+      python orchestrate.py start --claude "claude --model opus" --detach
+    """
+    project, database = find_places()
+    command = read_command(options["claude"], options["output_format"], Path.cwd())
+    limits = Limits(
+        max_restarts=options["max_restarts"],
+        max_workers=options["max_workers"],
+        finish_grace=options["finish_grace"],
+        exit_on_blocked=options["exit_on_blocked"],
+        streams=frozenset(streams) or None,
+        phase=Phase(options["phase"]) if options["phase"] else None,
+    )
+    with contextlib.closing(TaskStore(database.path, BUSY_TIMEOUT)) as store:
+        if options["dry_run"]:
+            check_run(project, store, limits)
+            print_plan(project, store, database, command, limits)
+            return EXIT_DONE
+        running = read_orchestrator_pid(project)
+        if running:
+            return join_run(project, store, streams, running)
+        check_run(project, store, limits)
+        command.check(os.environ, os.geteuid() == 0)
+        if options["detach"]:
+            return start_detached(project, click.get_current_context().obj["argv"])
+        table = WorkerTable(project, database, command, os.environ)
+        return run_in_foreground(project, store, table, limits, options)
+
+
+def check_run(project: Project, store: TaskStore, limits: Limits) -> None:
+    """Raise OrchestrateError where the streams can't be run as they are, or as they are selected."""
+    backlog = read_known_streams(store, sorted(limits.streams or ()))
+    problems = [f"{visible(stream.id)}: {stream.problem}" for stream in backlog.streams if stream.problem]
+    if problems:
+        remedy = "Correct the tasks' metadata (streamPhase, streamDependencies), then start again."
+        raise OrchestrateError("\n        ".join(problems), remedy)
+    snapshot = read_snapshot(project, store)
+    selected = {s.id: s for s in snapshot.streams if limits.selects(s)}
+    for stream_id, names in find_obstacles(snapshot, limits).items():
+        missing = [name for name in names if name not in selected and name not in snapshot.workers]
+        if stream_id in selected and missing and not selected[stream_id].is_complete:
+            remedy = f"Complete them first, or start them too: start {shlex.join([*missing, *selected])}"
+            raise OrchestrateError(
+                f"{visible(stream_id)} can't start: it waits for {format_names(missing)}, not part of this run", remedy
+            )
+
+
+def join_run(project: Project, store: TaskStore, streams: Sequence[str], running: int) -> int:
+    """Leave the start of streams to the orchestrator that runs already."""
+    if not streams:
+        raise OrchestrateError(
+            f"An orchestrator already runs for this project (PID {running})",
+            "Watch it: python orchestrate.py status. End it: python orchestrate.py stop.",
+            EXIT_RUNNING,
+        )
+    read_known_streams(store, streams)
+    for stream_id in streams:
+        with hold_marks(project), contextlib.suppress(FileNotFoundError):
+            project.stop_mark(stream_id).unlink()
+        Journal(project.journal).append(make_event(SystemClock(), "start_requested", stream=stream_id))
+    click.echo(f"Left to the orchestrator that runs (PID {running}): {format_names(streams)}")
+    return EXIT_DONE
+
+
+def run_in_foreground(
+    project: Project, store: TaskStore, table: WorkerTable, limits: Limits, options: Mapping[str, Any]
+) -> int:
+    """Take the lock, run to the end, say how it ended, and return the exit code."""
+    make_state_folder(project)
+    lock = acquire_lock(project)
+    if lock is None:
+        return join_run(project, store, sorted(limits.streams or ()), read_orchestrator_pid(project))
+    console = make_console()
+    reporter: Reporter = JsonReporter()
+    if not options["as_json"]:
+        has_board = console.is_terminal and not console.is_dumb_terminal
+        reporter = BoardReporter(console) if has_board else LineReporter(console)
+    try:
+        with SystemClock() as clock, contextlib.closing(reporter):
+            run = Orchestrator(
+                project, store, table, limits, clock, reporter, options["poll_interval"], options["stop_on_exit"]
+            )
+            code = run.run()
+    finally:
+        release_lock(lock)
+    if not options["as_json"]:
+        print_end(console, run, code)
+    return code
+
+
+def print_end(console: Console, run: Orchestrator, code: int) -> None:
+    """Write the last lines of a run: how it ended, or how to stop the workers that go on."""
+    from rich.text import Text
+
+    if run.history.outcome:
+        style = "green" if code == EXIT_DONE else "red"
+        console.print(Text(run.history.outcome, style=style), soft_wrap=True)
+        return
+    left = sum(worker.ending is None for worker in run.table.poll().values())
+    how = " Stop them: python orchestrate.py stop" if left else ""
+    console.print(Text(f"Orchestrator ended; {format_count(left, 'worker')} left running.{how}"), soft_wrap=True)
+
+
+def print_plan(project: Project, store: TaskStore, database: Database, command: Command, limits: Limits) -> None:
+    """Write what a run would do: the order, the folder, the command."""
+    snapshot = replace(read_snapshot(project, store), orchestrator=os.getpid())
+    click.echo(f"Project   {project.root}\nDatabase  {database.path}\nCommand   {shlex.join(command.argv('PROMPT'))}")
+    for stream in snapshot.streams:
+        standing = assess(snapshot, limits, time.monotonic())[stream.id]
+        words = (
+            "starts at once, or as soon as a worker is free"
+            if standing.state is StreamState.QUEUED
+            else format_standing(standing, None, 0)
+        )
+        click.echo(f"{stream.phase.value:<12}{visible(stream.id)}  {stream.completed}/{stream.total}  {words}")
+
+
+def start_detached(project: Project, argv: Sequence[str]) -> int:
+    """Start the orchestrator in the background, and return once it runs or has failed."""
+    make_state_folder(project)
+    path = project.folder / "logs" / "orchestrator.log"
+    environ = {key: value for key, value in os.environ.items() if key != "ORCHESTRATE_START_DETACH"}
+    words = [sys.executable, str(Path(__file__).resolve()), *(word for word in argv if word != "--detach")]
+    with open_private(path, os.O_WRONLY | os.O_APPEND) as log:
+        begin = log.seek(0, os.SEEK_END)
+        child = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ, start_new_session=True
+        )
+    while child.poll() is None and read_orchestrator_pid(project) != child.pid:
+        time.sleep(0.02)
+    if child.returncode:
+        click.echo(path.read_bytes()[begin:].decode("utf-8", "replace").rstrip("\n"), err=True)
+        return child.returncode
+    child.returncode = 0  # it goes on without us: no warning that it was never waited for
+    click.echo(f"The orchestrator runs in the background (PID {child.pid}); its output: {path}")
+    return EXIT_DONE
+
+
+@cli.command("status")
+@project_options()
+@click.argument("streams", nargs=-1, metavar="[STREAM]...")
+@click.option("--dashboard", is_flag=True, help="Show the streams with their progress.")
+@click.option(
+    "--watch",
+    is_flag=False,
+    flag_value=WATCH_INTERVAL,
+    type=click.FloatRange(min=0.1),
+    metavar="[SECONDS]",
+    help=f"Show the dashboard live, every SECONDS ({WATCH_INTERVAL}).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
+@click.option(
+    "--check", is_flag=True, help="Exit with 0: all complete, 1: something failed, 3: not complete, 4: no such project."
+)
+def status_command(
+    streams: tuple[str, ...],
+    dashboard: bool,
+    watch: float | None,
+    as_json: bool,
+    check: bool,
+) -> int:
+    """Show what each stream and its worker do.
+
+    \b
+    Examples:
+      python orchestrate.py status
+      python orchestrate.py status --watch 5
+      python orchestrate.py status --json | jq '.streams[] | select(.state == "failed")'
+    """
+    try:
+        project, database = find_places()
+        with contextlib.closing(TaskStore(database.path)) as store:
+            read_known_streams(store, streams)
+            if watch:
+                return watch_dashboard(project, store, streams, watch)
+            snapshot, standings = read_standings(project, store, streams)
+    except OrchestrateError as error:
+        error.exit_code = EXIT_NO_PROJECT if check else error.exit_code
+        raise
+    if as_json:
+        click.echo(format_status_json(project, database.path, snapshot, standings, time.time()))
+    else:
+        console = make_console()
+        now, width = time.monotonic(), line_width(console)
+        picture = (
+            render_dashboard(snapshot, standings, now, time.time(), width)
+            if dashboard
+            else render_status(snapshot, standings, now, width)
+        )
+        console.print(picture, soft_wrap=True)
+    return find_check_code(standings) if check else EXIT_DONE
+
+
+def read_standings(project: Project, store: TaskStore, streams: Sequence[str]) -> tuple[Snapshot, dict[str, Standing]]:
+    """Return how things stand, of all streams or those that are named."""
+    snapshot = read_snapshot(project, store)
+    standings = assess(snapshot, snapshot.history.limits, time.monotonic())
+    if streams:
+        snapshot = replace(snapshot, streams=tuple(s for s in snapshot.streams if s.id in streams))
+    return snapshot, {stream.id: standings[stream.id] for stream in snapshot.streams}
+
+
+def find_check_code(standings: Mapping[str, Standing]) -> int:
+    """Return the exit code of `status --check`."""
+    states = {standing.state for standing in standings.values()}
+    if StreamState.FAILED in states:
+        return EXIT_FAILED
+    return EXIT_DONE if states <= {StreamState.COMPLETE} else EXIT_INCOMPLETE
+
+
+def watch_dashboard(project: Project, store: TaskStore, streams: Sequence[str], interval: float) -> int:
+    """Show the dashboard again and again, in place on a terminal, until a signal comes; return its exit code."""
+    from rich.live import Live
+
+    console = make_console()
+    with SystemClock() as clock, Live(console=console, auto_refresh=False) as live:
+        while not clock.signals:
+            snapshot, standings = read_standings(project, store, streams)
+            height = console.height if console.is_terminal else 0
+            picture = render_dashboard(
+                snapshot, standings, clock.monotonic(), clock.wall(), line_width(console), height
+            )
+            live.update(picture, refresh=True)
+            clock.wait(interval)
+    return 128 + clock.signals[0]
+
+
+@cli.command("stop")
+@project_options()
+@click.argument("streams", nargs=-1, metavar="[STREAM]...")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=STOP_TIMEOUT,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time between SIGTERM and SIGKILL.",
+)
+def stop_command(streams: tuple[str, ...], timeout: float) -> int:
+    """Stop the workers of streams; without a name, the orchestrator and all workers.
+
+    What is stopped stays stopped until `start`.
+
+    \b
+    Examples:
+      python orchestrate.py stop
+      python orchestrate.py stop Stream-B --timeout 30
+    """
+    project, known = find_stoppable()
+    if streams:
+        check_names(streams, sorted(known))
+    if not project.folder.is_dir():
+        click.echo("Nothing to stop.")
+        return EXIT_DONE
+    make_state_folder(project)
+    ended = 0 if streams else stop_orchestrator(project, timeout)
+    if ended:
+        click.echo(f"Orchestrator stopped (PID {ended}).")
+    found = stop_workers(project, known, set(streams) if streams else None, timeout)
+    return conclude_stop(project, found, streams, bool(ended))
+
+
+def find_stoppable() -> tuple[Project, set[str]]:
+    """Return the project and every stream that may have a worker; a stop works without a database too."""
+    given = click.get_current_context().ensure_object(dict)
+    project = find_project(given.get("project"), Path(__file__).resolve(), Path.cwd(), Path.home())
+    known = set(fold_events(History(), Journal(project.journal).read()).records)
+    with contextlib.suppress(OrchestrateError, StoreError):
+        database = find_database(project, given.get("db"), os.environ, Path.home())
+        with contextlib.closing(TaskStore(database.path)) as store:
+            known |= {stream.id for stream in store.read().streams}
+    return project, known | set(discover_workers(project, known).trees)
+
+
+def conclude_stop(project: Project, found: Discovery, streams: Sequence[str], has_ended_orchestrator: bool) -> int:
+    """Write down and say what was stopped and what survived; return the exit code."""
+    stopped = [stream_id for stream_id in found.workers if not streams or stream_id in streams]
+    for stream_id in stopped:
+        worker, name = found.workers[stream_id], visible(stream_id)
+        if stream_id in found.trees:
+            pids = ",".join(map(str, found.trees[stream_id]))
+            click.echo(
+                f"[ERROR] {name} survived SIGKILL: PID {pids}\nLook at it: ps -o pid,stat,args -p {pids}", err=True
+            )
+            continue
+        if not read_orchestrator_pid(project):
+            record_stop(project, worker)
+        project.remove_pid_file(stream_id)
+        click.echo(f"{name} stopped (PID {worker.pid}).")
+    for stream_id in streams:
+        if stream_id not in stopped:
+            way_back = f"python orchestrate.py start {shlex.quote(stream_id)}"
+            click.echo(f"{visible(stream_id)} was not running; it stays stopped until: {visible(way_back)}")
+    if not stopped and not streams and not has_ended_orchestrator:
+        click.echo("Nothing to stop.")
+    return EXIT_FAILED if any(stream_id in found.trees for stream_id in stopped) else EXIT_DONE
+
+
+def record_stop(project: Project, worker: Worker) -> None:
+    """Write into the journal that a worker was stopped, where no orchestrator does."""
+    verdict = Verdict(VerdictKind.STOPPED, StopReason.USER.value)
+    record = fold_events(History(), Journal(project.journal).read()).record(worker.stream_id)
+    event = make_end_event(SystemClock(), worker, Ending(None, StopReason.USER.value), verdict, record, record.best)
+    Journal(project.journal).append(event)
+
+
+@cli.command("logs")
+@project_options()
+@click.argument("streams", nargs=-1, metavar="[STREAM]...")
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(min=0),
+    default=LOG_LINES,
+    show_default=True,
+    metavar="N",
+    help="Lines to show at first.",
+)
+@click.option("--follow/--no-follow", default=True, help="Go on with what is written, until Ctrl+C.")
+@click.option("--raw", is_flag=True, help="Show the workers' output as it came.")
+def logs_command(streams: tuple[str, ...], lines: int, follow: bool, raw: bool) -> int:
+    """Show the last lines of streams' logs, then follow them; without a name, those of all streams.
+
+    \b
+    Examples:
+      python orchestrate.py logs Stream-B
+      python orchestrate.py logs -n 200 --no-follow Stream-B
+    """
+    project, known = find_stoppable()
+    check_names(streams, sorted(known))
+    names = list(streams) or sorted(known, key=natural_key)
+    paths = {name: project.raw(name) if raw else project.log(name) for name in names}
+    followers = {name: LogFollower(path, lines) for name, path in paths.items()}
+    console = make_console()
+    with SystemClock() as clock, contextlib.ExitStack() as stack:
+        for follower in followers.values():
+            stack.callback(follower.close)
+        while not clock.signals:
+            for place, (name, follower) in enumerate(followers.items()):
+                print_log_lines(console, follower.read(), name if len(names) > 1 else "", place)
+            if not follow:
+                return EXIT_DONE
+            clock.wait(FOLLOW_INTERVAL)
+    return 128 + clock.signals[0]
+
+
+def print_log_lines(console: Console, lines: Sequence[str], name: str, place: int) -> None:
+    """Write log lines, each behind its stream's name in the stream's colour where there are several."""
+    from rich.text import Text
+
+    for line in lines:
+        prefix = (f"{visible(name)} │ ", _STREAM_COLOURS[place % len(_STREAM_COLOURS)]) if name else ""
+        console.print(Text.assemble(prefix, visible(line)), soft_wrap=True)
+
+
+_STREAM_COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright_green", "bright_magenta")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line, and return the exit code: the one place that turns errors into exit codes."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows another
+    try:
+        return int(cli.main(words, standalone_mode=False, obj={"argv": words}) or EXIT_DONE)
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "orchestrate.py"
+        click.echo(f"[ERROR] {error.format_message()}\nSee: {path} --help", err=True)
+        return EXIT_USAGE
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read our output has gone (`… | head`). Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,286 @@
+"""What the tests share: a project with a real Task Copilot database, and a worker that is a real process.
+
+The worker is a script that plays `claude`. It does what its stream's *part* says, one word after another:
+
+    next       complete the next open task          begin   set the next open task to in_progress
+    all        complete every open task             block   set every open task to blocked
+    exit=N     exit with N                          die=N   kill itself with signal N
+    sleep=S    sleep for S seconds                  hang    sleep for ever, SIGTERM ignored
+    say=TEXT   print a line                         spawn   leave a child behind, in the same group
+    setsid     leave a child behind, in a session of its own
+
+A part is `default` or that of the stream in `parts.json` of the project; a list of parts gives one to each attempt,
+the last one to all that follow. The worker notes its start and its end in `worker-times.txt`, so that a test can see
+that two never overlap.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Callable, Mapping
+
+SCRIPT = Path(__file__).resolve().parent.parent / "orchestrate.py"
+
+# The schema of Task Copilot's server 2.7.0, as far as a stream's tasks need it.
+SCHEMA = """
+CREATE TABLE tasks (
+    id TEXT PRIMARY KEY, prd_id TEXT, parent_id TEXT, title TEXT NOT NULL, description TEXT, assigned_agent TEXT,
+    status TEXT NOT NULL DEFAULT 'pending', blocked_reason TEXT, notes TEXT, metadata TEXT DEFAULT '{}',
+    created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
+    archived INTEGER DEFAULT 0, archived_at TEXT, archived_by_initiative_id TEXT);
+CREATE TABLE migrations (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL);
+CREATE INDEX idx_tasks_status ON tasks(status);
+INSERT INTO migrations VALUES (10, '2026-01-01T00:00:00.000Z');
+"""
+
+WORKER = r'''#!{python}
+import json, os, pathlib, signal, sqlite3, subprocess, sys, time
+
+stream = os.environ["ORCHESTRATE_STREAM"]
+project = pathlib.Path(os.environ["ORCHESTRATE_PROJECT"])
+database = pathlib.Path(os.environ["TASK_DB_PATH"], os.environ["WORKSPACE_ID"], "tasks.db")
+NOW = "strftime('%Y-%m-%dT%H:%M:%fZ')"
+MINE = "json_extract(metadata, '$.streamId') = ? AND status NOT IN ('completed', 'cancelled')"
+
+
+def note(word):
+    with open(project / "worker-times.txt", "a") as file:
+        file.write(json.dumps([stream, word, os.getpid(), time.monotonic()]) + "\n")
+
+
+def query(statement, *values):
+    connection = sqlite3.connect(database, timeout=20, isolation_level=None)
+    try:
+        return connection.execute(statement, values).fetchall()
+    finally:
+        connection.close()
+
+
+def change(status, limit):
+    query(f"UPDATE tasks SET status = ?, updated_at = {{NOW}} WHERE id IN "
+          f"(SELECT id FROM tasks WHERE {{MINE}} ORDER BY created_at, id LIMIT ?)", status, stream, limit)
+
+
+def act(word, value):
+    if word == "next":
+        change("completed", 1)
+    elif word == "all":
+        change("completed", -1)
+    elif word == "begin":
+        change("in_progress", 1)
+    elif word == "block":
+        query(f"UPDATE tasks SET blocked_reason = ? WHERE {{MINE}}", value or "needs a key", stream)
+        change("blocked", -1)
+    elif word == "say":
+        print(value, flush=True)
+    elif word == "sleep":
+        time.sleep(float(value))
+    elif word == "hang":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(3600)
+    elif word in ("spawn", "setsid"):
+        child = subprocess.Popen(["sleep", "3600"], start_new_session=word == "setsid")
+        note(f"{{word}} {{child.pid}}")
+    elif word == "exit":
+        note("end")
+        sys.exit(int(value))
+    elif word == "die":
+        os.kill(os.getpid(), int(value))
+    else:
+        sys.exit(f"unknown word in a part: {{word}}")
+
+
+note("start")
+parts = json.loads((project / "parts.json").read_text())
+part = parts.get(stream, parts["default"])
+if isinstance(part, list):
+    counter = project / f"attempts-{{stream.encode().hex()[:80]}}"
+    done = int(counter.read_text()) if counter.exists() else 0
+    counter.write_text(str(done + 1))
+    part = part[min(done, len(part) - 1)]
+for word in part.split():
+    act(*(word.split("=", 1) + [""])[:2])
+note("end")
+'''
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20) -> Any:
+    """Return the first true value of a condition; fail with `what` was waited for after a generous deadline."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+class TaskDatabase:
+    """A Task Copilot database in WAL mode, written to by this process as by any other server."""
+
+    def __init__(self, path: Path, schema: str = SCHEMA) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.executescript(schema)
+        self._count = 0
+
+    def execute(self, statement: str, *values: object) -> list[Any]:
+        """Run one statement in a transaction of its own."""
+        with closing(sqlite3.connect(self.path, timeout=20)) as connection, connection:
+            return connection.execute(statement, values).fetchall()
+
+    def add_task(self, stream: str | None, status: str = "pending", **metadata: object) -> str:
+        """Add a task, newer than all before it, and return its id."""
+        self._count += 1
+        task_id = f"TASK-{self._count}"
+        values = metadata if stream is None else {"streamId": stream, **metadata}
+        self.add_row(task_id, status, json.dumps(values))
+        return task_id
+
+    def add_row(self, task_id: str, status: str, metadata: str | None) -> None:
+        """Add a task with its metadata as text."""
+        moment = f"2026-01-01T00:00:{self._count % 60:02}.{self._count // 60:03}Z"
+        self.execute(
+            "INSERT INTO tasks (id, title, status, metadata, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?)",
+            task_id,
+            f"Title of {task_id}",
+            status,
+            metadata,
+            moment,
+            moment,
+        )
+
+    def add_stream(self, stream: str, phase: str | None = None, tasks: int = 1, **metadata: object) -> None:
+        """Add a stream of pending tasks."""
+        given = {"streamName": f"{stream} name", **({"streamPhase": phase} if phase else {}), **metadata}
+        for _ in range(tasks):
+            self.add_task(stream, **given)
+
+    def set_status(self, status: str, stream: str) -> None:
+        """Set every task of a stream to a status."""
+        self.execute("UPDATE tasks SET status = ? WHERE json_extract(metadata, '$.streamId') = ?", status, stream)
+
+
+class Workspace:
+    """A project folder with its database, its worker script, and the orchestrator as a command."""
+
+    def __init__(self, folder: Path, schema: str = SCHEMA) -> None:
+        self.root = folder / "my-project"
+        self.home = folder / "home"
+        self.bin = folder / "bin"
+        for path in (self.root / ".claude", self.home, self.bin):
+            path.mkdir(parents=True)
+        self.database = TaskDatabase(self.home / ".claude" / "tasks" / "my-project" / "tasks.db", schema)
+        self.claude = self.bin / "claude"
+        self.claude.write_text(WORKER.format(python=sys.executable))
+        self.claude.chmod(0o755)
+        self.play()
+        self._started: list[subprocess.Popen[str]] = []
+
+    def play(self, default: str = "all", **parts: str | list[str]) -> None:
+        """Give the workers their parts. An underscore in a stream's name stands for a dash."""
+        named = {name.replace("_", "-"): part for name, part in parts.items()}
+        (self.root / "parts.json").write_text(json.dumps({"default": default, **named}))
+
+    @property
+    def state(self) -> Path:
+        """The orchestrator's folder."""
+        return self.root / ".claude" / "orchestrator"
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """A clean environment with a home and a PATH of its own."""
+        base = {"HOME": str(self.home), "PATH": f"{self.bin}:{os.environ['PATH']}", "IS_SANDBOX": "1"}
+        return {**base, "LANG": "C.UTF-8", **more}
+
+    def popen(self, *words: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
+        """Start the command line as a process that the fixture ends, should the test not do it."""
+        process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), *words],
+            cwd=options.pop("cwd", self.root),
+            env=self.environment(**(env or {})),
+            stdin=subprocess.DEVNULL,
+            stdout=options.pop("stdout", subprocess.PIPE),
+            stderr=options.pop("stderr", subprocess.PIPE),
+            text=True,
+            encoding="utf-8",
+            **options,
+        )
+        self._started.append(process)
+        return process
+
+    def run(self, *words: str, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run the command line to its end."""
+        with self.popen(*words, **options) as process:
+            out, err = process.communicate(timeout=timeout)
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+    def events(self, *kinds: str) -> list[dict[str, Any]]:
+        """The journal, or its events of these kinds."""
+        path = self.state / "events.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        events = [json.loads(line) for line in lines]
+        return [event for event in events if not kinds or event["event"] in kinds]
+
+    def times(self) -> list[tuple[str, str, int, float]]:
+        """What the workers noted: stream, word, PID, monotonic time."""
+        path = self.root / "worker-times.txt"
+        return [tuple(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def starts(self, stream: str | None = None) -> list[str]:
+        """The streams whose workers started, in order."""
+        return [name for name, word, _, _ in self.times() if word == "start" and stream in (None, name)]
+
+    def pid(self, stream: str) -> int:
+        """The PID in a stream's PID file; 0 without one."""
+        path = self.state / "pids" / f"{stream}.pid"
+        try:
+            return int(path.read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def wait_for_worker(self, stream: str) -> int:
+        """Wait for a worker that has begun to work, and return its PID."""
+        wait_until(lambda: self.pid(stream) and stream in self.starts(), f"a worker of {stream}")
+        return self.pid(stream)
+
+    def close(self) -> None:
+        """End whatever the test has left running."""
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+        for process in own_processes(self.root):
+            process.kill()
+            process.wait(timeout=10)
+
+
+def own_processes(root: Path) -> list[Any]:
+    """Return the living processes whose environment names this project."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter(["environ", "status"]):
+        environ = process.info["environ"] or {}
+        if environ.get("ORCHESTRATE_PROJECT") == str(root) and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process lives; a zombie does not."""
+    import psutil
+
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
