@@ -306,9 +306,12 @@ class Stream:
 
     @property
     def blocked_reasons(self) -> tuple[str, ...]:
-        """Each blocked task with its reason, in words."""
-        blocked = (task for task in self.named_tasks if task.status == "blocked")
-        return tuple(f"{task.id}: {task.reason or 'no reason given'}" for task in blocked)
+        """Each reason for which tasks are blocked, with the tasks."""
+        tasks_of: dict[str, list[str]] = {}
+        for task in self.named_tasks:
+            if task.status == "blocked":
+                tasks_of.setdefault(task.reason or "no reason given", []).append(task.id)
+        return tuple(f"{reason} ({format_names(tasks)})" for reason, tasks in tasks_of.items())
 
 
 @dataclass(frozen=True)
@@ -336,7 +339,7 @@ class Ending:
     def summary(self) -> str:
         """The ending in words."""
         if self.code is None:
-            return self.words or "it ended while no orchestrator ran"
+            return self.words or "ended unseen"
         if self.code < 0:
             return f"killed by {signal.Signals(-self.code).name}"
         return f"exit code {self.code}" + (f": {self.words}" if self.words and self.code else "")
@@ -1123,7 +1126,7 @@ def _plan_end(standings: Mapping[str, Standing], snapshot: Snapshot, limits: Lim
 
 
 def _format_hold(stream_id: str, standing: Standing) -> str:
-    return f"{visible(stream_id)} is {standing.state.value.lower()} ({visible(standing.reason)})"
+    return f"{visible(stream_id)} is {standing.state.value.lower()}: {visible(standing.reason)}"
 
 
 def _plan_finish(
@@ -1636,7 +1639,7 @@ class _Tracked:
         self.transcript.finish()
         ending = self.transcript.ending
         if self.child is None:
-            return replace(ending, words=ending.words or "it ended unseen")
+            return replace(ending, words="ended unseen")  # its last words may be those of a success
         code = self.child.returncode
         return replace(ending, code=code, is_final=code in (126, 127))  # the shell could not execute it
 
@@ -2337,6 +2340,8 @@ def format_standing(standing: Standing, worker: Worker | None, now: float) -> st
         words += f" in {format_duration(standing.until - now + 0.999)}"
     if worker is not None and worker.pid:
         words += f" (PID: {worker.pid})"
+    if standing.state is StreamState.WAITING:
+        return visible(standing.reason).replace("waits", words, 1)
     if standing.state is StreamState.FINISHING:
         return f"{words}: stopped in {format_duration(standing.until - now)} unless it exits"
     return words + (f": {visible(standing.reason)}" if standing.reason else "")
@@ -2371,6 +2376,7 @@ def render_status(snapshot: Snapshot, standings: Mapping[str, Standing], now: fl
 
     lines = [render_box(f"{snapshot.project.upper()} - WORKER STATUS", width or BOX_WIDTH)]
     body: list[Text] = []
+    notes = _render_notes(snapshot, width)
     for phase in Phase:
         streams = [s for s in snapshot.streams if s.phase is phase]
         if streams:
@@ -2383,10 +2389,10 @@ def render_status(snapshot: Snapshot, standings: Mapping[str, Standing], now: fl
             body += [Text.assemble(progress, (format_standing(standing, worker, now), style)), Text("")]
         if streams:
             body.pop()
-    return Text("\n").join([*lines, render_lines([*body, *_render_notes(snapshot)], width)])
+    return Text("\n").join([*lines, render_lines([*body, *notes], width)])
 
 
-def _render_notes(snapshot: Snapshot) -> list[Text]:
+def _render_notes(snapshot: Snapshot, width: int) -> list[Text]:
     """Return what a person should know beside the streams."""
     from rich.text import Text
 
@@ -2395,12 +2401,11 @@ def _render_notes(snapshot: Snapshot) -> list[Text]:
     living = [worker for worker in snapshot.workers.values() if worker.ending is None]
     if living and not snapshot.orchestrator:
         count = format_count(len(living), "worker")
-        notes.append(
-            f"No orchestrator runs: nothing restarts or follows {count}. Go on with: python orchestrate.py start"
-        )
+        notes.append(f"{count} without an orchestrator: nothing restarts. Go on: python orchestrate.py start")
     if snapshot.orchestrator and snapshot.history.waiting:
         notes.append(f"Waiting: {snapshot.history.waiting}")
-    return [Text("")] + [Text(f"  {note}", style="yellow") for note in notes] if notes else []
+    wrapped = [line for note in notes for line in textwrap.wrap(visible(note), (width or BOX_WIDTH) - 2)]
+    return [Text("")] + [Text(f"  {line}", style="yellow") for line in wrapped] if notes else []
 
 
 def render_dashboard(
@@ -2417,15 +2422,15 @@ def render_dashboard(
     workers = Text(f"  Workers: {running} running")
     clock = time.strftime("%H:%M:%S", time.localtime(wall))
     foot = Text(f"Data: Task Copilot │ {format_count(running, 'worker')} │ {clock}", style="bright_black")
-    notes = _render_notes(snapshot)
+    notes = _render_notes(snapshot, width)
     spaced = [line for detail in details for line in [Text(""), *detail]]
     top = [Text(""), Text("📊 Overall Progress", style="bold"), rule, *overall, Text("")]
     middle = [Text("🖥  Stream Details", style="bold"), rule, workers]
     whole = [*top, *middle, *spaced, *notes, Text(""), *_render_quick_actions(rule), Text(""), foot]
     if height and len(whole) + 3 > height:
-        room = height - 3 - len(overall) - len(notes) - 1
+        room = height - 3 - len(overall) - len(notes) - 4
         brief = render_table(snapshot, standings, now, width, room)
-        return Text("\n").join([box, render_lines([*overall, *brief, *notes, foot], width)])
+        return Text("\n").join([box, render_lines([*overall, Text(""), *brief, *notes, Text(""), foot], width)])
     return Text("\n").join([box, render_lines(whole, width)])
 
 
@@ -2500,6 +2505,8 @@ def render_table(
         name.truncate(id_width, overflow="ellipsis", pad=True)
         progress = f" {format_bar(stream.completed, stream.total)} {f'{stream.completed}/{stream.total}':<7} "
         words = format_standing(standing, snapshot.workers.get(stream.id), now)
+        if standing.state is StreamState.RUNNING:
+            words += f" {format_duration(now - snapshot.history.record(stream.id).started_at)}"
         lines.append(Text.assemble("  ", (icon, style), " ", name, progress, (words, style)))
     hidden = len(snapshot.streams) - len(shown)
     return lines + ([Text(f"  … {format_count(hidden, 'stream')} more", style="bright_black")] if hidden else [])
@@ -2516,8 +2523,9 @@ def render_board(snapshot: Snapshot, standings: Mapping[str, Standing], now: flo
         f"── {visible(snapshot.project)} · {completed}/{total} tasks · {workers} · {elapsed} ", style="bold cyan"
     )
     title.append("─" * max(width - title.cell_len, 0))
-    table = render_table(snapshot, standings, now, width, max(height - 3, 1))
-    return render_lines([title, *table], width)
+    table = render_table(snapshot, standings, now, width, max(height - 4, 1))
+    # What is typed is echoed where the cursor stands: on an empty last line it can't wrap the board.
+    return render_lines([title, *table, Text("")], width)
 
 
 def format_status_json(
@@ -2683,7 +2691,8 @@ def check_names(names: Sequence[str], known: Sequence[str]) -> None:
     """Raise a usage error for the first name that no stream has, with the nearest that exist."""
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, cutoff=0.5) or known
+            near = difflib.get_close_matches(name, known, cutoff=0.5)
+            near = [other for other in known if other in near] or list(known)
             raise click.UsageError(f"there is no stream {visible(name)!r}; there is {format_names(near, 8)}")
 
 
@@ -2827,7 +2836,7 @@ def print_end(console: Console, run: Orchestrator, code: int) -> None:
         console.print(Text(run.history.outcome, style=style), soft_wrap=True)
         return
     left = sum(worker.ending is None for worker in run.table.poll().values())
-    how = " Stop them: python orchestrate.py stop" if left else ""
+    how = " Stop: python orchestrate.py stop" if left else ""
     console.print(Text(f"Orchestrator ended; {format_count(left, 'worker')} left running.{how}"), soft_wrap=True)
 
 

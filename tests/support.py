@@ -40,7 +40,7 @@ CREATE INDEX idx_tasks_status ON tasks(status);
 INSERT INTO migrations VALUES (10, '2026-01-01T00:00:00.000Z');
 """
 
-WORKER = r'''#!{python}
+WORKER = r"""#!{python}
 import json, os, pathlib, signal, sqlite3, subprocess, sys, time
 
 stream = os.environ["ORCHESTRATE_STREAM"]
@@ -108,7 +108,7 @@ if isinstance(part, list):
 for word in part.split():
     act(*(word.split("=", 1) + [""])[:2])
 note("end")
-'''
+"""
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20) -> Any:
@@ -283,4 +283,3 @@ def is_running(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-

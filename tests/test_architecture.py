@@ -78,7 +78,7 @@ def is_entry_point(node: ast.stmt) -> bool:
 
 def with_line_in_planner(line: str) -> str:
     """Return the source with one more line in `plan`."""
-    head = '    streams = {stream.id: stream for stream in snapshot.streams}\n    actions: list[Action] = []\n'
+    head = "    streams = {stream.id: stream for stream in snapshot.streams}\n    actions: list[Action] = []\n"
     assert SOURCE.count(head) == 1
     return SOURCE.replace(head, f"{head}    {line}\n")
 

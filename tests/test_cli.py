@@ -1,0 +1,312 @@
+"""The command line: what people type, what they read, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import SCRIPT, Workspace, own_processes, wait_until
+
+WRAPPERS = {"PYTHON": sys.executable}
+
+
+def test_a_missing_package_is_one_line_with_the_command_that_installs_it(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", "-E", str(SCRIPT), "status"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("[ERROR] orchestrate needs click, rich, psutil. Install with: ")
+    assert "pip install click rich psutil" in line
+
+
+def test_the_file_says_what_it_needs_for_uv() -> None:
+    block = re.search(r"(?m)^# /// script\n((?:#.*\n)+?)# ///$", SCRIPT.read_text(encoding="utf-8"))
+    assert block is not None
+    assert '# requires-python = ">=3.8"\n' in block[1]
+    assert re.findall(r'"(\w+)>=', block[1].splitlines()[1]) == ["click", "rich", "psutil"]
+
+
+def test_no_database_names_every_path_and_the_remedy(workspace: Workspace) -> None:
+    done = workspace.run("start", env={"WORKSPACE_ID": "elsewhere"})
+    assert (done.returncode, done.stdout) == (2, "")
+    base = workspace.home / ".claude" / "tasks"
+    assert done.stderr.startswith(f"[ERROR] Task Copilot database not found: {base}/elsewhere/tasks.db\n")
+    assert re.search(rf"also tried: {base}/[0-9a-f]{{12}}/tasks.db\nRun /protocol .*--db", done.stderr)
+    assert not workspace.state.exists()
+
+
+def test_no_streams_is_an_error_with_a_remedy(workspace: Workspace) -> None:
+    workspace.database.add_task(None)
+    done = workspace.run("start")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == "[ERROR] No streams found in Task Copilot database"
+    assert len(done.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("start", "Stream-X"), "there is no stream 'Stream-X'; there is Stream-A, Stream-B"),
+        (("stop", "Stream-X"), "there is no stream 'Stream-X'; there is Stream-A, Stream-B"),
+        (("logs", "Steam-B"), "there is no stream 'Steam-B'; there is Stream-A, Stream-B"),
+        (("start", "--max-workers", "0"), "Invalid value for '--max-workers': 0 is not in the range x>=1."),
+        (("start", "--claude", "'"), '--claude "\'": No closing quotation'),
+        (("start", "--claude", ""), "--claude is empty"),
+        (("frobnicate",), "No such command 'frobnicate'."),
+        (("start", "--phase", "later"), "Invalid value for '--phase'"),
+    ],
+)
+def test_wrong_usage_exits_2_with_one_clear_error(workspace: Workspace, words: tuple[str, ...], message: str) -> None:
+    workspace.database.add_stream("Stream-A")
+    workspace.database.add_stream("Stream-B")
+    done = workspace.run(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"[ERROR] {message}")
+    assert "Traceback" not in done.stderr
+    assert workspace.starts() == []
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"streamPhase": "later"}, 'task TASK-1 has the unknown phase "later"'),
+        ({"streamDependencies": ["Nowhere"]}, "it depends on Nowhere, and no stream has that id"),
+        (
+            {"streamDependencies": ["Stream-A"]},
+            "its dependencies form a cycle: Stream-A (parallel) -> Stream-A (parallel)",
+        ),
+    ],
+)
+def test_streams_that_can_not_run_are_an_error_before_anything_starts(
+    workspace: Workspace, metadata: dict[str, object], message: str
+) -> None:
+    workspace.database.add_stream("Stream-A", **metadata)  # type: ignore[arg-type]
+    workspace.database.add_stream("Stream-B")
+    done = workspace.run("start")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, f"[ERROR] Stream-A: {message}")
+    assert workspace.starts() == []
+
+
+def test_a_selection_that_waits_for_others_is_an_error_that_names_them(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A", "foundation")
+    workspace.database.add_stream("Stream-B")
+    done = workspace.run("start", "Stream-B")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "[ERROR] Stream-B can't start: it waits for Stream-A, not part of this run\n"
+        "Complete them first, or start them too: start Stream-A Stream-B\n"
+    )
+    assert workspace.run("start", "Stream-A").returncode == 0
+    assert workspace.run("start", "--phase", "parallel").returncode == 0
+    assert workspace.starts() == ["Stream-A", "Stream-B"]
+
+
+def test_a_claude_that_is_missing_or_not_executable_is_said_before_anything_starts(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    done = workspace.run("start", "--claude", "no-such-claude --model x")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "[ERROR] no-such-claude: command not found")
+    workspace.claude.chmod(0o644)
+    done = workspace.run("start", "--claude", "../bin/claude")
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"\[ERROR\] .*/bin/claude is not executable\nMake it so: chmod \+x .*/bin/claude\n", done.stderr
+    )
+    assert not workspace.state.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root is refused by claude")
+def test_claude_as_root_outside_a_sandbox_is_said_before_anything_starts(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    done = workspace.run("start", env={"IS_SANDBOX": "yes"})
+    assert (done.returncode, done.stderr.splitlines()[0]) == (
+        2,
+        "[ERROR] claude refuses --dangerously-skip-permissions for root",
+    )
+    assert "export IS_SANDBOX=1" in done.stderr
+    assert workspace.run("start", "--claude", "nice claude", env={"IS_SANDBOX": "yes"}).returncode == 0
+
+
+def test_claude_may_carry_flags_and_a_launcher(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    (workspace.bin / "claude").write_text('#!/bin/sh\necho "$(nice) $1 $2 $3" > words.txt\n')
+    workspace.run("start", "--max-restarts", "0", "--claude", "nice -n 5 claude --model 'opus 4'")
+    assert (workspace.root / "words.txt").read_text().split() == ["5", "--model", "opus", "4", "--print"]
+
+
+def test_options_have_environment_variables_and_stand_before_or_behind_the_command(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    elsewhere = {"cwd": "/", "env": {"ORCHESTRATE_START_DRY_RUN": "1"}}
+    for words in (("--project", str(workspace.root), "start"), ("start", "--project", str(workspace.root))):
+        done = workspace.run(*words, **elsewhere)
+        assert done.returncode == 0
+        assert f"Project   {workspace.root}\n" in done.stdout
+    assert workspace.starts() == []
+
+
+def test_the_variables_of_a_worker_are_no_options(workspace: Workspace, tmp_path: Path) -> None:
+    workspace.database.add_stream("Stream-A")
+    done = workspace.run("status", env={"ORCHESTRATE_PROJECT": str(tmp_path), "ORCHESTRATE_STREAM": "x"})
+    assert "MY-PROJECT - WORKER STATUS" in done.stdout
+
+
+def test_dry_run_shows_the_plan_and_starts_nothing(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A", "foundation", tasks=2)
+    workspace.database.add_stream("Stream-B")
+    done = workspace.run("start", "--dry-run")
+    assert done.returncode == 0
+    assert done.stdout == (
+        f"Project   {workspace.root}\n"
+        f"Database  {workspace.database.path}\n"
+        "Command   claude --print --dangerously-skip-permissions --output-format stream-json --verbose -p PROMPT\n"
+        "foundation  Stream-A  0/2  starts at once, or as soon as a worker is free\n"
+        "parallel    Stream-B  0/1  Waiting for Stream-A\n"
+    )
+    assert (workspace.starts(), workspace.state.exists()) == ([], False)
+
+
+def test_json_events_are_json_alone(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    done = workspace.run("start", "--json")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [e["event"] for e in events if e["event"] != "state"] == [
+        "run_started",
+        "worker_started",
+        "worker_ended",
+        "run_ended",
+    ]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", event["time"]) for event in events)
+    assert events == workspace.events()
+
+
+def test_status_json_is_for_programs(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A", "foundation", tasks=3)
+    workspace.play("next sleep=60")
+    run = workspace.popen("start")
+    pid = workspace.wait_for_worker("Stream-A")
+    wait_until(lambda: json.loads(workspace.run("status", "--json").stdout)["streams"][0]["percent"], "progress")
+    status = json.loads(workspace.run("status", "--json").stdout)
+    assert (status["version"], status["project"], status["orchestrator_pid"]) == (1, str(workspace.root), run.pid)
+    (stream,) = status["streams"]
+    assert (stream["state"], stream["pid"], stream["percent"], stream["attempt"]) == ("running", pid, 33, 1)
+    assert stream["tasks"] == {"total": 3, "pending": 2, "in_progress": 0, "blocked": 0, "completed": 1, "cancelled": 0}
+
+
+def test_status_check_answers_with_its_exit_code(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    assert workspace.run("status", "--check").returncode == 3
+    workspace.database.set_status("completed", "Stream-A")
+    assert workspace.run("status", "--check").returncode == 0
+    assert workspace.run("status", "--check", "--db", "/nowhere/tasks.db").returncode == 4
+    assert workspace.run("status", "--db", "/nowhere/tasks.db").returncode == 2
+
+
+def test_status_of_some_streams_shows_those_alone(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    workspace.database.add_stream("Stream-B")
+    done = workspace.run("status", "Stream-B")
+    assert "Stream-B" in done.stdout
+    assert "Stream-A" not in done.stdout
+
+
+def test_status_in_a_pipe_has_no_colour_and_cuts_nothing(workspace: Workspace) -> None:
+    name = "a name that is wider than a terminal " * 4
+    workspace.database.add_stream("Stream-A", streamName=name.strip())
+    done = workspace.run("status")
+    assert name.strip() in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("through_link", [False, True])
+def test_the_wrappers_call_the_renderer_from_anywhere(workspace: Workspace, tmp_path: Path, through_link: bool) -> None:
+    workspace.database.add_stream("Stream-A", tasks=2)
+    folder = SCRIPT.parent
+    if through_link:
+        folder = tmp_path / "a folder with spaces"
+        folder.mkdir()
+        for name in ("check-streams", "watch-status"):
+            (folder / f"{name}-2").symlink_to(SCRIPT.parent / name)
+            (folder / name).symlink_to(f"{name}-2")
+    environment = workspace.environment(PYTHON=sys.executable)
+    once = subprocess.run(
+        [str(folder / "check-streams"), "--project", str(workspace.root)],
+        cwd="/", env=environment, capture_output=True, text=True, encoding="utf-8", check=True,
+    )  # fmt: skip
+    assert "MY-PROJECT - STREAM STATUS" in once.stdout
+    assert "0/2 (0%)" in once.stdout
+    with subprocess.Popen(
+        [str(folder / "watch-status"), "0.1"],
+        cwd=workspace.root, env=environment, stdout=subprocess.PIPE, text=True, encoding="utf-8",
+    ) as live:  # fmt: skip
+        workspace.database.set_status("completed", "Stream-A")
+        assert live.stdout is not None
+        for line in live.stdout:
+            if "2/2 (100%)" in line:
+                break
+        live.send_signal(2)
+        live.stdout.read()
+    assert live.returncode == 130
+
+
+def test_logs_shows_the_last_lines_and_follows_until_ctrl_c(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    workspace.play("say=one say=two sleep=0.5 say=three all")
+    assert workspace.run("start").returncode == 0
+    done = workspace.run("logs", "Stream-A", "--no-follow", "-n", "100")
+    words = [line for line in done.stdout.splitlines() if line in ("one", "two", "three")]
+    assert words == ["one", "two", "three"]
+    assert "attempt 1" in done.stdout.splitlines()[0]
+    last = workspace.run("logs", "Stream-A", "--no-follow", "-n", "2").stdout.splitlines()
+    assert len(last) == 2
+    assert last == done.stdout.splitlines()[-2:]
+    follower = workspace.popen("logs", "Stream-A", "-n", "1")
+    path = workspace.state / "logs" / "Stream-A.log"
+    assert follower.stdout is not None
+    assert follower.stdout.readline().rstrip("\n") == last[-1]
+    with path.open("a") as log:
+        log.write("more\x1b[31m\n")
+    assert follower.stdout.readline() == "more␛[31m\n"
+    path.rename(path.with_suffix(".1"))
+    path.write_text("from the new file\n")
+    assert follower.stdout.readline() == "from the new file\n"
+    follower.send_signal(2)
+    assert follower.wait(timeout=10) == 130
+
+
+def test_logs_of_several_streams_name_each_line(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    workspace.database.add_stream("Stream-B")
+    workspace.play("say=hello all")
+    assert workspace.run("start").returncode == 0
+    lines = workspace.run("logs", "--no-follow").stdout.splitlines()
+    assert {"Stream-A │ hello", "Stream-B │ hello"} <= set(lines)
+    raw = workspace.run("logs", "Stream-B", "--raw", "--no-follow").stdout
+    assert raw == "hello\n"
+
+
+def test_a_reader_that_goes_away_is_no_error(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    done = subprocess.run(
+        f"{sys.executable} {SCRIPT} status | true; exit ${{PIPESTATUS[0]}}",
+        shell=True, executable="/bin/bash", cwd=workspace.root, env=workspace.environment(),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stderr == ""
+
+
+def test_help_has_examples_for_every_command(workspace: Workspace) -> None:
+    assert "Examples:" in workspace.run("--help").stdout
+    assert workspace.run("start", "--help").stdout.count("python orchestrate.py start") >= 3
+
+
+def test_nothing_is_left_behind(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    assert workspace.run("start").returncode == 0
+    assert own_processes(workspace.root) == []
+    assert (workspace.state / "orchestrator.pid").read_text() == ""
+    assert list((workspace.state / "pids").iterdir()) == []

@@ -1,0 +1,48 @@
+"""Every command and option stands in the README, and the README names none that does not exist."""
+
+from __future__ import annotations
+
+import re
+
+import click
+import pytest
+from support import SCRIPT
+
+import orchestrate
+
+README = (SCRIPT.parent / "README.md").read_text(encoding="utf-8")
+OPTIONS = [
+    (name, option)
+    for name, command in sorted(orchestrate.cli.commands.items())
+    for parameter in command.params
+    if isinstance(parameter, click.Option)
+    for option in [*parameter.opts, *parameter.secondary_opts]
+]
+
+
+@pytest.mark.parametrize("command", sorted(orchestrate.cli.commands))
+def test_every_command_stands_in_the_readme_and_has_examples(command: str) -> None:
+    assert f"| `{command} [STREAM]…` |" in README
+    assert "Examples:" in (orchestrate.cli.commands[command].help or "")
+
+
+@pytest.mark.parametrize(("command", "option"), OPTIONS)
+def test_every_option_stands_in_the_readme(command: str, option: str) -> None:
+    assert re.search(rf"`{option}[ `]|/`{option}`", README), f"{command} {option}"
+
+
+def test_the_readme_names_no_option_that_does_not_exist() -> None:
+    known = {option for _, option in OPTIONS} | {"--help", "--print", "--model"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - known == set()
+
+
+def test_the_built_in_prompt_is_the_guides_word_for_word() -> None:
+    stream = orchestrate.Stream("Stream-B", "api-implementation", orchestrate.Phase.PARALLEL)
+    prompt = orchestrate.format_prompt(orchestrate.WORKER_PROMPT, stream, orchestrate.Record())
+    assert prompt == (SCRIPT.parent / "tests" / "worker-prompt.txt").read_text(encoding="utf-8")
+
+
+def test_the_constants_that_the_guide_tells_people_to_edit_are_there() -> None:
+    assert (orchestrate.POLL_INTERVAL, orchestrate.MAX_RESTARTS) == (30, 10)
+    lines = (SCRIPT.read_text(encoding="utf-8")).splitlines()
+    assert [line for line in lines if re.match(r"(POLL_INTERVAL|MAX_RESTARTS) = \d+  # ", line)]

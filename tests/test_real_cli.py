@@ -1,0 +1,125 @@
+"""The main job with the real Claude Code CLI: a scripted Messages API on 127.0.0.1 plays the model.
+
+The CLI is looked for in `.claude-cli/` of the project, where `.ci/run` installs it, and then on the PATH. It gets a
+home of its own and a clean environment, and never a credential.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import time
+from contextlib import closing
+
+import pytest
+from scripted_api import Conversation, Reply, ScriptedApi, UseTool, completes_tasks
+from support import SCRIPT, Workspace, own_processes, wait_until
+
+LOCAL_CLI = SCRIPT.parent / ".claude-cli" / "node_modules" / ".bin" / "claude"
+CLAUDE = str(LOCAL_CLI) if LOCAL_CLI.exists() else shutil.which("claude")
+
+pytestmark = [
+    pytest.mark.skipif(
+        CLAUDE is None, reason="the claude CLI is not installed (npm install @anthropic-ai/claude-code)"
+    ),
+    pytest.mark.timeout(300),
+]
+
+STREAMS = (
+    ("Stream-A", "foundation", 3),
+    ("Stream-B", "parallel", 3),
+    ("Stream-C", "parallel", 3),
+    ("Stream-D", "integration", 2),
+)
+
+
+def make_streams(workspace: Workspace) -> dict[str, list[str]]:
+    """Add the streams, eleven tasks in three phases; return the tasks of each."""
+    return {
+        stream: [
+            workspace.database.add_task(stream, streamName=f"{stream} name", streamPhase=phase) for _ in range(tasks)
+        ]
+        for stream, phase, tasks in STREAMS
+    }
+
+
+def use_real_cli(workspace: Workspace, api: ScriptedApi) -> dict[str, str]:
+    """Put the real CLI in the place of the script, and return what it needs to reach the scripted model."""
+    workspace.claude.unlink()
+    workspace.claude.symlink_to(str(CLAUDE))
+    return {
+        "ANTHROPIC_BASE_URL": api.url,
+        "ANTHROPIC_API_KEY": "dummy",
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "ORCHESTRATE_START_POLL_INTERVAL": "600",
+    }
+
+
+def test_eleven_tasks_in_three_phases_are_completed_by_the_workers_themselves(workspace: Workspace) -> None:
+    tasks = make_streams(workspace)
+    with ScriptedApi(completes_tasks(tasks)) as api:
+        begin = time.monotonic()
+        done = workspace.run("start", env=use_real_cli(workspace, api), timeout=240)
+        took = time.monotonic() - begin
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert done.stdout.splitlines()[-1] == "all complete: 4 streams, 11 tasks"
+    with closing(sqlite3.connect(workspace.database.path)) as connection:
+        assert connection.execute("SELECT DISTINCT status FROM tasks").fetchall() == [("completed",)]
+    ends = workspace.events("worker_ended")
+    assert [(end["exit_code"], end["verdict"]) for end in ends] == [(0, "complete")] * 4
+    order = [event["stream"] for event in workspace.events("worker_started")]
+    assert (order[0], set(order[1:3]), order[3]) == ("Stream-A", {"Stream-B", "Stream-C"}, "Stream-D")
+    assert own_processes(workspace.root) == []
+    log = (workspace.state / "logs" / "Stream-B.log").read_text()
+    assert "Bash  " in log
+    assert "ended after" in log
+    own = sum(end["seconds"] for end in ends)
+    print(f"\n{done.stdout}eleven tasks took {took:.1f} s; the workers' own times add up to {own:.1f} s")
+
+
+def test_stop_leaves_nothing_of_a_worker_in_the_middle_of_a_tool_call(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+
+    def respond(conversation: Conversation) -> Reply:
+        return bash("sleep 1000") if not conversation.tool_results else bash("true")
+
+    with ScriptedApi(respond) as api:
+        run = workspace.popen("start", env=use_real_cli(workspace, api))
+        wait_until(lambda: "sleep" in commands(workspace), "the tool call", seconds=60)
+        status = workspace.run("status")
+        assert f"Running (PID: {workspace.pid('Stream-A')})" in status.stdout
+        stopped = workspace.run("stop")
+        assert (stopped.returncode, stopped.stderr) == (0, "")
+        assert run.wait(timeout=10) == 143
+    assert own_processes(workspace.root) == []
+
+
+def test_a_worker_killed_in_a_tool_call_leaves_nothing_and_is_restarted(workspace: Workspace) -> None:
+    (task,) = make_streams(workspace)["Stream-A"][:1]
+    workspace.database.execute("DELETE FROM tasks WHERE id != ?", task)
+    completes = completes_tasks({"Stream-A": [task]})
+
+    def respond(conversation: Conversation) -> Reply:
+        return completes(conversation) if "This is a restart" in conversation.prompt else bash("sleep 1000")
+
+    with ScriptedApi(respond) as api:
+        run = workspace.popen("start", env=use_real_cli(workspace, api))
+        wait_until(lambda: "sleep" in commands(workspace), "the tool call", seconds=60)
+        (sleeper,) = (process for process in own_processes(workspace.root) if process.name() == "sleep")
+        os.kill(workspace.pid("Stream-A"), 9)
+        out, _ = run.communicate(timeout=60)
+    assert run.returncode == 0, out
+    assert not sleeper.is_running()
+    assert "Stopping processes of Stream-A: the worker ended and left them running" in out
+    assert "Restarting worker for Stream-A (1/10) in 1s: killed by SIGKILL" in out
+
+
+def bash(command: str) -> UseTool:
+    """Return a tool call of the model's."""
+    return UseTool("Bash", {"command": command, "description": "a step"})
+
+
+def commands(workspace: Workspace) -> set[str]:
+    """Return the names of the processes that the workers run."""
+    return {process.name() for process in own_processes(workspace.root) if process.is_running()}

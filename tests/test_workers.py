@@ -1,0 +1,220 @@
+"""Workers as processes: their trees, their prompts, and what they print."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import Workspace, is_running, wait_until
+
+from orchestrate import (
+    LINE_BYTES,
+    WORKER_PROMPT,
+    LogFollower,
+    Project,
+    Record,
+    Stream,
+    Task,
+    Transcript,
+    discover_workers,
+    format_prompt,
+    read_prompt_template,
+    signal_tree,
+)
+
+
+def follow(tmp_path: Path, start: int = 0, position: int = 0) -> Transcript:
+    return Transcript(tmp_path / "raw", tmp_path / "log", start, position)
+
+
+def append(path: Path, content: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(content)
+
+
+def line(**event: Any) -> bytes:
+    return json.dumps(event).encode() + b"\n"
+
+
+def said(text: str) -> bytes:
+    return line(type="assistant", message={"content": [{"type": "text", "text": text}]})
+
+
+def test_a_transcript_renders_each_line_once_as_the_output_grows(tmp_path: Path) -> None:
+    transcript = follow(tmp_path)
+    assert transcript.pump()
+    append(tmp_path / "raw", said("one") + b"plain\n" + said("two")[:20])
+    transcript.pump()
+    assert (tmp_path / "log").read_text() == "one\nplain\n"
+    append(tmp_path / "raw", said("two")[20:] + b"no newline")
+    transcript.pump()
+    transcript.finish()
+    assert (tmp_path / "log").read_text() == "one\nplain\ntwo\nno newline\n"
+
+
+def test_a_transcript_goes_on_where_another_one_stopped(tmp_path: Path) -> None:
+    first = follow(tmp_path)
+    append(tmp_path / "raw", said("one") + line(type="result", num_turns=3, total_cost_usd=0.5) + b"half")
+    first.pump()
+    append(tmp_path / "raw", b" a line\n")
+    second = follow(tmp_path, 0, first.position)
+    second.pump()
+    assert (tmp_path / "log").read_text() == "one\nhalf a line\n"
+    assert (second.ending.turns, second.ending.cost) == (3, 0.5)
+
+
+def test_a_transcript_shows_tools_and_errors_and_obeys_nothing(tmp_path: Path) -> None:
+    transcript = follow(tmp_path)
+    tools = [
+        {"type": "tool_use", "name": "Bash", "input": {"command": "npm test\n\x1b[31m"}},
+        {"type": "tool_use", "name": "mcp__task-copilot__task_update", "input": {"id": "TASK-12"}},
+    ]
+    append(tmp_path / "raw", line(type="assistant", message={"content": tools}))
+    result = {"type": "tool_result", "is_error": True, "content": "Exit code 1"}
+    append(tmp_path / "raw", line(type="user", message={"content": [result]}))
+    append(
+        tmp_path / "raw",
+        b'{"type": "assistant", "message": null}\n{"type": 7}\n[1]\n{"type": "unheard-of"}\n\xff\x00\n',
+    )
+    transcript.pump()
+    assert (tmp_path / "log").read_text().splitlines() == [
+        "Bash  npm test ␛[31m",
+        "task_update  TASK-12",
+        "  error: Exit code 1",
+        '{"type": 7}',
+        "[1]",
+        "\ufffd\x00",
+    ]
+
+
+def test_an_endless_line_costs_bounded_memory(tmp_path: Path) -> None:
+    transcript = follow(tmp_path)
+    with (tmp_path / "raw").open("wb") as file:
+        for _ in range(100):
+            file.write(b"x" * (1 << 20))
+        file.write(b"\n" + said("after"))
+    tracemalloc.start()
+    while not transcript.pump():
+        pass
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * LINE_BYTES
+    assert (tmp_path / "log").read_text() == f"(a line of {100 << 20:,} bytes: see raw)\nafter\n"
+
+
+def test_a_follower_survives_truncation_rotation_and_removal(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    append(path, b"one\ntwo\nthree\n")
+    follower = LogFollower(path, 2)
+    assert follower.read() == ["two", "three"]
+    path.write_bytes(b"cut\n")
+    assert follower.read() == ["cut"]
+    append(path, b"late")
+    assert follower.read() == []
+    append(path, b" line\n")
+    path.rename(tmp_path / "log.1")
+    append(tmp_path / "log.1", b"to the old file\n")
+    append(path, b"to the new file\n")
+    assert follower.read() == ["late line", "to the old file", "to the new file"]
+    path.unlink()
+    assert follower.read() == []
+    append(path, b"there again\n")
+    assert follower.read() == ["there again"]
+    follower.close()
+
+
+@pytest.mark.parametrize(("lines", "shown"), [(0, []), (1, ["c"]), (3, ["a", "b", "c"]), (9, ["a", "b", "c"])])
+def test_a_follower_begins_with_so_many_lines(tmp_path: Path, lines: int, shown: list[str]) -> None:
+    append(tmp_path / "log", b"a\nb\nc\n")
+    follower = LogFollower(tmp_path / "log", lines)
+    assert follower.read() == shown
+    follower.close()
+
+
+def test_a_follower_finds_the_last_lines_of_a_large_log(tmp_path: Path) -> None:
+    append(tmp_path / "log", b"".join(b"%d %s\n" % (number, b"x" * 999) for number in range(2000)))
+    follower = LogFollower(tmp_path / "log", 700)
+    assert [text.split()[0] for text in follower.read()] == [str(number) for number in range(1300, 2000)]
+    follower.close()
+
+
+def test_the_projects_own_prompt_replaces_the_built_in_one(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.folder.mkdir(parents=True)
+    assert read_prompt_template(project) == WORKER_PROMPT
+    (project.folder / "worker-prompt.md").write_text("- {stream.id} {stream.name} {stream.phase} {other} {0}")
+    stream = Stream("Stream-B", "{stream.id}\0")
+    prompt = format_prompt(read_prompt_template(project), stream, Record())
+    assert prompt == "\n- Stream-B {stream.id}\ufffd parallel {other} {0}"
+
+
+def test_a_restart_is_told_how_the_last_worker_ended_and_what_it_left() -> None:
+    tasks = (Task("TASK-1", "Write it", "in_progress", ""), Task("TASK-2", "Ask", "blocked", "why"))
+    record = Record(attempts=2, last_ending="exit code 1")
+    prompt = format_prompt("Work.\n", Stream("S", "s", named_tasks=tasks), record)
+    assert prompt.endswith("  - TASK-1: Write it\n")
+    assert "This is attempt 3 on S. The last worker ended: exit code 1" in prompt
+    assert "TASK-2" not in prompt
+
+
+TREE = """
+import os, subprocess, sys, time
+for options in ({}, {"start_new_session": True}, {"env": {}}, {"env": {}, "start_new_session": True}):
+    print(subprocess.Popen(["sleep", "600"], **options).pid, flush=True)
+if os.fork() == 0:  # a daemon: a session of its own, and its parents are dead
+    os.setsid()
+    child = subprocess.Popen(["sleep", "600"])
+    print(child.pid, flush=True)
+    os._exit(0)
+os.wait()
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_tree_of_a_worker_is_found_however_its_parts_were_started(workspace: Workspace) -> None:
+    marks = {"ORCHESTRATE_PROJECT": str(workspace.root), "ORCHESTRATE_STREAM": "Stream-A"}
+    script = 'export ORCHESTRATE_RUN="run.$$"; exec "$@"'
+    worker = subprocess.Popen(
+        ["/bin/sh", "-c", script, "sh", sys.executable, "-c", TREE],
+        env=workspace.environment(**marks), stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert worker.stdout is not None
+    printed = list(iter(worker.stdout.readline, "ready\n"))
+    children = [int(text) for text in printed]
+    found = discover_workers(Project(workspace.root), [])
+    assert found.workers["Stream-A"].pid == worker.pid
+    assert set(found.trees["Stream-A"]) == {worker.pid, *children}
+    worker.kill()
+    worker.wait()
+    left = discover_workers(Project(workspace.root), [])
+    assert left.workers["Stream-A"].pid == 0, "a leftover was taken for a worker"
+    assert left.workers["Stream-A"].ending is not None
+    signal_tree(found.trees["Stream-A"], 9)
+    wait_until(lambda: not any(map(is_running, children)), "their end")
+    worker.stdout.close()
+
+
+@pytest.mark.parametrize("content", ["", "garbage", "-5", "0", "1", "99999999999999999999", "12 13", "\xff"])
+def test_a_pid_file_without_a_worker_is_stale(tmp_path: Path, content: str) -> None:
+    project = Project(tmp_path)
+    project.pids.mkdir(parents=True)
+    project.pid_file("S").write_text(content, encoding="latin-1")
+    found = discover_workers(project, ["S"])
+    assert found.stale == {project.pid_file("S"): "it holds no worker's PID"}
+    assert found.workers == {}
+
+
+def test_a_pid_file_of_another_program_is_stale(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.pids.mkdir(parents=True)
+    project.pid_file("S").write_text(f"{os.getppid()}\n")
+    assert discover_workers(project, ["S"]).stale == {
+        project.pid_file("S"): f"process {os.getppid()} is another program"
+    }
