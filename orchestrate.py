@@ -182,10 +182,9 @@ def visible(text: str) -> str:
     return text.translate(_CONTROL)
 
 
-def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a sort key that puts Stream-2 before Stream-10."""
-    parts = re.split(r"([0-9]+)", text)
-    return tuple((0, int(part), part) if part.isdigit() else (1, 0, part) for part in parts if part)
+def natural_key(text: str) -> tuple[str, str]:
+    """Return a sort key that puts Stream-2 before Stream-10: each number stands behind its count of digits."""
+    return re.sub(r"0*([0-9]+)", lambda number: f"{len(number[1]):06}{number[1]}", text), text
 
 
 def format_duration(seconds: float) -> str:
@@ -341,7 +340,8 @@ class Ending:
         if self.code is None:
             return self.words or "ended unseen"
         if self.code < 0:
-            return f"killed by {signal.Signals(-self.code).name}"
+            name = next((s.name for s in signal.Signals if s == -self.code), f"signal {-self.code}")
+            return f"killed by {name}"
         return f"exit code {self.code}" + (f": {self.words}" if self.words and self.code else "")
 
 
@@ -494,7 +494,7 @@ def _after_worker_ended(record: Record, event: Event) -> Record:
 
 
 def _after_worker_stopping(record: Record, event: Event) -> Record:
-    return replace(record, stopping=StopReason(event["why"]), stopping_at=float(event["clock"]))
+    return replace(record, stopping=StopReason[event["why"]], stopping_at=float(event["clock"]))
 
 
 def _after_worker_killed(record: Record, event: Event) -> Record:
@@ -502,7 +502,7 @@ def _after_worker_killed(record: Record, event: Event) -> Record:
 
 
 def _after_state(record: Record, event: Event) -> Record:
-    state = StreamState(event["state"])
+    state = StreamState[event["state"]]
     return replace(record, state=state, reason=str(event["reason"]), since=float(event["clock"]))
 
 
@@ -542,6 +542,10 @@ class Snapshot:
     orchestrator: int = 0
     database_error: str = ""
     warnings: tuple[str, ...] = ()
+
+    def includes(self, stream: Stream, limits: Limits) -> bool:
+        """Whether the run is about this stream: selected at its start, or requested since."""
+        return limits.selects(stream) or self.history.record(stream.id).requested
 
 
 @dataclass(frozen=True)
@@ -659,16 +663,12 @@ class Project:
 @functools.lru_cache(maxsize=4096)
 def file_name(stream_id: str) -> str:
     """Return a file name for a stream id: safe, at most NAME_BYTES long, and never that of another id."""
-    encoded = "".join(
-        chr(byte) if (chr(byte).isalnum() and byte < 128) or chr(byte) in "._-" else f"%{byte:02X}"
-        for byte in stream_id.encode("utf-8", "surrogatepass")
-    )
-    if not encoded:
-        return "%"  # no encoding of a text is a lone percent sign
-    if encoded.startswith(".") or encoded == "orchestrator":  # logs/orchestrator.log is the orchestrator's own
-        encoded = f"%{ord(encoded[0]):02X}{encoded[1:]}"
+    raw = stream_id.encode("utf-8", "surrogatepass")
+    # logs/orchestrator.log is the orchestrator's own; a lone percent sign is no encoding of anything.
+    unsafe = rb"[^A-Za-z0-9._-]|^\.|^o(?=rchestrator\Z)"
+    encoded = re.sub(unsafe, lambda match: b"%%%02X" % ord(match[0]), raw).decode() or "%"
     if len(encoded) > NAME_BYTES:
-        digest = hashlib.sha256(stream_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        digest = hashlib.sha256(raw).hexdigest()[:16]
         encoded = f"{encoded[: NAME_BYTES - len(digest) - 1]}~{digest}"  # no encoding has a tilde
     return encoded
 
@@ -691,7 +691,6 @@ class Database:
     """Where Task Copilot's database lies, or was looked for."""
 
     path: Path
-    tried: tuple[Path, ...] = ()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -737,7 +736,7 @@ def find_database(project: Project, given: Path | None, environ: Mapping[str, st
         tried = [folder / name / "tasks.db" for name in (workspace, fallback)]
     for path in tried:
         if path.is_file():
-            return Database(path, tuple(tried))
+            return Database(path)
     also = "".join(f"\n        also tried: {path}" for path in tried[1:])
     raise OrchestrateError(
         f"Task Copilot database not found: {tried[0]}{also}",
@@ -762,7 +761,8 @@ class TaskStore:
             THEN json_object('id', id, 'title', title, 'status', status, 'reason', coalesce(blocked_reason, '')) END,
             char(10))
         FROM (
-            SELECT id, title, status, blocked_reason, created_at, coalesce(NOT json_valid(metadata), 0) AS is_bad,
+            SELECT id, title, status, blocked_reason, created_at,
+            metadata IS NOT NULL AND NOT json_valid(metadata) AS is_bad,
             CASE WHEN json_valid(metadata) THEN
                 json_extract(metadata, '$.streamId', '$.streamName', '$.streamPhase', '$.streamDependencies')
             END AS stream
@@ -786,12 +786,9 @@ class TaskStore:
     def read(self) -> Backlog:
         """Return all streams. Raises StoreError."""
         with self._reporting():
-            self._seen = ()
             seen = self._mark()  # before the rows: what is committed in between is then seen as a change
             connection = self._connect()
             columns = {row[1] for row in connection.execute("PRAGMA table_info(tasks)")}
-            if not columns:
-                raise StoreError(f"{self.path} holds no table `tasks`")
             is_active = "NOT coalesce(archived, 0)" if "archived" in columns else "1"
             rows = connection.execute(self._QUERY.format(is_active=is_active)).fetchall()
             self._seen = seen
@@ -802,6 +799,7 @@ class TaskStore:
         if self._connection is not None:
             self._connection.close()
         self._connection = None
+        self._seen = ()  # another connection counts the changes anew
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:
@@ -822,15 +820,27 @@ class TaskStore:
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
-            uri = f"file:{urllib.parse.quote(str(self.path))}?mode=ro"
+            uri = f"file:{urllib.parse.quote(bytes(self.path))}?mode=ro"
             self._connection = sqlite3.connect(uri, uri=True, timeout=self._busy_timeout, isolation_level=None)
-            # A NUL can't stand in an argument or a variable of a process; ids and names become both.
-            self._connection.text_factory = lambda raw: raw.decode("utf-8", "replace").replace("\0", "\ufffd")
+            self._connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
         return self._connection
 
 
 _Row = Tuple[Optional[str], str, int, str, int, Optional[str]]
-_FIELD_OF_STATUS = {name: name for name in ("in_progress", "blocked", "completed", "cancelled")}
+_STATUSES = ("pending", "in_progress", "blocked", "completed", "cancelled")
+
+
+def _read_json(text: str) -> Any:
+    return _fit(json.loads(text, strict=False))
+
+
+def _fit(value: Any) -> Any:
+    # A NUL or half a surrogate pair can't stand in an argument or a variable of a process; ids and names become both.
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+    if isinstance(value, list):
+        return [_fit(item) for item in value]
+    return {key: _fit(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def read_backlog(rows: Iterable[_Row]) -> Backlog:
@@ -839,7 +849,7 @@ def read_backlog(rows: Iterable[_Row]) -> Backlog:
     bad = 0
     for row in rows:
         bad += row[4]
-        identity = json.loads(row[0], strict=False) if row[0] else [None]
+        identity = _read_json(row[0]) if row[0] else [None]
         if identity[0] is not None:
             stream_id = identity[0] if isinstance(identity[0], str) else json.dumps(identity[0])
             groups.setdefault(stream_id, []).append((row, identity))
@@ -850,7 +860,7 @@ def read_backlog(rows: Iterable[_Row]) -> Backlog:
         stream, disagreements = _read_stream(stream_id, group)
         streams.append(stream)
         warnings += disagreements
-    streams.sort(key=lambda stream: (stream.phase.rank, natural_key(stream.id), stream.id))
+    streams.sort(key=lambda stream: (stream.phase.rank, natural_key(stream.id)))
     return Backlog(tuple(streams), tuple(warnings))
 
 
@@ -858,16 +868,17 @@ def _read_stream(stream_id: str, group: Sequence[tuple[_Row, list[Any]]]) -> tup
     """Return a stream from its rows, oldest first, and a warning for each thing that its tasks disagree about."""
     values, warnings = {}, []
     for position, key in enumerate(("streamName", "streamPhase", "streamDependencies"), start=1):
-        given = [(identity[position], row) for row, identity in group if identity[position] is not None]
-        values[key] = given[0] if given else (None, group[0][0])
+        given = [(identity[position], row[3].partition("\x1f")[2]) for row, identity in group]
+        given = [entry for entry in given if entry[0] is not None]
+        values[key] = given[0] if given else (None, "")
         if any(value != given[0][0] for value, _ in given):
             warnings.append(f"{visible(stream_id)}: its tasks disagree about {key}; the oldest task's is taken")
     counts: dict[str, int] = {}
     tasks: list[Task] = []
     for row, _ in group:
-        status = _FIELD_OF_STATUS.get(row[1], "pending")
+        status = row[1] if row[1] in _STATUSES else "pending"
         counts[status] = counts.get(status, 0) + row[2]
-        tasks += [Task(**json.loads(line, strict=False)) for line in (row[5] or "").split("\n") if line]
+        tasks += [Task(**_read_json(line)) for line in (row[5] or "").split("\n") if line]
     phase, problem = _read_phase(*values["streamPhase"])
     needs, trouble = _read_dependencies(*values["streamDependencies"])
     name = values["streamName"][0]
@@ -882,18 +893,16 @@ def _read_stream(stream_id: str, group: Sequence[tuple[_Row, list[Any]]]) -> tup
     ), warnings
 
 
-def _read_phase(value: object, row: _Row) -> tuple[Phase, str]:
+def _read_phase(value: object, task_id: str) -> tuple[Phase, str]:
     with contextlib.suppress(ValueError):
         return (Phase(value) if value is not None else Phase.PARALLEL), ""
-    task_id = row[3].split("\x1f", 1)[-1]
     return Phase.PARALLEL, f"task {task_id} has the unknown phase {json.dumps(value)}"
 
 
-def _read_dependencies(value: object, row: _Row) -> tuple[tuple[str, ...], str]:
+def _read_dependencies(value: object, task_id: str) -> tuple[tuple[str, ...], str]:
     value = [value] if isinstance(value, str) else value if value is not None else []
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(dict.fromkeys(value)), ""
-    task_id = row[3].split("\x1f", 1)[-1]
     return (), f"task {task_id} has streamDependencies that are no list of stream ids"
 
 
@@ -985,17 +994,16 @@ def _judge_restart(stream: Stream, run: str, ending: Ending, record: Record, lim
 def assess(snapshot: Snapshot, limits: Limits, now: float) -> dict[str, Standing]:
     """Return where each stream stands. A stream without a worker that could start stands as QUEUED."""
     obstacles = find_obstacles(snapshot, limits)
-    standings: dict[str, Standing] = {}
-    for stream in snapshot.streams:
-        worker = snapshot.workers.get(stream.id)
-        if worker is not None:
-            standings[stream.id] = _assess_running(stream, worker, snapshot.history.record(stream.id), limits, now)
-        else:
-            standings[stream.id] = _assess_resting(stream, obstacles[stream.id], snapshot, limits, now)
-    return standings
+    return {
+        stream.id: _assess_running(stream, snapshot, limits, now)
+        if stream.id in snapshot.workers
+        else _assess_resting(stream, obstacles[stream.id], snapshot, limits, now)
+        for stream in snapshot.streams
+    }
 
 
-def _assess_running(stream: Stream, worker: Worker, record: Record, limits: Limits, now: float) -> Standing:
+def _assess_running(stream: Stream, snapshot: Snapshot, limits: Limits, now: float) -> Standing:
+    worker, record = snapshot.workers[stream.id], snapshot.history.record(stream.id)
     if record.stopping is not None or worker.ending is not None:
         return Standing(StreamState.STOPPING, record.stopping.value if record.stopping else "its worker ended")
     if stream.is_complete:
@@ -1018,11 +1026,12 @@ def _assess_resting(
         return Standing(StreamState.BLOCKED, "; ".join(stream.blocked_reasons))
     if not snapshot.orchestrator:
         return Standing(StreamState.IDLE, record.last_ending and f"last worker: {record.last_ending}")
-    return _assess_next(stream, record, obstacles, limits, now)
+    return _assess_next(stream, obstacles, snapshot, limits, now)
 
 
-def _assess_next(stream: Stream, record: Record, obstacles: Sequence[str], limits: Limits, now: float) -> Standing:
-    if limits.is_closing or not (limits.selects(stream) or record.requested):
+def _assess_next(stream: Stream, obstacles: Sequence[str], snapshot: Snapshot, limits: Limits, now: float) -> Standing:
+    record = snapshot.history.record(stream.id)
+    if limits.is_closing or not snapshot.includes(stream, limits):
         return Standing(StreamState.IDLE, "not part of this run")
     if obstacles:
         return Standing(StreamState.WAITING, f"waits for {format_names(obstacles)}")
@@ -1037,22 +1046,19 @@ def find_obstacles(snapshot: Snapshot, limits: Limits) -> dict[str, list[str]]:
     A stream is over when it is complete and its worker, with all that the worker started, has exited.
     """
     unfinished = {s.id for s in snapshot.streams if not s.is_complete or s.id in snapshot.workers}
-    of_phase = {phase: [s for s in snapshot.streams if s.phase is phase] for phase in Phase}
-    foundation, _ = order_streams(of_phase[Phase.FOUNDATION])
-    earlier: list[str] = []
+    before: list[str] = []
     obstacles: dict[str, list[str]] = {}
-    for stream in foundation:  # one after another
-        obstacles[stream.id] = list(earlier)
-        record = snapshot.history.record(stream.id)
-        if stream.id in unfinished and (limits.selects(stream) or record.requested or stream.id in snapshot.workers):
-            earlier.append(stream.id)
-    before = [s.id for s in foundation if s.id in unfinished]
-    for phase in (Phase.PARALLEL, Phase.INTEGRATION):
-        obstacles.update({stream.id: before for stream in of_phase[phase]})
-        before = before + [s.id for s in of_phase[phase] if s.id in unfinished]
-    for stream in snapshot.streams:
-        own = [needed for needed in stream.dependencies if needed in unfinished]
-        obstacles[stream.id] = list(dict.fromkeys([*obstacles[stream.id], *own])) if own else obstacles[stream.id]
+    for phase in Phase:
+        open_ones: list[str] = []
+        queue: list[str] = []  # foundation streams run one after another, those that this run is about
+        for stream in order_streams([s for s in snapshot.streams if s.phase is phase])[0]:
+            needed = [name for name in stream.dependencies if name in unfinished]
+            obstacles[stream.id] = list(dict.fromkeys([*before, *queue, *needed]))
+            if stream.id in unfinished:
+                open_ones.append(stream.id)
+                if phase is Phase.FOUNDATION and (snapshot.includes(stream, limits) or stream.id in snapshot.workers):
+                    queue.append(stream.id)
+        before = before + open_ones
     return obstacles
 
 
@@ -1065,6 +1071,8 @@ def plan(snapshot: Snapshot, limits: Limits, now: float) -> list[Action]:
     actions: list[Action] = []
     for worker in snapshot.workers.values():
         actions += _plan_worker(streams.get(worker.stream_id), worker, snapshot, limits, now)
+    if limits.is_closing:
+        return actions if actions or snapshot.workers else [Finish(EXIT_DONE, "stopped all workers")]
     if snapshot.database_error:
         return actions
     standings = assess(snapshot, limits, now)
@@ -1078,7 +1086,8 @@ def _plan_worker(stream: Stream | None, worker: Worker, snapshot: Snapshot, limi
     """Decide about one worker: leave it, stop it, kill it, or conclude."""
     record = snapshot.history.record(worker.stream_id)
     if worker.ending is not None and not worker.leftovers:
-        return [] if snapshot.database_error else [Conclude(worker, judge(stream, worker, snapshot, limits))]
+        is_blind = snapshot.database_error and not limits.is_closing
+        return [] if is_blind else [Conclude(worker, judge(stream, worker, snapshot, limits))]
     if record.stopping is not None:
         deadline = record.killed_at + KILL_INTERVAL if record.killed_at else record.stopping_at + limits.stop_timeout
         return [Kill(worker.stream_id)] if now >= deadline else []
@@ -1099,52 +1108,38 @@ def _find_stop_reason(
         return None
     if stream is None:
         return StopReason.VANISHED
-    standing = _assess_running(stream, worker, snapshot.history.record(stream.id), limits, now)
+    standing = _assess_running(stream, snapshot, limits, now)
     return StopReason.GRACE if standing.state is StreamState.FINISHING and now >= standing.until else None
 
 
 def _plan_end(standings: Mapping[str, Standing], snapshot: Snapshot, limits: Limits) -> list[Action]:
     """Decide, when there is nothing else to do, whether to go on, to wait for a person, or to end the run."""
-    if limits.is_closing:
-        return [] if snapshot.workers else [Finish(EXIT_DONE, "stopped all workers")]
-    by_state: dict[StreamState, list[str]] = {}
-    for stream_id, standing in standings.items():
-        by_state.setdefault(standing.state, []).append(stream_id)
-    moving = (
-        StreamState.RUNNING,
-        StreamState.FINISHING,
-        StreamState.STOPPING,
-        StreamState.RESTARTING,
-        StreamState.QUEUED,
-    )
-    if snapshot.workers or any(state in by_state for state in moving):
+    open_ones = {
+        stream.id: standings[stream.id]
+        for stream in snapshot.streams
+        if snapshot.includes(stream, limits) and standings[stream.id].state is not StreamState.COMPLETE
+    }
+    states = {standing.state for standing in open_ones.values()}
+    if snapshot.workers or states & {StreamState.RESTARTING, StreamState.QUEUED}:
         return []
-    held = by_state.get(StreamState.BLOCKED, []) + by_state.get(StreamState.STOPPED, [])
-    if held and not limits.exit_on_blocked:
-        return [Wait("; ".join(_format_hold(stream_id, standings[stream_id]) for stream_id in held))]
-    return [_plan_finish(by_state, standings, snapshot)]
+    if states & _HELD and not limits.exit_on_blocked:
+        held = [(visible(i), standing) for i, standing in open_ones.items() if standing.state in _HELD]
+        return [Wait("; ".join(f"{i} is {s.state.value.lower()}: {visible(s.reason)}" for i, s in held))]
+    if open_ones or not snapshot.streams:
+        lines = [_format_open(i, standing) for i, standing in open_ones.items()]
+        return [Finish(EXIT_FAILED, "\n".join(lines) or "no stream is left in the database")]
+    done = [stream for stream in snapshot.streams if snapshot.includes(stream, limits)]
+    tasks = format_count(sum(stream.completed for stream in done), "task")
+    return [Finish(EXIT_DONE, f"all complete: {format_count(len(done), 'stream')}, {tasks}")]
 
 
-def _format_hold(stream_id: str, standing: Standing) -> str:
-    return f"{visible(stream_id)} is {standing.state.value.lower()}: {visible(standing.reason)}"
+_HELD = {StreamState.BLOCKED, StreamState.STOPPED}  # a person can change that
 
 
-def _plan_finish(
-    by_state: Mapping[StreamState, list[str]], standings: Mapping[str, Standing], snapshot: Snapshot
-) -> Finish:
-    """Decide how the run ends, and say why: what failed, what is held, and what never ran."""
-    ill = [*by_state.get(StreamState.FAILED, []), *by_state.get(StreamState.BLOCKED, [])]
-    ill += by_state.get(StreamState.STOPPED, [])
-    waiting = by_state.get(StreamState.WAITING, [])
-    if not snapshot.streams:
-        return Finish(EXIT_FAILED, "no stream is left in the database")
-    if not ill and not waiting:
-        streams = format_count(len(by_state.get(StreamState.COMPLETE, [])), "stream")
-        tasks = format_count(sum(stream.completed for stream in snapshot.streams), "task")
-        return Finish(EXIT_DONE, f"all complete: {streams}, {tasks}")
-    lines = [f"{visible(i)} {standings[i].state.value.lower()}: {visible(standings[i].reason)}" for i in ill]
-    lines += [f"{visible(i)} never ran: it {standings[i].reason}" for i in waiting]
-    return Finish(EXIT_FAILED, "\n".join(lines))
+def _format_open(stream_id: str, standing: Standing) -> str:
+    if standing.state is StreamState.WAITING:
+        return f"{visible(stream_id)} never ran: it {standing.reason}"
+    return f"{visible(stream_id)} {standing.state.value.lower()}: {visible(standing.reason)}"
 
 
 # ── 5. Workers ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1901,7 +1896,7 @@ def _parse_journal_line(line: bytes) -> Event | None:
 def fold_events(history: History, events: Iterable[Event]) -> History:
     """Return the history after these events; one that lacks what its kind needs is passed over."""
     for event in events:
-        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):
             history = history.after(event)
     return history
 
@@ -2046,8 +2041,10 @@ class Orchestrator:
         now = self.clock.monotonic()
         actions = plan(snapshot, self.limits, now)
         done = [self.apply(action) for action in actions]
-        self.report(replace(snapshot, history=self.history), now)
-        return any(done)
+        if any(done):
+            return True  # what the snapshot shows is past: the next tick follows at once, and reports
+        self.report(snapshot, now)
+        return False
 
     def observe(self) -> Snapshot:
         """Look at the workers, then at the database, so that a worker's last commit is seen with its end."""
@@ -2076,7 +2073,7 @@ class Orchestrator:
         if isinstance(action, Start):
             return self._start(action.stream)
         if isinstance(action, Stop):
-            self.emit("worker_stopping", stream=action.stream_id, why=action.why.value)
+            self.emit("worker_stopping", stream=action.stream_id, why=action.why.name)
             self.table.signal(action.stream_id, signal.SIGTERM)
         elif isinstance(action, Kill):
             self.emit("worker_killed", stream=action.stream_id)
@@ -2096,7 +2093,7 @@ class Orchestrator:
         for stream_id, standing in standings.items():
             record = self.history.record(stream_id)
             if (record.state, record.reason) != (standing.state, standing.reason):
-                self.emit("state", stream=stream_id, state=standing.state.value, reason=standing.reason)
+                self.emit("state", stream=stream_id, state=standing.state.name, reason=standing.reason)
         self.reporter.show(replace(snapshot, history=self.history), standings, now)
 
     def emit(self, kind: str, **facts: Any) -> None:
@@ -2227,13 +2224,13 @@ def _format_worker_ended(event: Event, stream: str) -> str:
 
 
 def _format_worker_stopping(event: Event, stream: str) -> str:
-    if event["why"] == StopReason.LEFTOVERS.value:
-        return f"Stopping processes of {stream}: {event['why']}"
-    return f"Stopping the worker of {stream}: {event['why']}"
+    why = StopReason[event["why"]]
+    what = "processes of" if why is StopReason.LEFTOVERS else "the worker of"
+    return f"Stopping {what} {stream}: {why.value}"
 
 
 def _format_state(event: Event, stream: str) -> str:
-    state = StreamState(event["state"])
+    state = StreamState[event["state"]]
     if state in (StreamState.BLOCKED, StreamState.FAILED, StreamState.STOPPED):
         return f"{stream} {state.value.lower()}: {visible(event['reason'])}"
     return ""
@@ -2327,9 +2324,9 @@ _LOOKS: dict[StreamState, tuple[str, str]] = {
 }
 
 
-def format_bar(completed: int, total: int, width: int = BAR_WIDTH) -> str:
-    """Return a bar that is full only when everything is completed."""
-    filled = width if completed >= total else width * completed // total
+def format_bar(percent: int, width: int = BAR_WIDTH) -> str:
+    """Return a bar that is full only at 100 percent."""
+    filled = width * percent // 100
     return f"[{'█' * filled}{'░' * (width - filled)}]"
 
 
@@ -2347,17 +2344,17 @@ def format_standing(standing: Standing, worker: Worker | None, now: float) -> st
     return words + (f": {visible(standing.reason)}" if standing.reason else "")
 
 
-def render_box(title: str, width: int) -> Text:
-    """Return the guide's box around a title, which is cut where it does not fit. Width in columns."""
+def render_box(title: str, width: int) -> list[Text]:
+    """Return the guide's box around a title, which is cut where it does not fit. Width in columns, 0 for no limit."""
     from rich.text import Text
 
-    inner = min(width, BOX_WIDTH) - 2
-    text = Text(visible(title))
-    indent = max(min(14, inner - text.cell_len - 1), 1)
-    text.pad_left(indent)
+    inner = min(width or BOX_WIDTH, BOX_WIDTH) - 2
+    text = Text(visible(title), style="bold")
+    text.pad_left(max(min(14, inner - text.cell_len - 1), 1))
     text.truncate(inner, overflow="ellipsis", pad=True)
     edge = "═" * inner
-    return Text.assemble((f"╔{edge}╗\n║", "cyan"), (text.plain, "bold"), (f"║\n╚{edge}╝", "cyan"))
+    side = ("║", "cyan")
+    return [Text(f"╔{edge}╗", "cyan"), Text.assemble(side, text, side), Text(f"╚{edge}╝", "cyan")]
 
 
 def render_lines(lines: Sequence[Text], width: int) -> Text:
@@ -2374,22 +2371,18 @@ def render_status(snapshot: Snapshot, standings: Mapping[str, Standing], now: fl
     """Return the guide's WORKER STATUS: every stream under its phase. Width in columns, 0 for no limit."""
     from rich.text import Text
 
-    lines = [render_box(f"{snapshot.project.upper()} - WORKER STATUS", width or BOX_WIDTH)]
-    body: list[Text] = []
-    notes = _render_notes(snapshot, width)
+    lines = render_box(f"{snapshot.project.upper()} - WORKER STATUS", width)
     for phase in Phase:
         streams = [s for s in snapshot.streams if s.phase is phase]
-        if streams:
-            body += [Text(""), Text(f"  {phase.name}", style="bold")]
-        for stream in streams:
+        lines += [Text(""), Text(f"  {phase.name}", style="bold")] if streams else []
+        for place, stream in enumerate(streams):
             standing, worker = standings[stream.id], snapshot.workers.get(stream.id)
             icon, style = _LOOKS[standing.state]
-            body.append(Text.assemble("    ", (icon, style), f" {visible(stream.id)} │ {visible(stream.name)}"))
-            progress = f"      {format_bar(stream.completed, stream.total)} {stream.completed}/{stream.total} │ "
-            body += [Text.assemble(progress, (format_standing(standing, worker, now), style)), Text("")]
-        if streams:
-            body.pop()
-    return Text("\n").join([*lines, render_lines([*body, *notes], width)])
+            lines += [Text("")] if place else []
+            lines.append(Text.assemble("    ", (icon, style), f" {visible(stream.id)} │ {visible(stream.name)}"))
+            progress = f"      {format_bar(stream.percent)} {stream.completed}/{stream.total} │ "
+            lines.append(Text.assemble(progress, (format_standing(standing, worker, now), style)))
+    return render_lines([*lines, *_render_notes(snapshot, width)], width)
 
 
 def _render_notes(snapshot: Snapshot, width: int) -> list[Text]:
@@ -2414,7 +2407,7 @@ def render_dashboard(
     """Return the guide's STREAM STATUS. Width and height in cells, 0 for no limit; what is too high is told shorter."""
     from rich.text import Text
 
-    box = render_box(f"{snapshot.project.upper()} - STREAM STATUS", width or BOX_WIDTH)
+    box = render_box(f"{snapshot.project.upper()} - STREAM STATUS", width)
     rule = Text("─" * min(width or BOX_WIDTH, BOX_WIDTH - 2), style="bright_black")
     running = sum(worker.ending is None for worker in snapshot.workers.values())
     overall = _render_overall(snapshot.streams)
@@ -2426,19 +2419,20 @@ def render_dashboard(
     spaced = [line for detail in details for line in [Text(""), *detail]]
     top = [Text(""), Text("📊 Overall Progress", style="bold"), rule, *overall, Text("")]
     middle = [Text("🖥  Stream Details", style="bold"), rule, workers]
-    whole = [*top, *middle, *spaced, *notes, Text(""), *_render_quick_actions(rule), Text(""), foot]
-    if height and len(whole) + 3 > height:
-        room = height - 3 - len(overall) - len(notes) - 4
+    whole = [*box, *top, *middle, *spaced, *notes, Text(""), *_render_quick_actions(rule), Text(""), foot]
+    if height and len(whole) > height:
+        notes = notes[: height // 3]
+        room = height - 3 - len(overall) - len(notes) - 3
         brief = render_table(snapshot, standings, now, width, room)
-        return Text("\n").join([box, render_lines([*overall, Text(""), *brief, *notes, Text(""), foot], width)])
-    return Text("\n").join([box, render_lines(whole, width)])
+        whole = [*box, *overall, Text(""), *brief, *notes, Text(""), foot]
+    return render_lines(whole, width)
 
 
 def _render_overall(streams: Sequence[Stream]) -> list[Text]:
     from rich.text import Text
 
     completed, total = sum(s.completed for s in streams), sum(s.total for s in streams)
-    percent = 100 if completed >= total else 100 * completed // total
+    percent = 100 * completed // total if total else 100 * bool(streams)
     in_progress, blocked = sum(s.in_progress for s in streams), sum(s.blocked for s in streams)
     counts = [
         f"✓ {completed} completed",
@@ -2446,10 +2440,8 @@ def _render_overall(streams: Sequence[Stream]) -> list[Text]:
         f"◯ {total - completed - in_progress - blocked} pending",
     ]
     counts += [f"⊘ {blocked} blocked"] if blocked else []
-    bar = Text(
-        f"  {format_bar(completed, total, OVERALL_BAR_WIDTH)} {percent}%", style="green" if percent == 100 else "cyan"
-    )
-    return [bar, Text("  " + "  │  ".join([*counts, f"Total: {total}"]))]
+    bar = Text(f"  {format_bar(percent, OVERALL_BAR_WIDTH)} {percent}%", style="green" if percent == 100 else "cyan")
+    return [bar, Text("  " + (" │ " if blocked else "  │  ").join([*counts, f"Total: {total}"]))]
 
 
 def _render_detail(stream: Stream, standing: Standing, worker: Worker | None, now: float) -> list[Text]:
@@ -2464,7 +2456,7 @@ def _render_detail(stream: Stream, standing: Standing, worker: Worker | None, no
     counts = (("✓", stream.completed), ("⚡", stream.in_progress), ("○", stream.pending), ("⊘", stream.blocked))
     return [
         Text.assemble("  ", (icon, style), f" {visible(stream.id)}"),
-        Text(f"    {format_bar(stream.completed, stream.total)} {stream.completed}/{stream.total} ({stream.percent}%)"),
+        Text(f"    {format_bar(stream.percent)} {stream.completed}/{stream.total} ({stream.percent}%)"),
         Text("    " + "  ".join(f"{sign}{count}" for sign, count in counts if count)),
         Text.assemble("    Status: ", (status, style)),
     ]
@@ -2489,12 +2481,10 @@ def render_table(
     from rich.text import Text
 
     calm = (StreamState.COMPLETE, StreamState.WAITING, StreamState.IDLE, StreamState.QUEUED)
-    shown = list(snapshot.streams)
+    shown = snapshot.streams
     if len(shown) > height:
-        room = max(height - 1, 1)
-        urgent = [s for s in shown if standings[s.id].state not in calm]
-        chosen = {s.id for s in [*urgent, *(s for s in shown if standings[s.id].state in calm)][:room]}
-        shown = [s for s in shown if s.id in chosen]
+        chosen = sorted(shown, key=lambda s: standings[s.id].state in calm)[: max(height - 1, 1)]
+        shown = tuple(s for s in shown if s in chosen)
     longest = max((Text(visible(s.id)).cell_len for s in shown), default=0)
     id_width = min(longest, max((width or 80) // 4, 10))
     lines = []
@@ -2503,10 +2493,11 @@ def render_table(
         icon, style = _LOOKS[standing.state]
         name = Text(visible(stream.id))
         name.truncate(id_width, overflow="ellipsis", pad=True)
-        progress = f" {format_bar(stream.completed, stream.total)} {f'{stream.completed}/{stream.total}':<7} "
+        progress = f" {format_bar(stream.percent)} {f'{stream.completed}/{stream.total}':<7} "
         words = format_standing(standing, snapshot.workers.get(stream.id), now)
         if standing.state is StreamState.RUNNING:
-            words += f" {format_duration(now - snapshot.history.record(stream.id).started_at)}"
+            started_at = snapshot.history.record(stream.id).started_at
+            words += f" {format_duration(now - started_at)}" if started_at else ""
         lines.append(Text.assemble("  ", (icon, style), " ", name, progress, (words, style)))
     hidden = len(snapshot.streams) - len(shown)
     return lines + ([Text(f"  … {format_count(hidden, 'stream')} more", style="bright_black")] if hidden else [])
@@ -2548,7 +2539,6 @@ def format_status_json(
 
 def _describe_stream(stream: Stream, standing: Standing, snapshot: Snapshot) -> dict[str, Any]:
     worker, record = snapshot.workers.get(stream.id), snapshot.history.record(stream.id)
-    counts = ("pending", "in_progress", "blocked", "completed", "cancelled")
     return {
         "id": stream.id,
         "name": stream.name,
@@ -2560,7 +2550,7 @@ def _describe_stream(stream: Stream, standing: Standing, snapshot: Snapshot) -> 
         "attempt": record.attempts,
         "restarts": record.restarts,
         "percent": stream.percent,
-        "tasks": {"total": stream.total, **{name: getattr(stream, name) for name in counts}},
+        "tasks": {"total": stream.total, **{name: getattr(stream, name) for name in _STATUSES}},
     }
 
 
@@ -2691,9 +2681,10 @@ def check_names(names: Sequence[str], known: Sequence[str]) -> None:
     """Raise a usage error for the first name that no stream has, with the nearest that exist."""
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, cutoff=0.5)
-            near = [other for other in known if other in near] or list(known)
-            raise click.UsageError(f"there is no stream {visible(name)!r}; there is {format_names(near, 8)}")
+            near = set(difflib.get_close_matches(name, known, cutoff=0.5)) or set(known)
+            raise click.UsageError(
+                f"there is no stream {visible(name)!r}; there is {format_names([n for n in known if n in near], 8)}"
+            )
 
 
 def make_console(stderr: bool = False) -> Console:
@@ -2769,7 +2760,7 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
 def check_run(project: Project, store: TaskStore, limits: Limits) -> None:
     """Raise OrchestrateError where the streams can't be run as they are, or as they are selected."""
     backlog = read_known_streams(store, sorted(limits.streams or ()))
-    problems = [f"{visible(stream.id)}: {stream.problem}" for stream in backlog.streams if stream.problem]
+    problems = [visible(f"{stream.id}: {stream.problem}") for stream in backlog.streams if stream.problem]
     if problems:
         remedy = "Correct the tasks' metadata (streamPhase, streamDependencies), then start again."
         raise OrchestrateError("\n        ".join(problems), remedy)
@@ -2956,10 +2947,12 @@ def watch_dashboard(project: Project, store: TaskStore, streams: Sequence[str], 
         while not clock.signals:
             snapshot, standings = read_standings(project, store, streams)
             height = console.height if console.is_terminal else 0
-            picture = render_dashboard(
-                snapshot, standings, clock.monotonic(), clock.wall(), line_width(console), height
-            )
-            live.update(picture, refresh=True)
+            now, width = clock.monotonic(), line_width(console)
+            picture = render_dashboard(snapshot, standings, now, clock.wall(), width, height)
+            if console.is_terminal:
+                live.update(picture, refresh=True)
+            else:
+                console.print(picture, soft_wrap=True)
             clock.wait(interval)
     return 128 + clock.signals[0]
 
@@ -2988,7 +2981,7 @@ def stop_command(streams: tuple[str, ...], timeout: float) -> int:
     project, known = find_stoppable()
     if streams:
         check_names(streams, sorted(known))
-    if not project.folder.is_dir():
+    if not streams and not project.folder.is_dir():
         click.echo("Nothing to stop.")
         return EXIT_DONE
     make_state_folder(project)

@@ -148,7 +148,7 @@ class TaskDatabase:
 
     def add_row(self, task_id: str, status: str, metadata: str | None) -> None:
         """Add a task with its metadata as text."""
-        moment = f"2026-01-01T00:00:{self._count % 60:02}.{self._count // 60:03}Z"
+        moment = f"2026-01-01T00:{self._count // 60:02}:{self._count % 60:02}.000Z"
         self.execute(
             "INSERT INTO tasks (id, title, status, metadata, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?)",
             task_id,
@@ -161,7 +161,11 @@ class TaskDatabase:
 
     def add_stream(self, stream: str, phase: str | None = None, tasks: int = 1, **metadata: object) -> None:
         """Add a stream of pending tasks."""
-        given = {"streamName": f"{stream} name", **({"streamPhase": phase} if phase else {}), **metadata}
+        given: dict[str, Any] = {
+            "streamName": f"{stream} name",
+            **({"streamPhase": phase} if phase else {}),
+            **metadata,
+        }
         for _ in range(tasks):
             self.add_task(stream, **given)
 
@@ -219,8 +223,12 @@ class Workspace:
 
     def run(self, *words: str, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run the command line to its end."""
-        with self.popen(*words, **options) as process:
+        process = self.popen(*words, **options)
+        try:
             out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
     def events(self, *kinds: str) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -245,10 +246,8 @@ def test_the_wrappers_call_the_renderer_from_anywhere(workspace: Workspace, tmp_
     ) as live:  # fmt: skip
         workspace.database.set_status("completed", "Stream-A")
         assert live.stdout is not None
-        for line in live.stdout:
-            if "2/2 (100%)" in line:
-                break
-        live.send_signal(2)
+        assert any("2/2 (100%)" in line for line in live.stdout)
+        live.send_signal(signal.SIGINT)
         live.stdout.read()
     assert live.returncode == 130
 
@@ -274,7 +273,7 @@ def test_logs_shows_the_last_lines_and_follows_until_ctrl_c(workspace: Workspace
     path.rename(path.with_suffix(".1"))
     path.write_text("from the new file\n")
     assert follower.stdout.readline() == "from the new file\n"
-    follower.send_signal(2)
+    follower.send_signal(signal.SIGINT)
     assert follower.wait(timeout=10) == 130
 
 

@@ -468,9 +468,9 @@ ENDED = make_event(
     "worker_ended", verdict="restart", restarts=1, completed=3, clock=8.0, delay=2.0, reason="boom", ending="code 1"
 )
 FAILED, COMPLETE = ({**ENDED, "verdict": verdict} for verdict in ("failed", "complete"))
-STOPPED = make_event("worker_stopping", why=StopReason.USER.value, clock=6.0)
+STOPPED = make_event("worker_stopping", why=StopReason.USER.name, clock=6.0)
 KILLED = make_event("worker_killed", clock=7.0)
-BLOCKED = make_event("state", state="Blocked", reason="why", clock=4.0)
+BLOCKED = make_event("state", state="BLOCKED", reason="why", clock=4.0)
 ADOPTED = make_event("worker_adopted", pid=9, run="r.9", completed=3, clock=20.0)
 REQUESTED = make_event("start_requested")
 BEGUN = make_event("run_started", limits=LIMITS, clock=9.0)
