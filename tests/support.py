@@ -203,7 +203,8 @@ class Workspace:
     def environment(self, **more: str) -> dict[str, str]:
         """A clean environment with a home and a PATH of its own."""
         base = {"HOME": str(self.home), "PATH": f"{self.bin}:{os.environ['PATH']}", "IS_SANDBOX": "1"}
-        return {**base, "LANG": "C.UTF-8", **more}
+        measured = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+        return {**base, "LANG": "C.UTF-8", **measured, **more}
 
     def popen(self, *words: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
         """Start the command line as a process that the fixture ends, should the test not do it."""
