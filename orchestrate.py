@@ -27,6 +27,7 @@ import enum
 import fcntl
 import functools
 import hashlib
+import importlib
 import importlib.util
 import json
 import os
@@ -46,7 +47,7 @@ import time
 import urllib.parse
 import zlib
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from typing import (
     IO,
@@ -59,6 +60,7 @@ from typing import (
     Mapping,
     NoReturn,
     Optional,
+    Protocol,
     Sequence,
     Tuple,
     Union,
@@ -104,6 +106,16 @@ KILL_TIMEOUT = 5  # seconds after SIGKILL until `stop` reports survivors
 BACKOFF_FIRST = 1.0  # seconds before the first restart; doubles with each one that follows
 BACKOFF_MAX = 60.0  # seconds, the longest pause before a restart
 BACKOFF_JITTER = 0.1  # share by which a pause is spread, so that workers do not restart in step
+LIMIT_PAUSE = 900.0  # seconds without a start after a usage limit whose end is unknown; doubles up to LIMIT_PAUSE_MAX
+LIMIT_PAUSE_MAX = 3600.0  # seconds
+LIMIT_MARGIN = 1.0  # seconds added to the reset time that a worker reported
+SILENT_AFTER = 300  # seconds without a sign of life until a worker is shown as silent
+CPU_INTERVAL = 15  # seconds between two looks at the CPU time of a worker that is silent otherwise
+CPU_IDLE = 0.01  # share of one core below which a worker's tree counts as idle
+BUDGET_LEAST = 0.01  # US dollars, the least that a worker is started with
+NOTIFICATIONS = 16  # commands of --notify that run at once; what comes on top is dropped
+NOTIFICATION_TIMEOUT = 60  # seconds until such a command is killed
+NOTIFICATION_LENGTH = 4000  # characters of a message; an argument or variable of a process has its limit
 TICK = 0.2  # seconds between two cheap looks at the database, the marks and adopted workers
 BUSY_TIMEOUT = 0.2  # seconds that the orchestrator waits for a locked database, so that Ctrl+C stays prompt
 PATIENT_BUSY_TIMEOUT = 5.0  # seconds that the other commands wait for it
@@ -228,6 +240,7 @@ class StreamState(enum.Enum):
     FINISHING = "Finishing"
     STOPPING = "Stopping"
     RESTARTING = "Restarting"
+    PAUSED = "Paused"
     QUEUED = "Queued"
     WAITING = "Waiting"
     BLOCKED = "Blocked"
@@ -242,6 +255,7 @@ class StopReason(enum.Enum):
     USER = "stopped by the user"
     VANISHED = "its stream is no longer in the database"
     GRACE = "its tasks are complete, and it did not exit by itself"
+    STALLED = "it gave no sign of life"
     LEFTOVERS = "the worker ended and left them running"
     EXIT = "the orchestrator ends"
 
@@ -253,6 +267,7 @@ class VerdictKind(enum.Enum):
     BLOCKED = "blocked"
     STOPPED = "stopped"
     VANISHED = "vanished"
+    PAUSED = "paused"
     FAILED = "failed"
     RESTART = "restart"
 
@@ -281,6 +296,7 @@ class Stream:
     completed: int = 0
     cancelled: int = 0
     named_tasks: tuple[Task, ...] = ()
+    changed_at: str = ""
     problem: str = ""
 
     @property
@@ -323,37 +339,67 @@ class Backlog:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a worker ended. `code` is negative for a signal, as in subprocess, and None where nobody saw it.
+    """How a worker ended: what the system and the worker's last result event say of it.
 
-    `words` are its own last words. `is_final` means that another try can't go better. Cost is in US dollars.
+    `code` is negative for a signal, as in subprocess, and None where nobody saw it. `words` are the worker's own last
+    ones: of the result event where there was one, else the last line. `is_final` means that it could not even be
+    executed. `reset_in` are the seconds to the end of a usage limit, where the worker knew. Cost is in US dollars.
+    Source: observations of Claude Code 2.1 (FACTS.md).
     """
 
     code: int | None
     words: str = ""
     is_final: bool = False
+    has_result: bool = False
+    is_error: bool = False
+    subtype: str = ""
+    api_status: int = 0
+    is_rejected: bool = False
+    reset_in: float | None = None
+    denials: int = 0
     turns: int = 0
     cost: float = 0.0
 
     @property
     def summary(self) -> str:
         """The ending in words."""
+        is_worded = bool(self.words) and (self.is_error or self.code != 0)
+        words = f": {self.words}" if is_worded else ""
+        if self.denials:
+            words += f", {format_count(self.denials, 'permission denial')}"
         if self.code is None:
-            return self.words or "ended unseen"
+            return words.lstrip(":, ") or "ended unseen"
         if self.code < 0:
             name = next((s.name for s in signal.Signals if s == -self.code), f"signal {-self.code}")
             return f"killed by {name}"
-        return f"exit code {self.code}" + (f": {self.words}" if self.words and self.code else "")
+        return f"exit code {self.code}{words}"
+
+
+class Cause(enum.Enum):
+    """Why a worker ended, as far as it matters for what follows."""
+
+    LIMIT = "the usage limit was hit"
+    BUDGET = "its budget is spent"
+    FINAL = "another try can't go better"
+    OTHER = "anything else"
 
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker that was started or found. `leftovers` are processes of its tree that outlived it."""
+    """A worker that was started or found. `leftovers` are processes of its tree that outlived it.
+
+    `active_at` is when it last gave a sign of life, in monotonic seconds, 0 where nobody knows; `cost` is what it has
+    reported so far, in US dollars; `notice` is what it said of a usage limit that comes near.
+    """
 
     stream_id: str
     pid: int
     run: str = ""
     ending: Ending | None = None
     leftovers: tuple[int, ...] = ()
+    active_at: float = 0.0
+    cost: float = 0.0
+    notice: str = ""
 
 
 @dataclass(frozen=True)
@@ -369,13 +415,18 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run may do. Times in seconds; `streams` None means every stream, `phase` None every phase."""
+    """What one run may do. Times in seconds, the budget in US dollars, 0 for none of either.
+
+    `streams` None means every stream, `phase` None every phase.
+    """
 
     max_restarts: int = MAX_RESTARTS
     max_workers: int = MAX_WORKERS
     finish_grace: float = FINISH_GRACE
     stop_timeout: float = STOP_TIMEOUT
     exit_on_blocked: bool = False
+    stall_timeout: float = 0.0
+    budget: float = 0.0
     streams: frozenset[str] | None = None
     phase: Phase | None = None
     is_closing: bool = False
@@ -399,6 +450,7 @@ class Record:
     run: str = ""
     started_at: float = 0.0
     raw_start: int = 0
+    budget: float = 0.0
     retry_at: float = 0.0
     failure: str = ""
     last_ending: str = ""
@@ -413,13 +465,23 @@ class Record:
 
 @dataclass(frozen=True)
 class History:
-    """The fold of the journal: what is known beyond the database and the process table."""
+    """The fold of the journal: what is known beyond the database and the process table.
+
+    No worker starts before `paused_until`, in monotonic seconds; `pause_ends` is the same on the wall clock, in ISO
+    8601, for the next boot and for people. `limit_hits` are pauses in a row whose end was a guess. `spent` is in US
+    dollars, of the workers that have ended.
+    """
 
     records: Mapping[str, Record] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     run_started_at: float = 0.0
     waiting: str = ""
     outcome: str = ""
+    paused_until: float = 0.0
+    pause_ends: str = ""
+    pause_reason: str = ""
+    limit_hits: int = 0
+    spent: float = 0.0
 
     def record(self, stream_id: str) -> Record:
         """Return what is known of a stream; nothing, where nothing is known."""
@@ -427,30 +489,43 @@ class History:
 
     def after(self, event: Event) -> History:
         """Return the history with one more event. Raises KeyError, TypeError or ValueError where it is none of ours."""
-        if event["event"] in _RUN_EVENTS:
-            return _RUN_EVENTS[event["event"]](self, event)
-        if event["event"] not in _STREAM_EVENTS:
-            return self
-        stream_id = str(event["stream"])
-        record = _STREAM_EVENTS[event["event"]](self.record(stream_id), event)
-        waiting = "" if event["event"] == "worker_started" else self.waiting
-        return replace(self, records={**self.records, stream_id: record}, waiting=waiting)
+        kind, history = event["event"], self
+        if kind in _STREAM_EVENTS:
+            stream_id = str(event["stream"])
+            record = _STREAM_EVENTS[kind](self.record(stream_id), event)
+            history = replace(self, records={**self.records, stream_id: record})
+        return _RUN_EVENTS[kind](history, event) if kind in _RUN_EVENTS else history
 
 
 _NO_RECORD = Record()
 
 
 def _after_run_started(history: History, event: Event) -> History:
-    """A start by a person forgives: restarts, failures and pauses begin anew. What was started stays known."""
+    """A start by a person forgives: restarts, failures and backoff begin anew. What was started stays known.
+
+    A run that did not come to its end goes on, so what it has cost still counts.
+    """
     known = {key: value for key, value in event["limits"].items() if key in Limits.__dataclass_fields__}
     known["streams"] = None if known.get("streams") is None else frozenset(known["streams"])
     known["phase"] = Phase(known["phase"]) if known.get("phase") else None
-    kept = ("attempts", "pid", "run", "started_at", "raw_start", "last_ending")
+    kept = ("attempts", "pid", "run", "started_at", "raw_start", "budget", "last_ending")
     records = {
         stream_id: Record(**{name: getattr(record, name) for name in kept})
         for stream_id, record in history.records.items()
     }
-    return History(records=records, limits=Limits(**known), run_started_at=float(event["clock"]))
+    spent = 0.0 if history.outcome else history.spent
+    return History(records=records, limits=Limits(**known), run_started_at=float(event["clock"]), spent=spent)
+
+
+def _after_run_paused(history: History, event: Event) -> History:
+    until = float(event["clock"]) + float(event["delay"])
+    return replace(history, paused_until=until, pause_ends=str(event["until"]), pause_reason=str(event["reason"]))
+
+
+def _after_any_end(history: History, event: Event) -> History:
+    is_pause = event["verdict"] == VerdictKind.PAUSED.value
+    hits = history.limit_hits + (not event.get("is_reset_known")) if is_pause else 0
+    return replace(history, spent=history.spent + float(event.get("cost", 0)), limit_hits=hits)
 
 
 def _after_worker_started(record: Record, event: Event) -> Record:
@@ -462,6 +537,7 @@ def _after_worker_started(record: Record, event: Event) -> Record:
         run=str(event["run"]),
         started_at=float(event["clock"]),
         raw_start=int(event["raw_start"]),
+        budget=float(event.get("budget", 0)),
         retry_at=0.0,
         stopping=None,
     )
@@ -512,6 +588,9 @@ def _after_start_requested(record: Record, _: Event) -> Record:
 
 _RUN_EVENTS: dict[str, Callable[[History, Event], History]] = {
     "run_started": _after_run_started,
+    "run_paused": _after_run_paused,
+    "worker_started": lambda history, _: replace(history, waiting=""),
+    "worker_ended": _after_any_end,
     "run_waiting": lambda history, event: replace(history, waiting=str(event["reason"])),
     "run_ended": lambda history, event: replace(history, outcome=str(event["reason"]), waiting=""),
 }
@@ -557,11 +636,27 @@ class Standing:
     until: float = 0.0
 
 
+class Clock(Protocol):
+    """Where the time comes from. What waits on it ends early when a child exits or a signal comes."""
+
+    signals: list[int]
+
+    def monotonic(self) -> float:
+        """Seconds that no step of the wall clock changes."""
+
+    def wall(self) -> float:
+        """Seconds since the epoch, for people."""
+
+    def wait(self, seconds: float) -> None:
+        """Wait that long, or until something happens."""
+
+
 @dataclass(frozen=True)
 class Start:
-    """Start a worker for a stream."""
+    """Start a worker for a stream, with a budget in US dollars; 0 is none."""
 
     stream: Stream
+    budget: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -759,9 +854,9 @@ class TaskStore:
         SELECT stream, status, COUNT(*), MIN(created_at || char(31) || id), SUM(is_bad), group_concat(
             CASE WHEN status IN ('blocked', 'in_progress') AND stream IS NOT NULL
             THEN json_object('id', id, 'title', title, 'status', status, 'reason', coalesce(blocked_reason, '')) END,
-            char(10))
+            char(10)), MAX(updated_at)
         FROM (
-            SELECT id, title, status, blocked_reason, created_at,
+            SELECT id, title, status, blocked_reason, created_at, updated_at,
             metadata IS NOT NULL AND NOT json_valid(metadata) AS is_bad,
             CASE WHEN json_valid(metadata) THEN
                 json_extract(metadata, '$.streamId', '$.streamName', '$.streamPhase', '$.streamDependencies')
@@ -826,7 +921,7 @@ class TaskStore:
         return self._connection
 
 
-_Row = Tuple[Optional[str], str, int, str, int, Optional[str]]
+_Row = Tuple[Optional[str], str, int, str, int, Optional[str], str]
 _STATUSES = ("pending", "in_progress", "blocked", "completed", "cancelled")
 
 
@@ -844,7 +939,7 @@ def _fit(value: Any) -> Any:
 
 
 def read_backlog(rows: Iterable[_Row]) -> Backlog:
-    """Fold rows of (identity, status, count, oldest, bad rows, named tasks) into streams, in order."""
+    """Fold rows of (identity, status, count, oldest, bad rows, named tasks, newest) into streams, in order."""
     groups: dict[str, list[tuple[_Row, list[Any]]]] = {}
     bad = 0
     for row in rows:
@@ -888,6 +983,7 @@ def _read_stream(stream_id: str, group: Sequence[tuple[_Row, list[Any]]]) -> tup
         phase=phase,
         dependencies=needs,
         named_tasks=tuple(sorted(tasks, key=lambda task: natural_key(task.id))),
+        changed_at=max(row[6] for row, _ in group),
         problem=problem or trouble,
         **counts,
     ), warnings
@@ -973,20 +1069,97 @@ def judge(stream: Stream | None, worker: Worker, snapshot: Snapshot, limits: Lim
         return Verdict(VerdictKind.STOPPED, StopReason.USER.value, restarts)
     if stream.is_blocked:
         return Verdict(VerdictKind.BLOCKED, "; ".join(stream.blocked_reasons), restarts)
-    if ending.is_final:
-        return Verdict(VerdictKind.FAILED, ending.summary, restarts)
-    return _judge_restart(stream, worker.run, ending, record, limits)
+    return _judge_cause(stream, worker, ending, snapshot, limits)
 
 
-def _judge_restart(stream: Stream, run: str, ending: Ending, record: Record, limits: Limits) -> Verdict:
-    left = f"{format_count(stream.total - stream.completed, 'task')} open"
-    reason = f"{ending.summary}, {left}" if ending.code == 0 else ending.summary
+def _judge_cause(stream: Stream, worker: Worker, ending: Ending, snapshot: Snapshot, limits: Limits) -> Verdict:
+    """Return what follows where tasks are open and nobody asked for the end."""
+    record, cause = snapshot.history.record(stream.id), find_cause(ending)
+    if record.stopping is StopReason.STALLED:
+        return _judge_restart(stream, worker.run, StopReason.STALLED.value, record, limits)
+    if cause is Cause.LIMIT:
+        pause = plan_pause(ending.reset_in, snapshot.history.limit_hits)
+        return Verdict(VerdictKind.PAUSED, ending.words or cause.value, record.restarts, delay=pause)
+    is_share_spent = cause is Cause.BUDGET and limits.budget and find_budget_left(snapshot, limits) >= BUDGET_LEAST
+    if cause in (Cause.FINAL, Cause.BUDGET) and not is_share_spent:
+        return Verdict(VerdictKind.FAILED, ending.summary, record.restarts)
+    open_tasks = f", {format_count(stream.total - stream.completed, 'task')} open" if ending.code == 0 else ""
+    return _judge_restart(stream, worker.run, ending.summary + open_tasks, record, limits)
+
+
+# What another try can't mend, as the CLI says it; matched against its last words alone, never against its output.
+_FINAL_WORDS = re.compile(
+    r"Not logged in|Failed to authenticate|Please run /login|Invalid API key|Invalid bearer token|OAuth token (has expired|revoked)"
+    r"|Credit balance is too low|--dangerously-skip-permissions cannot be used|[Ee]rror: (unknown|invalid) "
+    r"|error: (option|missing|too many)|Error: (Session ID |When using --print|Input must be provided|Invalid MCP)"
+)
+_LIMIT_WORDS = re.compile(r"You've hit your [^·]{1,60}\blimit\b|Claude AI usage limit reached")
+_BUDGET_WORDS = re.compile(r"Error: Exceeded USD budget")
+
+
+def find_cause(ending: Ending) -> Cause:
+    """Return why a worker ended with open tasks: from its last result event, or from its last line if there is none.
+
+    The words count only where the worker failed: one that has read about usage limits, and says so, has hit none.
+    """
+    if ending.is_final or ending.code in (126, 127):  # the shell could not execute it
+        return Cause.FINAL
+    if ending.subtype == "error_max_budget_usd":
+        return Cause.BUDGET
+    if ending.has_result:
+        return _find_api_cause(ending) if ending.is_error else Cause.OTHER
+    if ending.code in (0, None):
+        return Cause.OTHER
+    by_words = ((_LIMIT_WORDS, Cause.LIMIT), (_BUDGET_WORDS, Cause.BUDGET), (_FINAL_WORDS, Cause.FINAL))
+    return next((cause for pattern, cause in by_words if pattern.match(ending.words)), Cause.OTHER)
+
+
+def _find_api_cause(ending: Ending) -> Cause:
+    if ending.api_status == 429:
+        # A rejection that is no usage limit passes by itself: the API is busy, or asks for fewer requests a minute.
+        is_limit = ending.is_rejected and "not your usage limit" not in ending.words
+        return Cause.LIMIT if is_limit or _LIMIT_WORDS.match(ending.words) else Cause.OTHER
+    is_refused = ending.api_status in (401, 403, 404) or _FINAL_WORDS.match(ending.words)
+    return Cause.FINAL if is_refused else Cause.OTHER
+
+
+def plan_pause(reset_in: float | None, hits: int) -> float:
+    """Return the seconds without a start after a usage limit: to its reset, or 15 min, doubling to 1 h, if unknown."""
+    if reset_in is not None and reset_in > 0:
+        return reset_in + LIMIT_MARGIN
+    return min(LIMIT_PAUSE * 2.0 ** min(hits, 30), LIMIT_PAUSE_MAX)
+
+
+def find_budget_left(snapshot: Snapshot, limits: Limits) -> float:
+    """Return the US dollars that the run may still spend, without a limit infinitely many."""
+    spent = snapshot.history.spent + sum(worker.cost for worker in snapshot.workers.values())
+    return limits.budget - spent if limits.budget else float("inf")
+
+
+def plan_starts(ready: Sequence[Stream], snapshot: Snapshot, limits: Limits) -> list[Action]:
+    """Decide which of the ready streams get a worker now, and with what budget.
+
+    A budget is what is left, shared evenly among the workers that run or are ready; what others hold already is never
+    given away again. Where it does not go round, fewer start.
+    """
+    free = max(limits.max_workers - len(snapshot.workers), 0)
+    if not limits.budget:
+        return [Start(stream) for stream in ready[:free]]
+    left = find_budget_left(snapshot, limits)
+    held = sum(max(snapshot.history.record(i).budget - w.cost, 0) for i, w in snapshot.workers.items())
+    sharers = min(len(ready), int((left - held) / BUDGET_LEAST + 1e-6))
+    if sharers < 1:
+        return []  # somebody will end, and leave what it did not spend
+    share = min(left / (sharers + len(snapshot.workers)), (left - held) / sharers)
+    return [Start(stream, max(share, BUDGET_LEAST)) for stream in ready[: min(free, sharers)]]
+
+
+def _judge_restart(stream: Stream, run: str, reason: str, record: Record, limits: Limits) -> Verdict:
     restarts = 1 if stream.completed > record.best else record.restarts + 1
     if restarts > limits.max_restarts:
         times = format_count(limits.max_restarts, "restart")
-        return Verdict(
-            VerdictKind.FAILED, f"gave up after {times} without a completed task; last: {reason}", record.restarts
-        )
+        reason = f"gave up after {times} without a completed task; last: {reason}"
+        return Verdict(VerdictKind.FAILED, reason, record.restarts)
     delay = plan_backoff(restarts, f"{stream.id} {run}")
     return Verdict(VerdictKind.RESTART, reason, restarts, limits.max_restarts, delay)
 
@@ -1035,6 +1208,10 @@ def _assess_next(stream: Stream, obstacles: Sequence[str], snapshot: Snapshot, l
         return Standing(StreamState.IDLE, "not part of this run")
     if obstacles:
         return Standing(StreamState.WAITING, f"waits for {format_names(obstacles)}")
+    if find_budget_left(snapshot, limits) < BUDGET_LEAST:
+        return Standing(StreamState.IDLE, f"the budget of ${limits.budget:.2f} is spent")
+    if now < snapshot.history.paused_until:
+        return Standing(StreamState.PAUSED, snapshot.history.pause_reason, snapshot.history.paused_until)
     if now < record.retry_at:
         return Standing(StreamState.RESTARTING, record.last_ending, record.retry_at)
     return Standing(StreamState.QUEUED, f"all {limits.max_workers} workers are busy")
@@ -1076,9 +1253,8 @@ def plan(snapshot: Snapshot, limits: Limits, now: float) -> list[Action]:
     if snapshot.database_error:
         return actions
     standings = assess(snapshot, limits, now)
-    free = limits.max_workers - len(snapshot.workers)
     ready = [s for s in snapshot.streams if standings[s.id].state is StreamState.QUEUED]
-    actions += [Start(stream) for stream in ready[: max(free, 0)]]
+    actions += plan_starts(ready, snapshot, limits)
     return actions or _plan_end(standings, snapshot, limits)
 
 
@@ -1109,7 +1285,10 @@ def _find_stop_reason(
     if stream is None:
         return StopReason.VANISHED
     standing = _assess_running(stream, snapshot, limits, now)
-    return StopReason.GRACE if standing.state is StreamState.FINISHING and now >= standing.until else None
+    if standing.state is StreamState.FINISHING:
+        return StopReason.GRACE if now >= standing.until else None
+    is_stalled = limits.stall_timeout and worker.active_at and now - worker.active_at >= limits.stall_timeout
+    return StopReason.STALLED if is_stalled else None
 
 
 def _plan_end(standings: Mapping[str, Standing], snapshot: Snapshot, limits: Limits) -> list[Action]:
@@ -1120,9 +1299,10 @@ def _plan_end(standings: Mapping[str, Standing], snapshot: Snapshot, limits: Lim
         if snapshot.includes(stream, limits) and standings[stream.id].state is not StreamState.COMPLETE
     }
     states = {standing.state for standing in open_ones.values()}
-    if snapshot.workers or states & {StreamState.RESTARTING, StreamState.QUEUED}:
+    if snapshot.workers or states & {StreamState.RESTARTING, StreamState.PAUSED, StreamState.QUEUED}:
         return []
-    if states & _HELD and not limits.exit_on_blocked:
+    can_go_on = not limits.exit_on_blocked and find_budget_left(snapshot, limits) >= BUDGET_LEAST
+    if states & _HELD and can_go_on:
         held = [(visible(i), standing) for i, standing in open_ones.items() if standing.state in _HELD]
         return [Wait("; ".join(f"{i} is {s.state.value.lower()}: {visible(s.reason)}" for i, s in held))]
     if open_ones or not snapshot.streams:
@@ -1137,6 +1317,8 @@ _HELD = {StreamState.BLOCKED, StreamState.STOPPED}  # a person can change that
 
 
 def _format_open(stream_id: str, standing: Standing) -> str:
+    if standing.state is StreamState.IDLE:
+        return f"{visible(stream_id)} is not complete: {standing.reason}"
     if standing.state is StreamState.WAITING:
         return f"{visible(stream_id)} never ran: it {standing.reason}"
     return f"{visible(stream_id)} {standing.state.value.lower()}: {visible(standing.reason)}"
@@ -1152,10 +1334,14 @@ class Command:
     words: tuple[str, ...] = ("claude",)
     output_format: str = "stream-json"
 
-    def argv(self, prompt: str) -> list[str]:
-        """Return the whole command. `-p PROMPT` stays last: an option with several values would swallow the prompt."""
+    def argv(self, prompt: str, budget: float = 0.0) -> list[str]:
+        """Return the whole command; the budget is in US dollars, 0 for none.
+
+        `-p PROMPT` stays last: an option with several values would swallow the prompt.
+        """
         form = ["--output-format", self.output_format, "--verbose"] if self.output_format != "text" else []
-        return [*self.words, *WORKER_FLAGS, *form, "-p", prompt]
+        limit = ["--max-budget-usd", f"{int(budget * 100) / 100:.2f}"] if budget else []
+        return [*self.words, *WORKER_FLAGS, *form, *limit, "-p", prompt]
 
     def check(self, environ: Mapping[str, str], is_root: bool) -> None:
         """Raise OrchestrateError where this command can't run at all."""
@@ -1326,7 +1512,8 @@ def discover_workers(project: Project, stream_ids: Iterable[str]) -> Discovery:
         leader = claimed if claimed in tree else next((pid for pid in sorted(tree) if _is_leader(tree[pid])), 0)
         environ = tree[leader].info["environ"] or {} if leader else {}
         ending, leftovers = (None, ()) if leader else (Ending(None), tuple(sorted(tree)))
-        workers[stream_id] = Worker(stream_id, leader, environ.get("ORCHESTRATE_RUN", ""), ending, leftovers)
+        run = environ.get("ORCHESTRATE_RUN", "")
+        workers[stream_id] = Worker(stream_id, leader, run, ending, leftovers)
     living = {project.pid_file(worker.stream_id): worker.pid for worker in workers.values()}
     for path, pid in files.items():
         if living.get(path) != pid or not pid:
@@ -1360,6 +1547,25 @@ def _is_worker_by_command(process: psutil.Process, stream_id: str) -> bool:
     except psutil.Error:
         return False
     return WORKER_FLAGS[-1] in command and any(stream_id in argument for argument in command)
+
+
+def run_hook(command: str, variables: Mapping[str, str], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a command of the user's and wait for nothing. Raises OSError."""
+    kept = {key: value for key, value in environ.items() if not key.startswith("ORCHESTRATE_")}
+    words = ["/bin/sh", "-c", command]
+    null = subprocess.DEVNULL
+    return subprocess.Popen(
+        words, env={**kept, **variables}, stdin=null, stdout=null, stderr=null, start_new_session=True
+    )
+
+
+def read_cpu_time(tree: Mapping[int, psutil.Process]) -> float:
+    """Return the CPU seconds that the living processes of a tree have used, with the children that they waited for."""
+    used = 0.0
+    for process in tree.values():
+        with contextlib.suppress(psutil.Error):
+            used += sum(process.cpu_times()[:4])
+    return used
 
 
 def signal_tree(tree: Mapping[int, psutil.Process], signum: int) -> None:
@@ -1429,18 +1635,44 @@ def parse_event(line: str) -> Event | None:
     return event if isinstance(event, dict) and isinstance(event.get("type"), str) else None
 
 
-def format_output(event: Event) -> list[str]:
-    """Return an event of a worker as lines for people."""
+def format_output(event: Event, folder: str) -> list[str]:
+    """Return an event of a worker as lines for people; paths below the folder are shown relative to it."""
+    indent = "  " if event.get("parent_tool_use_id") else ""  # a subagent's
+    return [f"{indent}{line}" for line in _format_output(event, folder)]
+
+
+def _format_output(event: Event, folder: str) -> list[str]:
     if event["type"] == "assistant":
-        return [text for block in _read_blocks(event) for text in _format_block(block)]
+        return [line for block in _read_blocks(event) for line in _format_block(block, folder)]
     if event["type"] == "user":
         results = [block for block in _read_blocks(event) if block.get("is_error")]
-        return [f"  error: {_format_argument(block.get('content'))}" for block in results]
+        return [f"  error: {_format_argument(_read_result(block), folder)}" for block in results]
+    if event["type"] == "rate_limit_event":
+        return [f"  {notice}" for notice in [format_limit(event)] if notice]
+    if event["type"] == "result":
+        given = event.get("permission_denials")
+        denials = [denial for denial in given if isinstance(denial, dict)] if isinstance(given, list) else []
+        return [
+            f"  permission denied: {_format_tool(d.get('tool_name'), d.get('tool_input'), folder)}" for d in denials
+        ]
     if event["type"] == "system" and event.get("subtype") == "api_retry":
-        return [f"  retry {event.get('attempt', '')}: {_format_argument(event.get('error', ''))}"]
-    if event["type"] == "result" and event.get("is_error"):
-        return [f"  error: {_format_argument(event.get('result') or event.get('subtype'))}"]
+        status = f" ({event['error_status']})" if event.get("error_status") else ""
+        delay = _read_number(event, "retry_delay_ms") / 1000
+        turn = f"{event.get('attempt', '?')}/{event.get('max_retries', '?')}"
+        return [visible(f"  retry {turn} in {delay:.1f}s: {event.get('error', 'error')}{status}")]
     return []
+
+
+def format_limit(event: Event) -> str:
+    """Return in words what a rate limit event says; empty where nothing is near its limit."""
+    info = event.get("rate_limit_info")
+    if not isinstance(info, dict) or info.get("status") not in ("allowed_warning", "rejected"):
+        return ""
+    kind = str(info.get("rateLimitType") or "rate").replace("_", " ")
+    if info["status"] == "rejected":
+        return visible(f"{kind} limit rejected{', using overage' if info.get('isUsingOverage') else ''}")
+    share = f" is used to {_read_number(info, 'utilization'):.0%}" if "utilization" in info else " is near"
+    return visible(f"The {kind} limit{share}")
 
 
 def _read_blocks(event: Event) -> list[dict[str, Any]]:
@@ -1449,20 +1681,83 @@ def _read_blocks(event: Event) -> list[dict[str, Any]]:
     return [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
 
 
-def _format_block(block: Mapping[str, Any]) -> list[str]:
+def _read_result(block: Mapping[str, Any]) -> object:
+    content = block.get("content")
+    if isinstance(content, list):
+        return " ".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return content
+
+
+def _read_number(event: Mapping[str, Any], key: str) -> float:
+    """Return a number of an event; 0 where it is none."""
+    value = event.get(key)
+    return float(value) if isinstance(value, (int, float)) else 0.0
+
+
+def _format_block(block: Mapping[str, Any], folder: str) -> list[str]:
     if block.get("type") == "text":
         return [visible(line) for line in str(block.get("text", "")).splitlines()]
-    if block.get("type") != "tool_use":
-        return []
-    arguments = block.get("input")
-    first = next(iter(arguments.values()), "") if isinstance(arguments, dict) else arguments
-    name = str(block.get("name", "tool")).rpartition("__")[2]
-    return [f"{visible(name)}  {_format_argument(first)}".rstrip()]
+    if block.get("type") == "tool_use":
+        return [_format_tool(block.get("name"), block.get("input"), folder)]
+    return []
 
 
-def _format_argument(value: object) -> str:
+# The argument that tells what a tool call is about, in order of precedence.
+_TELLING = ("command", "file_path", "notebook_path", "path", "pattern", "url", "query", "id", "description", "prompt")
+
+
+def _format_tool(name: object, arguments: object, folder: str) -> str:
+    """Return a tool call in one line: `Bash  npm test`, `Edit  src/api.ts`, `task_update  TASK-12 completed`."""
+    given = arguments if isinstance(arguments, dict) else {}
+    key = next((key for key in _TELLING if given.get(key)), next(iter(given), ""))
+    words = _format_argument(given.get(key, ""), folder)
+    if key == "id" and given.get("status"):
+        words += f" {_format_argument(given['status'], folder)}"
+    return f"{visible(str(name).rpartition('__')[2])}  {words}".rstrip()
+
+
+def _format_argument(value: object, folder: str) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = text.replace(f"{folder}/", "") if folder else text
     return visible(textwrap.shorten(text, 160, placeholder=" …"))
+
+
+_RESET_TIME = re.compile(
+    r"resets (?:(?P<month>[A-Z][a-z]{2}) (?P<day>\d{1,2}),? )?(?:at )?"
+    r"(?P<hour>\d{1,2})(?::(?P<minute>\d\d))?(?P<half>[ap]m)(?: \((?P<zone>[\w/+-]+)\))?"
+)
+
+
+def read_reset_time(words: str, wall: float) -> float | None:
+    """Return when a usage limit ends, in seconds since the epoch, from the CLI's words; None where they do not say.
+
+    `resets 4:07am (UTC)`, `resets Nov 26, 6:07am (Europe/Berlin)`: the next such moment after `wall`.
+    """
+    epoch = re.search(r"limit reached\|(\d{10})\b", words)
+    if epoch:
+        return float(epoch[1])
+    match = _RESET_TIME.search(words)
+    if match is None:
+        return None
+    try:
+        now = datetime.fromtimestamp(wall, _read_zone(match["zone"])) if match["zone"] else datetime.fromtimestamp(wall)
+        hour = int(match["hour"]) % 12 + (12 if match["half"] == "pm" else 0)
+        then = now.replace(hour=hour, minute=int(match["minute"] or 0), second=0, microsecond=0)
+        if match["month"]:
+            month = datetime.strptime(match["month"], "%b").month
+            then = then.replace(month=month, day=int(match["day"]))
+            then = then if then > now else then.replace(year=then.year + 1)
+    except (ValueError, LookupError, ImportError):
+        return None
+    return (then if then > now else then + timedelta(days=1)).timestamp()
+
+
+def _read_zone(name: str) -> tzinfo:
+    """Return a time zone by its name. Raises ImportError before Python 3.9, LookupError for one that is not known."""
+    if name in ("UTC", "GMT", "Z"):
+        return timezone.utc
+    zone: tzinfo = importlib.import_module("zoneinfo").ZoneInfo(name)
+    return zone
 
 
 class Transcript:
@@ -1480,7 +1775,16 @@ class Transcript:
         self._skipped = 0
         self.position = max(start, position)
         self.words = ""
-        self.result: Event = {}
+        self.notice = ""
+        self.cost = 0.0
+        self._folder = ""
+        self._result: Event = {}
+        self._rejection: Event = {}
+
+    @property
+    def read_to(self) -> int:
+        """How far the raw output was read: it grows with every sign of life."""
+        return self._read_to
 
     def pump(self) -> bool:
         """Render what came since the last time, up to a bound; return whether that was all. Raises OSError."""
@@ -1508,12 +1812,27 @@ class Transcript:
         if lines:
             append_to_file(self._log, "".join(f"{line}\n" for line in lines))
 
-    @property
-    def ending(self) -> Ending:
-        """What the worker itself said of its end, without an exit code."""
-        words = self.words or str(self.result.get("result") or "") if self.result.get("is_error", True) else ""
-        turns, cost = self.result.get("num_turns", 0), self.result.get("total_cost_usd", 0.0)
-        return Ending(None, visible(textwrap.shorten(words, 200)), turns=turns, cost=cost)
+    def read_ending(self, code: int | None, wall: float) -> Ending:
+        """Return how the worker ended, from its exit code and what it last said of itself."""
+        result = self._result
+        errors = result.get("errors")
+        error = errors[0] if isinstance(errors, list) and errors else result.get("subtype")
+        words = str(result.get("result") or result.get("terminal_reason") or error) if result else self.words
+        resets_at = _read_number(self._rejection, "resetsAt") or read_reset_time(words, wall)
+        denials = result.get("permission_denials")
+        return Ending(
+            code=code,
+            words=visible(textwrap.shorten(words, 200, placeholder=" …")),
+            has_result=bool(result),
+            is_error=bool(result.get("is_error")),
+            subtype=str(result.get("subtype", "")),
+            api_status=int(_read_number(result, "api_error_status")),
+            is_rejected=bool(self._rejection),
+            reset_in=resets_at - wall if resets_at else None,
+            denials=len(denials) if isinstance(denials, list) else 0,
+            turns=int(_read_number(result, "num_turns")),
+            cost=self.cost,
+        )
 
     def _take(self, chunk: bytes) -> list[str]:
         rendered: list[str] = []
@@ -1542,12 +1861,26 @@ class Transcript:
         event = parse_event(text)
         if event is None:
             self.words = text.strip() or self.words
-        elif event["type"] == "result":
-            self.result = event
+        else:
+            self._heed(event)
         if end <= self.position:
             return []
         self.position = end
-        return [text] if event is None else format_output(event)
+        return [text] if event is None else format_output(event, self._folder)
+
+    def _heed(self, event: Event) -> None:
+        """Take note of what the verdict, the display and the paths in the log need."""
+        if event["type"] == "result":
+            self._result = event
+            # A process that reports twice reports its whole cost each time.
+            self.cost = max(self.cost, _read_number(event, "total_cost_usd"))
+        elif event["type"] == "system" and event.get("subtype") == "init":
+            self._folder, self._result = str(event.get("cwd") or ""), {}
+        elif event["type"] == "rate_limit_event" and isinstance(event.get("rate_limit_info"), dict):
+            info = event["rate_limit_info"]
+            is_rejected = info.get("status") == "rejected" and not info.get("isUsingOverage")
+            self._rejection = info if is_rejected else {}
+            self.notice = format_limit(event) if info.get("status") == "allowed_warning" else self.notice
 
 
 class LogFollower:
@@ -1624,29 +1957,31 @@ class _Tracked:
     transcript: Transcript
     child: subprocess.Popen[bytes] | None = None
     leader: psutil.Process | None = None
+    active_at: float = 0.0
+    cpu_time: float = 0.0
+    cpu_read_at: float = 0.0
 
     def has_ended(self) -> bool:
         if self.child is not None:
             return self.child.poll() is not None  # reaps it: no zombie is ever taken for a worker
         return self.leader is None or not is_alive(self.leader)
 
-    def read_ending(self) -> Ending:
+    def read_ending(self, wall: float) -> Ending:
         self.transcript.finish()
-        ending = self.transcript.ending
-        if self.child is None:
-            return replace(ending, words="ended unseen")  # its last words may be those of a success
-        code = self.child.returncode
-        return replace(ending, code=code, is_final=code in (126, 127))  # the shell could not execute it
+        return self.transcript.read_ending(self.child.returncode if self.child is not None else None, wall)
 
 
 class WorkerTable:
     """The workers of a project as processes, with their PID files and logs."""
 
-    def __init__(self, project: Project, database: Database, command: Command, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, project: Project, database: Database, command: Command, environ: Mapping[str, str], clock: Clock
+    ) -> None:
         self.project = project
         self.database = database
         self.command = command
         self._environ = environ
+        self._clock = clock
         self._tracked: dict[str, _Tracked] = {}
         self._positions: dict[str, int] = {}
 
@@ -1664,7 +1999,8 @@ class WorkerTable:
             transcript = self._follow(stream_id, start, self._positions.get(file_name(stream_id), start))
             # Without a leader it has ended: the next poll finds that, and what it left running.
             unjudged = replace(worker, ending=None, leftovers=())
-            self._tracked[stream_id] = _Tracked(unjudged, transcript, leader=living.get(stream_id))
+            tracked = _Tracked(unjudged, transcript, leader=living.get(stream_id), active_at=self._clock.monotonic())
+            self._tracked[stream_id] = tracked
             if stream_id in living:
                 write_file(self.project.pid_file(stream_id), f"{worker.pid}\n")
         for path in found.stale:
@@ -1676,18 +2012,47 @@ class WorkerTable:
         over = []
         for stream_id, tracked in self._tracked.items():
             has_ended = tracked.worker.ending is not None or tracked.has_ended()
+            read_to = tracked.transcript.read_to
             is_drained = tracked.transcript.pump()
+            if tracked.transcript.read_to != read_to:
+                self.touch(stream_id)
             if has_ended and is_drained and (tracked.worker.ending is None or tracked.worker.leftovers):
                 over.append(stream_id)
         self._write_positions()
+        self._look_for_cpu_use()
         trees = find_trees(self.project, read_process_table(), {}) if over else {}
         for stream_id in over:
             tracked = self._tracked[stream_id]
-            ending = tracked.worker.ending or tracked.read_ending()
+            ending = tracked.worker.ending or tracked.read_ending(self._clock.wall())
             tracked.worker = replace(tracked.worker, ending=ending, leftovers=tuple(trees.get(stream_id, ())))
-        return {stream_id: tracked.worker for stream_id, tracked in self._tracked.items()}
+        return {stream_id: self._describe(tracked) for stream_id, tracked in self._tracked.items()}
 
-    def spawn(self, stream: Stream, record: Record) -> tuple[Worker, int]:
+    def touch(self, stream_id: str) -> None:
+        """Take note of a sign of life."""
+        if stream_id in self._tracked:
+            self._tracked[stream_id].active_at = self._clock.monotonic()
+
+    def _describe(self, tracked: _Tracked) -> Worker:
+        transcript = tracked.transcript
+        return replace(tracked.worker, active_at=tracked.active_at, cost=transcript.cost, notice=transcript.notice)
+
+    def _look_for_cpu_use(self) -> None:
+        """Take CPU time in a tree for a sign of life: a long build says nothing, but it works."""
+        now = self._clock.monotonic()
+        silent = {
+            stream_id: tracked
+            for stream_id, tracked in self._tracked.items()
+            if now - max(tracked.active_at, tracked.cpu_read_at) >= CPU_INTERVAL
+        }
+        trees = find_trees(self.project, read_process_table(), {}) if silent else {}
+        for stream_id, tracked in silent.items():
+            used = read_cpu_time(trees.get(stream_id, {}))
+            is_first = not tracked.cpu_read_at
+            if not is_first and abs(used - tracked.cpu_time) > CPU_IDLE * (now - tracked.cpu_read_at):
+                tracked.active_at = now
+            tracked.cpu_time, tracked.cpu_read_at = used, now
+
+    def spawn(self, stream: Stream, record: Record, budget: float) -> tuple[Worker, int]:
         """Start a worker, and return it with the position at which its raw output begins.
 
         One that could not be started is returned as ended, for the same judgement as any other end.
@@ -1697,12 +2062,13 @@ class WorkerTable:
         run = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         child = None
         try:
-            child = self._execute(stream, record, run)
+            child = self._execute(stream, record, run, budget)
             worker = Worker(stream.id, child.pid, f"{run}.{child.pid}")
         except (OSError, OrchestrateError) as error:
             is_final = isinstance(error, (OrchestrateError, FileNotFoundError, NotADirectoryError, PermissionError))
             worker = Worker(stream.id, 0, run, Ending(None, visible(str(error)), is_final))
-        self._tracked[stream.id] = _Tracked(worker, self._follow(stream.id, start, start), child)
+        transcript = self._follow(stream.id, start, start)
+        self._tracked[stream.id] = _Tracked(worker, transcript, child, active_at=self._clock.monotonic())
         if worker.ending is None:
             write_file(self.project.pid_file(stream.id), f"{worker.pid}\n")
         return worker, start
@@ -1722,13 +2088,13 @@ class WorkerTable:
         """Write a line of the orchestrator's own into a stream's log. Raises OSError."""
         append_to_file(self.project.log(stream_id), f"{line}\n")
 
-    def _execute(self, stream: Stream, record: Record, run: str) -> subprocess.Popen[bytes]:
+    def _execute(self, stream: Stream, record: Record, run: str, budget: float) -> subprocess.Popen[bytes]:
         prompt = format_prompt(read_prompt_template(self.project), stream, record)
         if shutil.which(self.command.words[0], path=self._environ.get("PATH")) is None:
             raise OrchestrateError(*self.command.describe_missing())
         with open_private(self.project.raw(stream.id), os.O_WRONLY | os.O_APPEND) as output:
             return subprocess.Popen(
-                ["/bin/sh", "-c", LAUNCHER, "orchestrate", *self.command.argv(prompt)],
+                ["/bin/sh", "-c", LAUNCHER, "orchestrate", *self.command.argv(prompt, budget)],
                 cwd=self.project.root,
                 env=worker_environment(self._environ, self.project, self.database, stream.id, run),
                 stdin=subprocess.DEVNULL,
@@ -1816,15 +2182,20 @@ def format_time(wall: float) -> str:
     return datetime.fromtimestamp(wall, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def make_event(clock: SystemClock, kind: str, **facts: Any) -> Event:
+def read_time(text: str) -> float:
+    """Return a time in ISO 8601 as seconds since the epoch. Raises ValueError."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
+def make_event(clock: Clock, kind: str, **facts: Any) -> Event:
     """Return an event with its two times: `time` for people, `clock` for every computation."""
     return {"event": kind, "time": format_time(clock.wall()), "clock": round(clock.monotonic(), 3), **facts}
 
 
 def make_end_event(
-    clock: SystemClock, worker: Worker, ending: Ending, verdict: Verdict, record: Record, completed: int
+    clock: Clock, worker: Worker, ending: Ending, verdict: Verdict, record: Record, completed: int
 ) -> Event:
-    """Return the event that says how a worker ended, and what follows."""
+    """Return the event that says how a worker ended, and what follows. Times in seconds, the cost in US dollars."""
     return make_event(
         clock,
         "worker_ended",
@@ -1842,6 +2213,7 @@ def make_end_event(
         seconds=round(clock.monotonic() - record.started_at, 3),
         turns=ending.turns,
         cost=ending.cost,
+        is_reset_known=(ending.reset_in or 0) > 0,
     )
 
 
@@ -1952,16 +2324,26 @@ def read_snapshot(project: Project, store: TaskStore) -> Snapshot:
     history = fold_events(History(), Journal(project.journal).read())
     ids = {stream.id for stream in backlog.streams} | set(history.records)
     marks = read_stop_marks(project)
+    workers = discover_workers(project, ids).workers
     return Snapshot(
         project=project.name,
         streams=backlog.streams,
-        workers=discover_workers(project, ids).workers,
+        workers={i: replace(worker, active_at=read_last_output(project, i)) for i, worker in workers.items()},
         history=history,
         stopped=frozenset(stream_id for stream_id in ids if file_name(stream_id) in marks),
         orchestrator=read_orchestrator_pid(project),
         database_error=error,
         warnings=backlog.warnings,
     )
+
+
+def read_last_output(project: Project, stream_id: str) -> float:
+    """Return when a worker last wrote anything, in monotonic seconds; 0 where nobody knows."""
+    try:
+        age = time.time() - project.raw(stream_id).stat().st_mtime
+    except OSError:
+        return 0.0
+    return time.monotonic() - max(age, 0)
 
 
 class Reporter:
@@ -1977,6 +2359,55 @@ class Reporter:
         """Leave the terminal as it was."""
 
 
+class Notifier(Reporter):
+    """Runs a command of the user's for what a person wants to know at night, and hands everything on.
+
+    The command is never waited for. It gets ORCHESTRATE_EVENT (complete, failed, blocked, paused, ended),
+    ORCHESTRATE_STREAM and ORCHESTRATE_MESSAGE. One that takes too long is killed; where too many run, one is dropped.
+    """
+
+    def __init__(self, command: str, environ: Mapping[str, str], inner: Reporter) -> None:
+        self.command = command
+        self.inner = inner
+        self._environ = environ
+        self._running: list[tuple[float, subprocess.Popen[bytes]]] = []
+
+    def event(self, event: Event) -> None:
+        """Hand the event on, and run the command where it is worth it."""
+        self.inner.event(event)
+        kind = find_notification(event)
+        if not kind or len(self._running) >= NOTIFICATIONS:
+            return
+        message = format_event(event) or str(event.get("reason", ""))
+        variables = {"EVENT": kind, "STREAM": str(event.get("stream", "")), "MESSAGE": message[:NOTIFICATION_LENGTH]}
+        named = {f"ORCHESTRATE_{name}": value.replace("\0", "") for name, value in variables.items()}
+        try:
+            self._running.append((event["clock"], run_hook(self.command, named, self._environ)))
+        except OSError as error:
+            self.inner.event({**event, "event": "warning", "message": f"--notify can't run: {error}"})
+
+    def show(self, snapshot: Snapshot, standings: Mapping[str, Standing], now: float) -> None:
+        """Hand the picture on, and look after the commands."""
+        self.inner.show(snapshot, standings, now)
+        for since, child in self._running:
+            if now - since > NOTIFICATION_TIMEOUT:
+                child.kill()
+        self._running = [(since, child) for since, child in self._running if child.poll() is None]
+
+    def close(self) -> None:
+        """Close what everything was handed to."""
+        self.inner.close()
+
+
+def find_notification(event: Event) -> str:
+    """Return what kind of news an event is for a person; empty where it is none."""
+    if event["event"] == "worker_ended":
+        return "complete" if event["verdict"] == VerdictKind.COMPLETE.value else ""
+    if event["event"] == "state":
+        return {"FAILED": "failed", "BLOCKED": "blocked"}.get(event["state"], "")
+    return {"run_paused": "paused", "run_ended": "ended", "run_left": "ended"}.get(event["event"], "")
+
+
 class Orchestrator:
     """The run: observe, plan, apply, report, until the plan is to end or a signal says so."""
 
@@ -1986,7 +2417,7 @@ class Orchestrator:
         store: TaskStore,
         table: WorkerTable,
         limits: Limits,
-        clock: SystemClock,
+        clock: Clock,
         reporter: Reporter,
         poll_interval: float = POLL_INTERVAL,
         stop_on_exit: bool = False,
@@ -2001,30 +2432,37 @@ class Orchestrator:
         self.stop_on_exit = stop_on_exit
         self.journal = Journal(project.journal)
         self.history = History()
-        self.exit_code: int | None = None
+        self.finish: Finish | None = None
         self._backlog = Backlog()
         self._database_error = ""
         self._next_read = 0.0
         self._said: set[str] = set()
+        self._changes: dict[str, tuple[str, int]] = {}
 
     def run(self) -> int:
         """Run to the end, and return the exit code."""
         self.begin()
-        while self.exit_code is None:
-            self._heed_signals()
-            if self.exit_code is None and not self.tick():
+        while self.finish is None and not self._is_left():
+            if not self.tick():
                 self.clock.wait(TICK)
-        return self.exit_code
+        if self.finish is None:
+            return 128 + self.clock.signals[0]
+        self.emit("run_ended", exit_code=self.finish.exit_code, reason=self.finish.reason)
+        return 128 + self.clock.signals[0] if self.limits.is_closing else self.finish.exit_code
 
     def begin(self) -> None:
         """Read the journal, say what run this is, and take over the workers that still live."""
         self.history = fold_events(self.history, self.journal.read())
+        pause_ends, pause_reason = self.history.pause_ends, self.history.pause_reason
         for mark in self._stop_marks_to_clear():
             mark.unlink()
         limits = dataclasses.asdict(self.limits)
         limits["streams"] = None if self.limits.streams is None else sorted(self.limits.streams)
         limits["phase"] = self.limits.phase and self.limits.phase.value
         self.emit("run_started", pid=os.getpid(), project=str(self.project.root), limits=limits)
+        self._pause(pause_ends, pause_reason)
+        if self.history.spent:
+            self.warn(f"this run goes on: ${self.history.spent:.2f} were spent before")
         self._read_backlog()
         completed = {stream.id: stream.completed for stream in self._backlog.streams}
         found = self.table.adopt(completed, self.history.records)
@@ -2041,7 +2479,7 @@ class Orchestrator:
         now = self.clock.monotonic()
         actions = plan(snapshot, self.limits, now)
         done = [self.apply(action) for action in actions]
-        if any(done):
+        if any(done) and self.finish is None:
             return True  # what the snapshot shows is past: the next tick follows at once, and reports
         self.report(snapshot, now)
         return False
@@ -2049,6 +2487,9 @@ class Orchestrator:
     def observe(self) -> Snapshot:
         """Look at the workers, then at the database, so that a worker's last commit is seen with its end."""
         workers = self.table.poll()
+        for worker in workers.values():
+            if worker.notice:
+                self.warn(worker.notice)
         self._heed_requests()
         has_ended = any(worker.ending is not None for worker in workers.values())
         if has_ended or self.clock.monotonic() >= self._next_read or self._has_changed():
@@ -2071,7 +2512,7 @@ class Orchestrator:
     def apply(self, action: Action) -> bool:
         """Carry out one action; return whether something changed by it."""
         if isinstance(action, Start):
-            return self._start(action.stream)
+            return self._start(action.stream, action.budget)
         if isinstance(action, Stop):
             self.emit("worker_stopping", stream=action.stream_id, why=action.why.name)
             self.table.signal(action.stream_id, signal.SIGTERM)
@@ -2081,8 +2522,7 @@ class Orchestrator:
         elif isinstance(action, Conclude):
             self._conclude(action.worker, action.verdict)
         elif isinstance(action, Finish):
-            self.emit("run_ended", exit_code=action.exit_code, reason=action.reason)
-            self.exit_code = 128 + self.clock.signals[0] if self.limits.is_closing else action.exit_code
+            self.finish = action
         elif action.reason != self.history.waiting:
             self.emit("run_waiting", reason=action.reason)
         return not isinstance(action, Wait)
@@ -2115,12 +2555,12 @@ class Orchestrator:
             self._said.add(message)
             self.emit("warning", message=message)
 
-    def _start(self, stream: Stream) -> bool:
+    def _start(self, stream: Stream, budget: float) -> bool:
         with hold_marks(self.project):
             if self.project.stop_mark(stream.id).exists():
                 return False
             record = self.history.record(stream.id)
-            worker, raw_start = self.table.spawn(stream, record)
+            worker, raw_start = self.table.spawn(stream, record, budget)
         self.emit(
             "worker_started",
             stream=stream.id,
@@ -2132,6 +2572,7 @@ class Orchestrator:
             completed=stream.completed,
             folder=str(self.project.root),
             raw_start=raw_start,
+            budget=budget,
         )
         return True
 
@@ -2142,17 +2583,27 @@ class Orchestrator:
         self.table.forget(worker.stream_id)
         event = make_end_event(self.clock, worker, ending, verdict, record, completed.get(worker.stream_id, 0))
         self.record(event)
+        if verdict.kind is VerdictKind.PAUSED:
+            self._pause(format_time(self.clock.wall() + verdict.delay), verdict.reason)
 
-    def _heed_signals(self) -> None:
-        """End because a signal says so: at once, or after the workers; a second signal is less patient."""
+    def _pause(self, until: str, reason: str) -> None:
+        """Let no worker start before a moment of the wall clock, unless the run is paused for as long already."""
+        delay = read_time(until) - self.clock.wall() if until else 0
+        if delay > 0 and self.clock.monotonic() + delay > self.history.paused_until + LIMIT_MARGIN:
+            self.emit("run_paused", until=until, delay=round(delay, 3), reason=reason)
+
+    def _is_left(self) -> bool:
+        """Whether a signal ends the orchestrator now. With `stop_on_exit` it ends later, after the workers; a second
+        signal makes it less patient."""
         if not self.clock.signals:
-            return
-        if not self.stop_on_exit:
-            self.exit_code = 128 + self.clock.signals[0]
-            self.emit("run_left", signal=self.clock.signals[0], workers=len(self.table.poll()))
-            return
-        patience = STOP_TIMEOUT if len(self.clock.signals) == 1 else 0
-        self.limits = replace(self.limits, is_closing=True, stop_timeout=patience)
+            return False
+        if self.stop_on_exit:
+            patience = STOP_TIMEOUT if len(self.clock.signals) == 1 else 0
+            self.limits = replace(self.limits, is_closing=True, stop_timeout=patience)
+            return False
+        left = f"the orchestrator was ended; {format_count(len(self.table.poll()), 'worker')} left running"
+        self.emit("run_left", signal=self.clock.signals[0], reason=left)
+        return True
 
     def _heed_requests(self) -> None:
         """Take what `start STREAM`, run beside this orchestrator, has asked for."""
@@ -2180,6 +2631,11 @@ class Orchestrator:
         if self._database_error:
             self.emit("database_readable")
         self._database_error = ""
+        changes = {stream.id: (stream.changed_at, stream.completed) for stream in self._backlog.streams}
+        for stream_id in changes:
+            if changes[stream_id] != self._changes.get(stream_id):
+                self.table.touch(stream_id)
+        self._changes = changes
         for warning in self._backlog.warnings:
             self.warn(warning)
 
@@ -2248,7 +2704,8 @@ _EVENT_FORMATS: dict[str, Callable[[Event, str], str]] = {
     "database_unreadable": lambda e, _: f"The database can't be read; nothing starts until it can: {e['reason']}",
     "database_readable": lambda *_: "The database can be read again",
     "run_waiting": lambda e, _: f"Waiting: {e['reason']}",
-    "warning": lambda e, _: f"Warning: {e['message']}",
+    "run_paused": lambda e, _: f"Paused, nothing starts for {format_duration(e['delay'])}: {visible(e['reason'])}",
+    "warning": lambda e, _: f"Warning: {visible(e['message'])}",
 }
 
 
@@ -2315,6 +2772,7 @@ _LOOKS: dict[StreamState, tuple[str, str]] = {
     StreamState.FINISHING: ("●", "green"),
     StreamState.STOPPING: ("■", "yellow"),
     StreamState.RESTARTING: ("↻", "yellow"),
+    StreamState.PAUSED: ("◫", "yellow"),
     StreamState.QUEUED: ("○", "default"),
     StreamState.WAITING: ("○", "bright_black"),
     StreamState.BLOCKED: ("⊘", "magenta"),
@@ -2333,15 +2791,30 @@ def format_bar(percent: int, width: int = BAR_WIDTH) -> str:
 def format_standing(standing: Standing, worker: Worker | None, now: float) -> str:
     """Return where a stream stands, in words, with the PID, the reason and the time that is left."""
     words = standing.state.value
-    if standing.state is StreamState.RESTARTING:
-        words += f" in {format_duration(standing.until - now + 0.999)}"
-    if worker is not None and worker.pid:
-        words += f" (PID: {worker.pid})"
     if standing.state is StreamState.WAITING:
         return visible(standing.reason).replace("waits", words, 1)
+    if standing.state in (StreamState.RESTARTING, StreamState.PAUSED):
+        words += (
+            f" {'in' if standing.state is StreamState.RESTARTING else 'for'} {format_countdown(standing.until, now)}"
+        )
+    if worker is not None and worker.pid:
+        words += f" (PID: {worker.pid})"
     if standing.state is StreamState.FINISHING:
         return f"{words}: stopped in {format_duration(standing.until - now)} unless it exits"
+    if standing.state is StreamState.RUNNING and worker is not None and format_silence(worker, now):
+        words += f", {format_silence(worker, now)}"
     return words + (f": {visible(standing.reason)}" if standing.reason else "")
+
+
+def format_countdown(until: float, now: float) -> str:
+    """Return the time that is left, rounded up, so that it ends at 1s."""
+    return format_duration(until - now + 0.999)
+
+
+def format_silence(worker: Worker, now: float) -> str:
+    """Return for how long a worker has given no sign of life; empty where that is not long."""
+    silence = now - worker.active_at if worker.active_at else 0
+    return f"silent for {format_duration(silence)}" if silence >= SILENT_AFTER else ""
 
 
 def render_box(title: str, width: int) -> list[Text]:
@@ -2382,10 +2855,10 @@ def render_status(snapshot: Snapshot, standings: Mapping[str, Standing], now: fl
             lines.append(Text.assemble("    ", (icon, style), f" {visible(stream.id)} │ {visible(stream.name)}"))
             progress = f"      {format_bar(stream.percent)} {stream.completed}/{stream.total} │ "
             lines.append(Text.assemble(progress, (format_standing(standing, worker, now), style)))
-    return render_lines([*lines, *_render_notes(snapshot, width)], width)
+    return render_lines([*lines, *_render_notes(snapshot, now, width)], width)
 
 
-def _render_notes(snapshot: Snapshot, width: int) -> list[Text]:
+def _render_notes(snapshot: Snapshot, now: float, width: int) -> list[Text]:
     """Return what a person should know beside the streams."""
     from rich.text import Text
 
@@ -2395,6 +2868,9 @@ def _render_notes(snapshot: Snapshot, width: int) -> list[Text]:
     if living and not snapshot.orchestrator:
         count = format_count(len(living), "worker")
         notes.append(f"{count} without an orchestrator: nothing restarts. Go on: python orchestrate.py start")
+    history = snapshot.history
+    if snapshot.orchestrator and now < history.paused_until:
+        notes.append(f"Paused for {format_countdown(history.paused_until, now)}: {history.pause_reason}")
     if snapshot.orchestrator and snapshot.history.waiting:
         notes.append(f"Waiting: {snapshot.history.waiting}")
     wrapped = [line for note in notes for line in textwrap.wrap(visible(note), (width or BOX_WIDTH) - 2)]
@@ -2415,7 +2891,7 @@ def render_dashboard(
     workers = Text(f"  Workers: {running} running")
     clock = time.strftime("%H:%M:%S", time.localtime(wall))
     foot = Text(f"Data: Task Copilot │ {format_count(running, 'worker')} │ {clock}", style="bright_black")
-    notes = _render_notes(snapshot, width)
+    notes = _render_notes(snapshot, now, width)
     spaced = [line for detail in details for line in [Text(""), *detail]]
     top = [Text(""), Text("📊 Overall Progress", style="bold"), rule, *overall, Text("")]
     middle = [Text("🖥  Stream Details", style="bold"), rule, workers]
@@ -2510,9 +2986,10 @@ def render_board(snapshot: Snapshot, standings: Mapping[str, Standing], now: flo
     completed, total = sum(s.completed for s in snapshot.streams), sum(s.total for s in snapshot.streams)
     elapsed = format_duration(now - snapshot.history.run_started_at)
     workers = format_count(len(snapshot.workers), "worker")
-    title = Text(
-        f"── {visible(snapshot.project)} · {completed}/{total} tasks · {workers} · {elapsed} ", style="bold cyan"
-    )
+    head = [visible(snapshot.project), f"{completed}/{total} tasks", workers, elapsed]
+    if now < snapshot.history.paused_until:
+        head.append(f"paused for {format_countdown(snapshot.history.paused_until, now)}")
+    title = Text(f"── {' · '.join(head)} ", style="bold cyan")
     title.append("─" * max(width - title.cell_len, 0))
     table = render_table(snapshot, standings, now, width, max(height - 4, 1))
     # What is typed is echoed where the cursor stands: on an empty last line it can't wrap the board.
@@ -2532,6 +3009,8 @@ def format_status_json(
         "database_error": snapshot.database_error or None,
         "warnings": list(snapshot.warnings),
         "waiting": (snapshot.history.waiting or None) if snapshot.orchestrator else None,
+        "paused_until": snapshot.history.pause_ends if snapshot.history.pause_ends > format_time(wall) else None,
+        "cost_usd": round(snapshot.history.spent, 6),
         "streams": [_describe_stream(stream, standings[stream.id], snapshot) for stream in snapshot.streams],
     }
     return json.dumps(status, indent=2, ensure_ascii=False)
@@ -2566,8 +3045,8 @@ class LineReporter(Reporter):
 
         words = format_event(event)
         if words:
-            moment = datetime.fromisoformat(event["time"].replace("Z", "+00:00")).astimezone()
-            self.console.print(Text.assemble((f"{moment:%H:%M:%S}", "bright_black"), f"  {words}"), soft_wrap=True)
+            moment = time.strftime("%H:%M:%S", time.localtime(read_time(event["time"])))
+            self.console.print(Text.assemble((moment, "bright_black"), f"  {words}"), soft_wrap=True)
 
 
 class BoardReporter(LineReporter):
@@ -2713,6 +3192,9 @@ def number_option(name: str, unit: str, least: float, default: float, text: str)
 @number_option("--max-restarts", "N", 0, MAX_RESTARTS, "Restarts without a newly completed task until a stream fails.")
 @number_option("--max-workers", "N", 1, MAX_WORKERS, "Workers at once.")
 @number_option("--finish-grace", "SECONDS", 0, FINISH_GRACE, "Time for a worker to exit once its tasks are complete.")
+@number_option("--stall-timeout", "MINUTES", 0, 0, "Restart a worker that shows no sign of life for so long; 0: never.")
+@number_option("--budget", "USD", 0, 0, "What all workers of the run may cost together; 0: no limit.")
+@click.option("--notify", metavar="CMD", help="Shell command to run for what a person wants to know.")
 @click.option("--claude", default="claude", show_default=True, metavar="CMD", help="Shell words that stand for claude.")
 @click.option("--output-format", type=click.Choice(["stream-json", "text"]), default="stream-json", show_default=True)
 @click.option("--exit-on-blocked", is_flag=True, help="End when only blocked or stopped streams are left.")
@@ -2738,9 +3220,13 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
         max_workers=options["max_workers"],
         finish_grace=options["finish_grace"],
         exit_on_blocked=options["exit_on_blocked"],
+        stall_timeout=options["stall_timeout"] * 60,
+        budget=options["budget"],
         streams=frozenset(streams) or None,
         phase=Phase(options["phase"]) if options["phase"] else None,
     )
+    if limits.budget and command.output_format == "text":
+        raise click.UsageError("--budget needs --output-format stream-json: text says nothing of costs")
     with contextlib.closing(TaskStore(database.path, BUSY_TIMEOUT)) as store:
         if options["dry_run"]:
             check_run(project, store, limits)
@@ -2753,8 +3239,7 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
         command.check(os.environ, os.geteuid() == 0)
         if options["detach"]:
             return start_detached(project, click.get_current_context().obj["argv"])
-        table = WorkerTable(project, database, command, os.environ)
-        return run_in_foreground(project, store, table, limits, options)
+        return run_in_foreground(project, database, store, command, limits, options)
 
 
 def check_run(project: Project, store: TaskStore, limits: Limits) -> None:
@@ -2793,7 +3278,7 @@ def join_run(project: Project, store: TaskStore, streams: Sequence[str], running
 
 
 def run_in_foreground(
-    project: Project, store: TaskStore, table: WorkerTable, limits: Limits, options: Mapping[str, Any]
+    project: Project, database: Database, store: TaskStore, command: Command, limits: Limits, options: Mapping[str, Any]
 ) -> int:
     """Take the lock, run to the end, say how it ended, and return the exit code."""
     make_state_folder(project)
@@ -2801,21 +3286,26 @@ def run_in_foreground(
     if lock is None:
         return join_run(project, store, sorted(limits.streams or ()), read_orchestrator_pid(project))
     console = make_console()
-    reporter: Reporter = JsonReporter()
-    if not options["as_json"]:
-        has_board = console.is_terminal and not console.is_dumb_terminal
-        reporter = BoardReporter(console) if has_board else LineReporter(console)
+    reporter = make_reporter(console, options)
     try:
         with SystemClock() as clock, contextlib.closing(reporter):
-            run = Orchestrator(
-                project, store, table, limits, clock, reporter, options["poll_interval"], options["stop_on_exit"]
-            )
+            table = WorkerTable(project, database, command, os.environ, clock)
+            interval, stop_on_exit = options["poll_interval"], options["stop_on_exit"]
+            run = Orchestrator(project, store, table, limits, clock, reporter, interval, stop_on_exit)
             code = run.run()
     finally:
         release_lock(lock)
     if not options["as_json"]:
         print_end(console, run, code)
     return code
+
+
+def make_reporter(console: Console, options: Mapping[str, Any]) -> Reporter:
+    """Return what shows the run: JSON lines, a board on a terminal, or plain lines; with the user's command, if any."""
+    has_board = console.is_terminal and not console.is_dumb_terminal
+    shown: Reporter = BoardReporter(console) if has_board else LineReporter(console)
+    reporter = JsonReporter() if options["as_json"] else shown
+    return Notifier(options["notify"], os.environ, reporter) if options["notify"] else reporter
 
 
 def print_end(console: Console, run: Orchestrator, code: int) -> None:

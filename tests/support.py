@@ -8,6 +8,10 @@ The worker is a script that plays `claude`. It does what its stream's *part* say
     sleep=S    sleep for S seconds                  hang    sleep for ever, SIGTERM ignored
     say=TEXT   print a line                         spawn   leave a child behind, in the same group
     setsid     leave a child behind, in a session of its own
+    burn=S     use CPU time for S seconds
+    print=NAME print a line of lines.json: a text as it is, anything else as JSON
+    limit=S    report a usage limit that ends in S seconds, as the CLI does, and exit with 1
+    cost=USD   report a result with this cost
 
 A part is `default` or that of the stream in `parts.json` of the project; a list of parts gives one to each attempt,
 the last one to all that follow. The worker notes its start and its end in `worker-times.txt`, so that a test can see
@@ -68,7 +72,7 @@ def change(status, limit):
           f"(SELECT id FROM tasks WHERE {{MINE}} ORDER BY created_at, id LIMIT ?)", status, stream, limit)
 
 
-def act(word, value):
+def act(word, value, **more):
     if word == "next":
         change("completed", 1)
     elif word == "all":
@@ -82,6 +86,21 @@ def act(word, value):
         print(value, flush=True)
     elif word == "sleep":
         time.sleep(float(value))
+    elif word == "print":
+        line = json.loads((project / "lines.json").read_text())[value]
+        print(line if isinstance(line, str) else json.dumps(line), flush=True)
+    elif word == "limit":
+        info = {{"status": "rejected", "resetsAt": int(time.time() + float(value)), "rateLimitType": "five_hour"}}
+        print(json.dumps({{"type": "rate_limit_event", "rate_limit_info": info}}), flush=True)
+        act("cost", "0", is_error=True, api_error_status=429, result="You've hit your session limit · resets soon")
+        act("exit", "1")
+    elif word == "cost":
+        result = {{"type": "result", "subtype": "success", "is_error": False, "num_turns": 2, "result": "Done."}}
+        print(json.dumps({{**result, "total_cost_usd": float(value), **more}}, ensure_ascii=False), flush=True)
+    elif word == "burn":
+        end = time.monotonic() + float(value)
+        while time.monotonic() < end:
+            pass
     elif word == "hang":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(3600)
@@ -98,6 +117,8 @@ def act(word, value):
 
 
 note("start")
+with open(project / "argv.txt", "a") as file:
+    file.write(json.dumps([stream, sys.argv[1:]]) + "\n")
 parts = json.loads((project / "parts.json").read_text())
 part = parts.get(stream, parts["default"])
 if isinstance(part, list):
@@ -195,6 +216,11 @@ class Workspace:
         named = {name.replace("_", "-"): part for name, part in parts.items()}
         (self.root / "parts.json").write_text(json.dumps({"default": default, **named}))
 
+    def argv(self, stream: str) -> list[list[str]]:
+        """The arguments of each worker of a stream."""
+        rows = [json.loads(line) for line in (self.root / "argv.txt").read_text().splitlines()]
+        return [words for name, words in rows if name == stream]
+
     @property
     def state(self) -> Path:
         """The orchestrator's folder."""
@@ -209,7 +235,7 @@ class Workspace:
     def popen(self, *words: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
         """Start the command line as a process that the fixture ends, should the test not do it."""
         process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), *words],
+            [sys.executable, str(options.pop("script", SCRIPT)), *words],
             cwd=options.pop("cwd", self.root),
             env=self.environment(**(env or {})),
             stdin=subprocess.DEVNULL,

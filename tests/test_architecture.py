@@ -16,7 +16,7 @@ SECTIONS = ["Constants", "Model", "Store", "Planner", "Workers", "Orchestrator",
 # Modules and built-ins that only these sections may use.
 RESERVED = {
     "sqlite3": {3},
-    "subprocess": {5, 8},
+    "subprocess": {5, 6, 8},
     "psutil": {5, 6},
     "signal": {2, 5, 6, 8},
     "fcntl": {5, 6},

@@ -80,9 +80,9 @@ def test_a_worker_gets_what_the_contract_says(workspace: Workspace) -> None:
 
 def test_text_output_is_the_guides_exact_command(workspace: Workspace) -> None:
     workspace.database.add_stream("Stream-A")
-    workspace.claude.write_text('#!/bin/sh\nprintf "%s\\n" "$#" "$1" "$2" "$3" > argv.txt\n')
+    workspace.claude.write_text('#!/bin/sh\nprintf "%s\\n" "$#" "$1" "$2" "$3" > words.txt\n')
     workspace.run("start", "--output-format", "text", "--max-restarts", "0")
-    argv = (workspace.root / "argv.txt").read_text().split()
+    argv = (workspace.root / "words.txt").read_text().split()
     assert argv == ["4", "--print", "--dangerously-skip-permissions", "-p"]
 
 

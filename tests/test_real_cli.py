@@ -7,13 +7,14 @@ home of its own and a clean environment, and never a credential.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sqlite3
 import time
 from contextlib import closing
 
 import pytest
-from scripted_api import Conversation, Reply, ScriptedApi, UseTool, completes_tasks
+from scripted_api import Conversation, Refuse, Reply, Say, ScriptedApi, UseTool, completes_tasks, usage_limit
 from support import SCRIPT, Workspace, own_processes, wait_until
 
 LOCAL_CLI = SCRIPT.parent / ".claude-cli" / "node_modules" / ".bin" / "claude"
@@ -113,6 +114,93 @@ def test_a_worker_killed_in_a_tool_call_leaves_nothing_and_is_restarted(workspac
     assert not sleeper.is_running()
     assert "Stopping processes of Stream-A: the worker ended and left them running" in out
     assert "Restarting worker for Stream-A (1/10) in 1s: killed by SIGKILL" in out
+
+
+def use_account(workspace: Workspace, api: ScriptedApi) -> dict[str, str]:
+    """The same, as an account with usage limits: with an API key the CLI knows none."""
+    environment = use_real_cli(workspace, api)
+    del environment["ANTHROPIC_API_KEY"]
+    return {**environment, "CLAUDE_CODE_OAUTH_TOKEN": "dummy"}
+
+
+@pytest.mark.parametrize("output_format", ["stream-json", "text"])
+def test_a_usage_limit_pauses_the_run_until_the_reset(workspace: Workspace, output_format: str) -> None:
+    tasks = make_streams(workspace)
+    workspace.database.execute("DELETE FROM tasks WHERE metadata NOT LIKE '%Stream-B%'")
+    completes = completes_tasks(tasks)
+    until = int(time.time()) + 12 if output_format == "stream-json" else int(time.time()) // 60 * 60 + 60
+    seen: list[float] = []
+
+    def respond(conversation: Conversation) -> Reply:
+        seen.append(time.time())
+        return completes(conversation) if time.time() >= until else usage_limit(until)
+
+    with ScriptedApi(respond) as api:
+        environment = use_account(workspace, api)
+        done = workspace.run("start", "--output-format", output_format, env=environment, timeout=150)
+    assert done.returncode == 0, done.stdout
+    (paused,) = workspace.events("run_paused")
+    assert paused["reason"].startswith("You've hit your session limit · resets ")
+    first, second = workspace.events("worker_started")
+    assert second["clock"] >= paused["clock"] + paused["delay"]
+    assert [end["verdict"] for end in workspace.events("worker_ended")] == ["paused", "complete"]
+    assert [end["restarts"] for end in workspace.events("worker_ended")] == [0, 0]
+    assert (len([moment for moment in seen if moment < until]), first["attempt"]) == (1, 1)
+
+
+def test_an_overloaded_api_is_the_clis_own_to_retry(workspace: Workspace) -> None:
+    tasks = make_streams(workspace)
+    workspace.database.execute("DELETE FROM tasks WHERE metadata NOT LIKE '%Stream-B%'")
+    completes, calls = completes_tasks(tasks), iter(range(1000))
+
+    def respond(conversation: Conversation) -> Reply:
+        busy = Refuse(529, "overloaded_error", "Overloaded")
+        return busy if next(calls) < 2 else completes(conversation)
+
+    with ScriptedApi(respond) as api:
+        done = workspace.run("start", env=use_real_cli(workspace, api), timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert len(workspace.events("worker_started")) == 1
+    log = (workspace.state / "logs" / "Stream-B.log").read_text()
+    assert "  retry 1/10 in 0." in log
+    assert ": overloaded (529)" in log
+
+
+def test_a_refused_login_fails_at_once(workspace: Workspace) -> None:
+    make_streams(workspace)
+    with ScriptedApi(lambda _: Refuse(401, "authentication_error", "invalid")) as api:
+        done = workspace.run("start", env=use_account(workspace, api), timeout=120)
+    assert done.returncode == 1
+    assert re.search(r"Stream-A failed: exit code 1: (Not logged in|Failed to authenticate)", done.stdout)
+    assert "Stream-B never ran: it waits for Stream-A" in done.stdout
+    assert len(workspace.events("worker_started")) == 1
+
+
+def test_a_tool_call_that_never_returns_is_ended_by_the_stall_timeout(workspace: Workspace) -> None:
+    tasks = make_streams(workspace)
+    workspace.database.execute("DELETE FROM tasks WHERE metadata NOT LIKE '%Stream-B%'")
+    completes = completes_tasks(tasks)
+
+    def respond(conversation: Conversation) -> Reply:
+        if "This is a restart" in conversation.prompt:
+            return completes(conversation)
+        return Say("I was stopped.") if conversation.tool_results else bash("sleep 1000")
+
+    with ScriptedApi(respond) as api:
+        done = workspace.run("start", "--stall-timeout", "0.5", env=use_real_cli(workspace, api), timeout=200)
+    assert done.returncode == 0, done.stdout
+    assert "Restarting worker for Stream-B (1/10) in 1s: it gave no sign of life" in done.stdout
+    assert own_processes(workspace.root) == []
+
+
+def test_a_budget_ends_the_run(workspace: Workspace) -> None:
+    tasks = make_streams(workspace)
+    with ScriptedApi(completes_tasks(tasks)) as api:
+        done = workspace.run("start", "--budget", "0.0125", env=use_real_cli(workspace, api), timeout=120)
+    assert done.returncode == 1
+    assert "Stream-B is not complete: the budget of $0.01 is spent" in done.stdout
+    (end,) = workspace.events("worker_ended")
+    assert (end["stream"], 0 < end["cost"] < 0.0125) == ("Stream-A", True)
 
 
 def bash(command: str) -> UseTool:

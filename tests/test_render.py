@@ -384,6 +384,7 @@ STANDINGS = [
      "Finishing (PID: 7): stopped in 1m 12s unless it exits"),
     (Standing(StreamState.STOPPING, "stopped by the user"), 7, "Stopping (PID: 7): stopped by the user"),
     (Standing(StreamState.RESTARTING, "exit code 1", NOW + 3.2), 0, "Restarting in 4s: exit code 1"),
+    (Standing(StreamState.PAUSED, "the limit", NOW + 61.5), 0, "Paused for 1m 02s: the limit"),
     (Standing(StreamState.QUEUED, "all 5 workers are busy"), 0, "Queued: all 5 workers are busy"),
     (Standing(StreamState.WAITING, "waits for A"), 0, "Waiting for A"),
     (Standing(StreamState.BLOCKED, "T: why\nnot"), 0, "Blocked: T: why␊not"),
@@ -430,7 +431,8 @@ def test_format_status_json_holds_every_fact(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert status == {
         "version": 1, "time": "1970-01-01T00:00:00.500Z", "project": str(tmp_path),
-        "database": str(tmp_path / "tasks.db"), "orchestrator_pid": 1, "database_error": None, "warnings": ["odd"],
+        "database": str(tmp_path / "tasks.db"), "orchestrator_pid": 1, "database_error": None,
+        "paused_until": None, "cost_usd": 0.0, "warnings": ["odd"],
         "waiting": "for a person",
     }  # fmt: skip
 

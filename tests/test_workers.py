@@ -66,7 +66,8 @@ def test_a_transcript_goes_on_where_another_one_stopped(tmp_path: Path) -> None:
     second = follow(tmp_path, 0, first.position)
     second.pump()
     assert (tmp_path / "log").read_text() == "one\nhalf a line\n"
-    assert (second.ending.turns, second.ending.cost) == (3, 0.5)
+    ending = second.read_ending(0, 0)
+    assert (ending.turns, ending.cost) == (3, 0.5)
 
 
 def test_a_transcript_shows_tools_and_errors_and_obeys_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,485 @@
+"""Why a worker ended, and what follows: the verdict table, usage limits, budgets, silence, notifications."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import Workspace, is_running, wait_until
+
+from orchestrate import (
+    Cause,
+    Ending,
+    History,
+    Limits,
+    Phase,
+    Record,
+    Snapshot,
+    Start,
+    Stream,
+    Transcript,
+    VerdictKind,
+    Worker,
+    find_cause,
+    judge,
+    plan_pause,
+    plan_starts,
+    read_reset_time,
+)
+
+NO_POLL = ("--poll-interval", "600")
+RESULT = {"type": "result", "subtype": "success", "is_error": False, "num_turns": 3, "result": "Done."}
+FAILED = {**RESULT, "is_error": True}
+INIT = {"type": "system", "subtype": "init", "cwd": "/project"}
+LIMIT = "You've hit your session limit · resets 8:05am (UTC)"
+THROTTLE = "API Error: Server is temporarily limiting requests (not your usage limit) · try again later."
+NOW = 1_795_420_000.0  # seconds since the epoch
+
+
+def rejected(**more: object) -> dict[str, Any]:
+    info = {"status": "rejected", "resetsAt": NOW + 20, "rateLimitType": "five_hour", "isUsingOverage": False}
+    return {"type": "rate_limit_event", "rate_limit_info": {**info, **more}}
+
+
+def tool_result(text: str) -> dict[str, Any]:
+    return {"type": "user", "message": {"content": [{"type": "tool_result", "content": text, "is_error": False}]}}
+
+
+def read_ending(tmp_path: Path, lines: list[Any], code: int | None) -> Ending:
+    """Return the ending of a worker that printed these lines: texts as they are, anything else as JSON."""
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    (tmp_path / "raw").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    transcript = Transcript(tmp_path / "raw", tmp_path / "log", 0, 0)
+    assert transcript.pump()
+    return transcript.read_ending(code, NOW)
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "cause"),
+    [
+        # the usage limit, as an event and as a text
+        ([INIT, rejected(), {**FAILED, "api_error_status": 429, "result": LIMIT}], 1, Cause.LIMIT),
+        ([{**FAILED, "api_error_status": 429, "result": LIMIT}], 1, Cause.LIMIT),
+        ([rejected(), {**FAILED, "api_error_status": 429, "result": LIMIT}], None, Cause.LIMIT),
+        (["Working.", LIMIT], 1, Cause.LIMIT),
+        (["You've hit your weekly limit · resets Nov 26, 6:07am (UTC)"], 1, Cause.LIMIT),
+        (["You've hit your Opus limit · resets 8pm (Europe/Berlin)"], 1, Cause.LIMIT),
+        (["Claude AI usage limit reached|1795429999"], 1, Cause.LIMIT),
+        # what only looks like one
+        ([tool_result(LIMIT), {**FAILED, "result": "Tests fail"}], 1, Cause.OTHER),
+        ([tool_result(json.dumps(rejected())), RESULT], 0, Cause.OTHER),
+        ([{**RESULT, "result": LIMIT}], 0, Cause.OTHER),
+        ([LIMIT, "Something else came after it"], 1, Cause.OTHER),
+        ([LIMIT], 0, Cause.OTHER),
+        (["The file says: You've hit your 5-hour limit · resets 4:07am (UTC)"], 1, Cause.OTHER),
+        ([rejected(), rejected(status="allowed"), {**FAILED, "result": "Crash"}], 1, Cause.OTHER),
+        ([rejected(isUsingOverage=True), RESULT], 0, Cause.OTHER),
+        ([rejected(rateLimitType=None), {**FAILED, "api_error_status": 429, "result": THROTTLE}], 1, Cause.OTHER),
+        ([{**FAILED, "api_error_status": 429, "result": "API Error: Request rejected (429)"}], 1, Cause.OTHER),
+        ([THROTTLE], 1, Cause.OTHER),
+        # another try can't go better
+        ([{**FAILED, "api_error_status": 401, "result": "Not logged in · Please run /login"}], 1, Cause.FINAL),
+        ([{**FAILED, "result": "Not logged in · Please run /login"}], 1, Cause.FINAL),
+        ([{**FAILED, "api_error_status": 400, "result": "Credit balance is too low"}], 1, Cause.FINAL),
+        ([{**FAILED, "api_error_status": 404, "result": "There's an issue with the selected model"}], 1, Cause.FINAL),
+        (["Not logged in · Please run /login"], 1, Cause.FINAL),
+        (["Invalid API key · Fix external API key"], 1, Cause.FINAL),
+        (["--dangerously-skip-permissions cannot be used with root/sudo privileges for security reasons"], 1, Cause.FINAL),
+        (["error: unknown option '--frobnicate'"], 1, Cause.FINAL),
+        (["Error: Session ID 1-2-3 is already in use."], 1, Cause.FINAL),
+        (["sh: 1: exec: claude: not found"], 127, Cause.FINAL),
+        ([], 126, Cause.FINAL),
+        (["Error: Exceeded USD budget (0.5)"], 1, Cause.BUDGET),
+        ([{"type": "result", "subtype": "error_max_budget_usd", "is_error": True, "errors": ["Reached"]}], 1, Cause.BUDGET),
+        (["I fixed the message that said: Not logged in"], 0, Cause.OTHER),
+        (["Not logged in · Please run /login"], 0, Cause.OTHER),
+        # anything else
+        ([], 1, Cause.OTHER),
+        ([], None, Cause.OTHER),
+        ([RESULT], 0, Cause.OTHER),
+        ([{**FAILED, "subtype": "error_during_execution", "terminal_reason": "aborted_tools"}], 0, Cause.OTHER),
+        ([{**FAILED, "api_error_status": 529, "result": "API Error: 529 Overloaded."}], 1, Cause.OTHER),
+        # several results in one process: the last counts
+        ([INIT, rejected(), {**FAILED, "api_error_status": 429, "result": LIMIT}, INIT, RESULT], 0, Cause.OTHER),
+        ([RESULT, {**FAILED, "api_error_status": 401, "result": "Not logged in"}], 1, Cause.FINAL),
+        ([{**FAILED, "api_error_status": 401, "result": "Not logged in"}, INIT], 1, Cause.OTHER),
+        ([{"type": "result", "is_error": "yes", "api_error_status": "429", "permission_denials": 7}], 1, Cause.OTHER),
+    ],
+)  # fmt: skip
+def test_the_cause_is_found_in_what_the_worker_last_said_of_itself(
+    tmp_path: Path, lines: list[Any], code: int | None, cause: Cause
+) -> None:
+    assert find_cause(read_ending(tmp_path, lines, code)) is cause
+
+
+SAMPLES = Path(__file__).parent / "samples"
+
+
+@pytest.mark.parametrize(
+    ("sample", "code", "cause", "summary"),
+    [
+        ("usage-limit.jsonl", 1, Cause.LIMIT, "exit code 1: You've hit your session limit · resets 8:24am (UTC)"),
+        ("throttle.jsonl", 1, Cause.OTHER, "exit code 1: API Error: Server is temporarily limiting requests"),
+        ("not-logged-in.jsonl", 1, Cause.FINAL, "exit code 1: Not logged in · Please run /login"),
+        ("budget.jsonl", 1, Cause.BUDGET, "exit code 1: Reached maximum budget ($0.000001)"),
+        ("sigint.jsonl", 0, Cause.OTHER, "exit code 0: aborted_tools"),
+        ("overage.jsonl", 0, Cause.OTHER, "exit code 0"),
+    ],
+)
+def test_what_the_real_cli_printed_is_understood(sample: str, code: int, cause: Cause, summary: str) -> None:
+    """Source: Claude Code 2.1.197, run against tests/scripted_api.py."""
+    transcript = Transcript(SAMPLES / sample, Path("/nowhere"), 0, 1 << 40)
+    transcript.pump()
+    ending = transcript.read_ending(code, NOW)
+    assert find_cause(ending) is cause
+    assert ending.summary.startswith(summary)
+
+
+def stream(**counts: int) -> Stream:
+    return Stream("S", "s", Phase.PARALLEL, **counts)  # type: ignore[arg-type]
+
+
+LIMITED = Ending(1, LIMIT, has_result=True, is_error=True, api_status=429, is_rejected=True, reset_in=20)
+REFUSED = Ending(1, "Not logged in", has_result=True, is_error=True, api_status=401)
+SPENT = Ending(1, "Reached", has_result=True, is_error=True, subtype="error_max_budget_usd", cost=1)
+
+
+@pytest.mark.parametrize(
+    ("counts", "ending", "limits", "kind", "reason"),
+    [
+        ({"completed": 2}, Ending(0), Limits(), VerdictKind.COMPLETE, ""),
+        ({"completed": 2}, Ending(1), Limits(), VerdictKind.COMPLETE, "all tasks are complete, but exit code 1"),
+        ({"completed": 2}, LIMITED, Limits(), VerdictKind.COMPLETE, f"all tasks are complete, but exit code 1: {LIMIT}"),
+        ({"completed": 1, "blocked": 1}, Ending(0), Limits(), VerdictKind.BLOCKED, ""),
+        ({"completed": 1, "blocked": 1}, LIMITED, Limits(), VerdictKind.BLOCKED, ""),
+        ({"pending": 1}, LIMITED, Limits(), VerdictKind.PAUSED, LIMIT),
+        ({"pending": 1}, LIMITED, Limits(max_restarts=0), VerdictKind.PAUSED, LIMIT),
+        ({"pending": 1}, REFUSED, Limits(), VerdictKind.FAILED, "exit code 1: Not logged in"),
+        ({"pending": 1}, SPENT, Limits(), VerdictKind.FAILED, "exit code 1: Reached"),
+        ({"pending": 1}, SPENT, Limits(budget=5), VerdictKind.RESTART, "exit code 1: Reached"),
+        ({"pending": 1}, SPENT, Limits(budget=1), VerdictKind.FAILED, "exit code 1: Reached"),
+        ({"pending": 1}, Ending(0), Limits(), VerdictKind.RESTART, "exit code 0, 1 task open"),
+        ({"pending": 2}, Ending(0, denials=3), Limits(), VerdictKind.RESTART, "exit code 0, 3 permission denials, 2 tasks open"),
+        ({"pending": 1}, Ending(-9), Limits(), VerdictKind.RESTART, "killed by SIGKILL"),
+        ({"pending": 1}, Ending(None), Limits(), VerdictKind.RESTART, "ended unseen"),
+        ({"blocked": 1, "pending": 1}, Ending(0), Limits(), VerdictKind.RESTART, "exit code 0, 2 tasks open"),
+    ],
+)  # fmt: skip
+def test_the_verdict_table(
+    counts: dict[str, int], ending: Ending, limits: Limits, kind: VerdictKind, reason: str
+) -> None:
+    worker = Worker("S", 7, "run", ending, cost=ending.cost)
+    verdict = judge(stream(**counts), worker, Snapshot("p", workers={"S": worker}), limits)
+    assert (verdict.kind, verdict.reason) == (kind, reason)
+    assert verdict.restarts == (1 if kind is VerdictKind.RESTART else 0)
+
+
+@pytest.mark.parametrize(
+    ("reset_in", "hits", "pause"),
+    [(20, 0, 21), (20, 5, 21), (None, 0, 900), (None, 1, 1800), (None, 2, 3600), (None, 99, 3600), (-5, 0, 900), (0, 1, 1800)],
+)  # fmt: skip
+def test_a_pause_lasts_to_the_reset_or_doubles_where_that_is_unknown(
+    reset_in: float | None, hits: int, pause: float
+) -> None:
+    assert plan_pause(reset_in, hits) == pause
+
+
+def at(text: str) -> float:
+    return datetime.fromisoformat(text).replace(tzinfo=timezone.utc).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("words", "wall", "reset"),
+    [
+        ("resets 4:07am (UTC)", "2026-11-23T03:00:00", "2026-11-23T04:07:00"),
+        ("resets 4:07am (UTC)", "2026-11-23T04:07:30", "2026-11-24T04:07:00"),
+        ("resets 12am (UTC)", "2026-11-23T23:00:00", "2026-11-24T00:00:00"),
+        ("resets 12:30pm (UTC)", "2026-11-23T03:00:00", "2026-11-23T12:30:00"),
+        ("resets Nov 26, 6:07am (UTC)", "2026-11-23T03:00:00", "2026-11-26T06:07:00"),
+        ("resets Jan 2, 6am (UTC)", "2026-12-31T03:00:00", "2027-01-02T06:00:00"),
+        ("Claude AI usage limit reached|1795424820", "2026-11-23T03:00:00", "2026-11-23T09:07:00"),
+        ("resets 25:99xm", "2026-11-23T03:00:00", None),
+        ("resets 4:07am (No/Where)", "2026-11-23T03:00:00", None),
+        ("resets Feb 30, 4am (UTC)", "2026-11-23T03:00:00", None),
+        ("nothing of the kind", "2026-11-23T03:00:00", None),
+    ],
+)
+def test_the_reset_time_is_read_from_the_words(words: str, wall: str, reset: str | None) -> None:
+    assert read_reset_time(words, at(wall)) == (reset and at(reset))
+
+
+def test_the_zone_of_a_reset_time_is_respected() -> None:
+    pytest.importorskip("zoneinfo", reason="Python 3.8 knows no zones but UTC and the local one")
+    assert read_reset_time("resets 4am (America/New_York)", at("2026-11-23T03:00:00")) == at("2026-11-23T09:00:00")
+
+
+def test_a_budget_is_shared_and_never_promised_twice() -> None:
+    limits = Limits(budget=10)
+    assert shares(Snapshot("p"), limits, 4) == [2.5] * 4
+    assert shares(Snapshot("p"), replace(limits, max_workers=2), 4) == [2.5] * 2
+    busy = {name: Worker(name, 7) for name in "AB"}
+    held = History(records={name: Record(budget=2.5) for name in "AB"}, spent=1)
+    assert shares(Snapshot("p", workers=busy, history=held), limits, 1) == [3]
+    greedy = History(records={name: Record(budget=5) for name in "AB"}, spent=0)
+    assert shares(Snapshot("p", workers=busy, history=greedy), limits, 1) == []
+    assert shares(Snapshot("p"), Limits(), 3) == [0] * 3
+
+
+def test_a_budget_that_does_not_go_round_starts_fewer_workers_and_never_none() -> None:
+    for cents in range(1, 9):
+        given = shares(Snapshot("p"), Limits(budget=cents / 100 + 0.004, max_workers=9), 5)
+        assert len(given) == min(cents, 5)
+        assert min(given) >= 0.01
+        assert sum(given) <= cents / 100 + 0.004
+
+
+def shares(snapshot: Snapshot, limits: Limits, ready: int) -> list[float]:
+    """Return the budgets of the workers that start."""
+    streams = [Stream(f"R{number}", "r") for number in range(ready)]
+    return [action.budget for action in plan_starts(streams, snapshot, limits) if isinstance(action, Start)]
+
+
+def test_a_usage_limit_pauses_the_whole_run_until_the_reset_and_costs_no_restart(workspace: Workspace) -> None:
+    for name in ("A", "B", "C"):
+        workspace.database.add_stream(name)
+    workspace.play(A=["limit=4", "all"], B=["sleep=1.5 exit=1", "all"], C="sleep=1 all")
+    run = workspace.popen("start", "--max-restarts", "1", *NO_POLL)
+    (paused,) = wait_until(lambda: workspace.events("run_paused"), "the pause")
+    wait_until(lambda: workspace.events("worker_ended")[1:], "the end of another worker")
+    shown = workspace.run("status").stdout
+    assert "You've hit your session limit" in shown
+    assert "│ Paused for " in shown
+    assert "Paused" in workspace.run("status", "--dashboard").stdout
+    status = json.loads(workspace.run("status", "--json").stdout)
+    assert (status["streams"][0]["state"], status["paused_until"]) == ("paused", paused["until"])
+    out, _ = run.communicate(timeout=30)
+    assert run.returncode == 0, out
+    started = {(e["stream"], e["attempt"]): e["clock"] for e in workspace.events("worker_started")}
+    assert set(started) == {("A", 1), ("B", 1), ("C", 1), ("A", 2), ("B", 2)}
+    reset = paused["clock"] + paused["delay"]
+    assert min(started["A", 2], started["B", 2]) >= reset, "a worker started before the reset"
+    assert [end["restarts"] for end in workspace.events("worker_ended") if end["stream"] == "A"] == [0, 0]
+    assert "Paused, nothing starts for " in out
+
+
+def test_a_pause_survives_the_orchestrator(workspace: Workspace) -> None:
+    workspace.database.add_stream("A")
+    workspace.play(A=["limit=6", "all"])
+    first = workspace.popen("start")
+    (paused,) = wait_until(lambda: workspace.events("run_paused"), "the pause")
+    first.kill()
+    first.wait()
+    assert workspace.run("start", *NO_POLL).returncode == 0
+    again = workspace.events("run_paused")[1]
+    assert again["until"] == paused["until"]
+    assert workspace.events("worker_started")[1]["clock"] >= paused["clock"] + paused["delay"] - 0.5
+
+
+def test_a_limit_in_text_mode_is_read_from_the_last_line_alone(workspace: Workspace) -> None:
+    workspace.database.add_stream("A")
+    (workspace.root / "lines.json").write_text(json.dumps({"limit": LIMIT.replace("8:05am", "11:59pm")}))
+    workspace.play(A="print=limit exit=1")
+    run = workspace.popen("start", "--output-format", "text")
+    (paused,) = wait_until(lambda: workspace.events("run_paused"), "the pause")
+    assert paused["until"][11:16] in ("23:59", "00:00")
+    assert workspace.starts() == ["A"]
+    run.kill()
+
+
+@pytest.mark.parametrize(
+    "line", ["Not logged in · Please run /login", {**FAILED, "api_error_status": 401, "result": "Nope"}]
+)
+def test_what_a_retry_can_not_mend_fails_at_once_in_the_workers_own_words(workspace: Workspace, line: Any) -> None:
+    workspace.database.add_stream("A")
+    (workspace.root / "lines.json").write_text(json.dumps({"line": line}))
+    workspace.play("print=line exit=1")
+    done = workspace.run("start", *NO_POLL)
+    words = line if isinstance(line, str) else "Nope"
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, f"A failed: exit code 1: {words}")
+    assert workspace.starts() == ["A"]
+
+
+def test_a_claude_that_vanishes_fails_its_stream_at_once(workspace: Workspace) -> None:
+    workspace.database.add_stream("A", tasks=2)
+    workspace.play("next sleep=1 exit=1")
+    run = workspace.popen("start", *NO_POLL)
+    workspace.wait_for_worker("A")
+    workspace.claude.unlink()
+    claude = "claude"
+    out, _ = run.communicate(timeout=30)
+    assert (run.returncode, out.splitlines()[-1]) == (1, f"A failed: {claude}: command not found")
+
+
+def test_the_budget_is_shared_counted_once_and_ends_the_run(workspace: Workspace) -> None:
+    for name in ("A", "B"):
+        workspace.database.add_stream(name, tasks=2)
+    workspace.play(A="cost=0.5 cost=2.5 next exit=1", B="cost=2 sleep=1 next exit=1")
+    done = workspace.run("start", "--budget", "4", *NO_POLL)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-2:] == [
+        "A is not complete: the budget of $4.00 is spent",
+        "B is not complete: the budget of $4.00 is spent",
+    ]
+    shares = [workspace.argv(name)[0][-4:-2] for name in ("A", "B")]
+    assert shares == [["--max-budget-usd", "2.00"], ["--max-budget-usd", "2.00"]]
+    assert sum(end["cost"] for end in workspace.events("worker_ended")) == 4.5
+    assert len(workspace.starts()) == 2
+    refused = workspace.run("start", "--budget", "4", "--output-format", "text")
+    assert (refused.returncode, "--budget needs" in refused.stderr) == (2, True)
+
+
+def test_a_run_that_was_killed_goes_on_with_the_budget_that_is_left(workspace: Workspace) -> None:
+    workspace.database.add_stream("A", tasks=2)
+    workspace.play(A=["cost=3 next exit=1", "sleep=60", "all"])
+    first = workspace.popen("start", "--budget", "5")
+    wait_until(lambda: workspace.starts() == ["A", "A"], "the second worker")
+    first.kill()
+    first.wait()
+    assert workspace.run("stop").returncode == 0
+    done = workspace.run("start", "--budget", "5", *NO_POLL)
+    assert done.returncode == 0
+    assert "Warning: this run goes on: $3.00 were spent before" in done.stdout
+    assert workspace.argv("A")[-1][-4:-2] == ["--max-budget-usd", "2.00"]
+
+
+def test_a_worker_without_a_sign_of_life_is_restarted_and_one_at_work_is_not(workspace: Workspace) -> None:
+    """CPU time, output and database changes are signs of life. `CPU_INTERVAL` is shortened: 15 s would be long here."""
+    for name in ("Silent", "Busy", "Chatty"):
+        workspace.database.add_stream(name)
+    workspace.play(
+        Silent=["sleep=120", "all"], Busy="burn=6 all", Chatty="say=1 sleep=2 say=2 sleep=2 say=3 sleep=2 all"
+    )
+    script = workspace.root / "orchestrate.py"
+    source = (Path(__file__).parent.parent / "orchestrate.py").read_text(encoding="utf-8")
+    assert source.count("\nCPU_INTERVAL = 15 ") == 1
+    script.write_text(source.replace("\nCPU_INTERVAL = 15 ", "\nCPU_INTERVAL = 1 "), encoding="utf-8")
+    done = workspace.run("start", "--stall-timeout", "0.05", *NO_POLL, script=script)
+    assert done.returncode == 0, done.stdout
+    assert {name: len(workspace.starts(name)) for name in ("Silent", "Busy", "Chatty")} == {
+        "Silent": 2,
+        "Busy": 1,
+        "Chatty": 1,
+    }
+    assert "Stopping the worker of Silent: it gave no sign of life" in done.stdout
+    assert "Restarting worker for Silent (1/10) in 1s: it gave no sign of life" in done.stdout
+
+
+def test_notifications_are_run_and_can_neither_slow_nor_break_the_run(workspace: Workspace) -> None:
+    workspace.database.add_stream("F", "foundation")
+    workspace.database.add_stream("G")
+    workspace.database.add_stream("H")
+    workspace.play("all", G="block=why", H="exit=1")
+    command = (
+        'printf "%s|%s|%s\\n" "$ORCHESTRATE_EVENT" "$ORCHESTRATE_STREAM" "$ORCHESTRATE_MESSAGE" >> told.txt; sleep 600'
+    )
+    done = workspace.run("start", "--max-restarts", "0", "--exit-on-blocked", "--notify", command, *NO_POLL, timeout=20)
+    assert done.returncode == 1
+    told = workspace.root / "told.txt"
+    wait_until(lambda: "ended|" in told.read_text(), "the last notification")
+    wait_until(lambda: len(told.read_text().splitlines()) >= 5, f"all notifications: {told.read_text()}")
+    kinds = [line.split("|") for line in sorted(told.read_text().splitlines())]
+    assert [kind[:2] for kind in kinds if len(kind) == 3] == [
+        ["blocked", "G"], ["complete", "F"], ["ended", ""], ["failed", "H"]
+    ]  # fmt: skip
+    assert "blocked: why (TASK-2)" in kinds[[kind[0] for kind in kinds].index("blocked")][2]
+    end_sleepers(workspace)
+    assert workspace.run("start", "F", "--notify", "exit 7").returncode == 0
+
+
+def end_sleepers(workspace: Workspace) -> None:
+    """End the hanging notification commands of this test, by PID: they have our working directory."""
+    import psutil
+
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        if process.info["cwd"] == str(workspace.root) and process.info["cmdline"] in (["sleep", "600"],):
+            process.kill()
+
+
+def test_a_warning_of_a_limit_is_shown_once(workspace: Workspace) -> None:
+    workspace.database.add_stream("A", tasks=2)
+    info = {"status": "allowed_warning", "rateLimitType": "five_hour", "utilization": 0.92}
+    (workspace.root / "lines.json").write_text(
+        json.dumps({"near": {"type": "rate_limit_event", "rate_limit_info": info}})
+    )
+    workspace.play(A="print=near sleep=0.5 print=near next sleep=0.5 exit=0")
+    done = workspace.run("start", *NO_POLL)
+    assert done.returncode == 0
+    assert done.stdout.count("Warning: The five hour limit is used to 92%") == 1
+
+
+def test_each_line_of_a_worker_is_rendered_once_across_orchestrators(workspace: Workspace) -> None:
+    workspace.database.add_stream("A")
+    lines = [f"line{number}" for number in range(12)]
+    workspace.play(A=" ".join(f"say={line} sleep=0.25" for line in lines) + " all")
+    first = workspace.popen("start")
+    workspace.wait_for_worker("A")
+    log = workspace.state / "logs" / "A.log"
+    wait_until(lambda: "line3" in log.read_text(), "some lines")
+    first.terminate()
+    first.wait()
+    wait_until(lambda: "line6" in (workspace.state / "logs" / "A.jsonl").read_text(), "lines that nobody renders")
+    assert workspace.run("start").returncode == 0
+    assert [line for line in log.read_text().splitlines() if line.startswith("line")] == lines
+
+
+def test_the_log_reads_like_a_transcript(workspace: Workspace) -> None:
+    workspace.database.add_stream("A", streamName="api")
+    tools = [
+        {"type": "text", "text": "I run the tests.\nThen I edit."},
+        {"type": "tool_use", "name": "Bash", "input": {"command": "npm test", "description": "Run"}},
+        {"type": "tool_use", "name": "Edit", "input": {"file_path": f"{workspace.root}/src/api.ts", "old_string": "x"}},
+        {
+            "type": "tool_use",
+            "name": "mcp__task-copilot__task_update",
+            "input": {"id": "TASK-12", "status": "completed"},
+        },
+    ]
+    retry = {"attempt": 1, "max_retries": 10, "retry_delay_ms": 584.5, "error_status": 529, "error": "overloaded"}
+    denial = {"tool_name": "Bash", "tool_input": {"command": "rm -rf /"}}
+    lines = {
+        "init": {**INIT, "cwd": str(workspace.root)},
+        "tools": {"type": "assistant", "message": {"content": tools}},
+        "retry": {"type": "system", "subtype": "api_retry", **retry},
+        "result": {**RESULT, "total_cost_usd": 0.42, "num_turns": 34, "permission_denials": [denial]},
+    }
+    (workspace.root / "lines.json").write_text(json.dumps(lines))
+    workspace.play("print=init print=tools print=retry say=plain print=result all")
+    assert workspace.run("start").returncode == 0
+    header, *body, closing, complete = (workspace.state / "logs" / "A.log").read_text().splitlines()
+    pid = workspace.events("worker_started")[0]["pid"]
+    assert header.startswith("──── 20")
+    assert header.endswith(f" · A (api) · parallel · attempt 1 · PID {pid} · {workspace.root}")
+    assert (
+        body
+        == [
+            f"Started worker for A (attempt 1, PID {pid})",
+            "I run the tests.",
+            "Then I edit.",
+            "Bash  npm test",
+            "Edit  src/api.ts",
+            "task_update  TASK-12 completed",
+            "  retry 1/10 in 0.6s: overloaded (529)",
+            "plain",
+            "  permission denied: Bash  rm -rf /",
+        ][1:]
+    )
+    assert closing.endswith("34 turns, $0.42: exit code 0, 1 permission denial")
+    assert complete.startswith("A complete in ")
+
+
+def test_a_worker_comes_back_within_a_second_of_the_unblocking(workspace: Workspace) -> None:
+    workspace.database.add_stream("A")
+    workspace.play(A=["block=why", "all"])
+    run = workspace.popen("start", "--max-restarts", "0", *NO_POLL)
+    wait_until(lambda: workspace.events("run_waiting"), "the run to wait")
+    with closing(sqlite3.connect(workspace.database.path)) as connection, connection:
+        connection.execute("UPDATE tasks SET status = 'pending'")
+    assert run.wait(timeout=20) == 0
+    assert not any(end["restarts"] for end in workspace.events("worker_ended"))
+    assert not is_running(run.pid)
