@@ -750,6 +750,11 @@ class Project:
         """The worker's log for people."""
         return self.folder / "logs" / f"{file_name(stream_id)}.log"
 
+    @property
+    def positions(self) -> Path:
+        """How far each worker's output is rendered into its log, in bytes by file name."""
+        return self.folder / "logs" / ".rendered.json"
+
     def raw(self, stream_id: str) -> Path:
         """The worker's output as it came."""
         return self.folder / "logs" / f"{file_name(stream_id)}.jsonl"
@@ -1089,9 +1094,10 @@ def _judge_cause(stream: Stream, worker: Worker, ending: Ending, snapshot: Snaps
 
 # What another try can't mend, as the CLI says it; matched against its last words alone, never against its output.
 _FINAL_WORDS = re.compile(
-    r"Not logged in|Failed to authenticate|Please run /login|Invalid API key|Invalid bearer token|OAuth token (has expired|revoked)"
-    r"|Credit balance is too low|--dangerously-skip-permissions cannot be used|[Ee]rror: (unknown|invalid) "
-    r"|error: (option|missing|too many)|Error: (Session ID |When using --print|Input must be provided|Invalid MCP)"
+    r"Not logged in|Failed to authenticate|Please run /login|Invalid API key|Invalid bearer token"
+    r"|OAuth token (has expired|revoked)|Credit balance is too low|--dangerously-skip-permissions cannot be used"
+    r"|[Ee]rror: (unknown|invalid) |error: (option|missing|too many)"
+    r"|Error: (Session ID |When using --print|Input must be provided|Invalid MCP)"
 )
 _LIMIT_WORDS = re.compile(r"You've hit your [^·]{1,60}\blimit\b|Claude AI usage limit reached")
 _BUDGET_WORDS = re.compile(r"Error: Exceeded USD budget")
@@ -1598,6 +1604,12 @@ def append_to_file(path: Path, text: str) -> None:
         file.write(text.encode("utf-8", "replace"))
 
 
+def append_lines(path: Path, lines: Sequence[str]) -> None:
+    """Append lines to a file in one write. Raises OSError."""
+    if lines:
+        append_to_file(path, "".join(f"{line}\n" for line in lines))
+
+
 def make_state_folder(project: Project) -> None:
     """Make the folders of the orchestrator's state, closed to others and kept out of git. Raises OSError."""
     for folder in (project.folder, project.pids, project.folder / "logs"):
@@ -1761,15 +1773,16 @@ def _read_zone(name: str) -> tzinfo:
 
 
 class Transcript:
-    """Follows a worker's raw output and renders it into its log as it grows, each line once.
+    """Follows a worker's raw output and renders it as it grows, each line once.
 
-    It reads from `start`, where the worker's output begins, and renders from `position` on. Memory stays bounded
-    whatever the length of a line. `words` is the last line that was no event: an error message, often enough.
+    It reads from `start`, where the worker's output begins, and hands what stands from `position` on, as lines for
+    people, to `write`. Memory stays bounded whatever the length of a line. `words` is the last line that was no event:
+    an error message, often enough.
     """
 
-    def __init__(self, raw: Path, log: Path, start: int, position: int) -> None:
+    def __init__(self, raw: Path, write: Callable[[Sequence[str]], None], start: int, position: int) -> None:
         self._raw = raw
-        self._log = log
+        self._write = write
         self._read_to = start
         self._line = bytearray()
         self._skipped = 0
@@ -1807,10 +1820,6 @@ class Transcript:
         """Render a last line that was never ended. Raises OSError."""
         if self._line or self._skipped:
             self._write(self._end_line(self._read_to))
-
-    def _write(self, lines: Sequence[str]) -> None:
-        if lines:
-            append_to_file(self._log, "".join(f"{line}\n" for line in lines))
 
     def read_ending(self, code: int | None, wall: float) -> Ending:
         """Return how the worker ended, from its exit code and what it last said of itself."""
@@ -1949,6 +1958,45 @@ def _find_last_lines(file: IO[bytes], lines: int) -> int:
     return 0 if lines else end
 
 
+def read_positions(project: Project) -> dict[str, int]:
+    """Return how far the logs are rendered, in bytes by file name."""
+    try:
+        positions = json.loads(project.positions.read_text(encoding="utf-8"))
+        return {str(name): int(position) for name, position in positions.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # then the last worker's output is rendered again
+
+
+class UnrenderedOutput:
+    """What a worker prints while no orchestrator renders it: for a reader of its log, so that it misses nothing."""
+
+    def __init__(self, project: Project, stream_id: str) -> None:
+        self._project = project
+        self._stream_id = stream_id
+        self._transcript: Transcript | None = None
+        self._ahead: list[str] = []
+
+    def complete(self, lines: Sequence[str], has_orchestrator: bool) -> list[str]:
+        """Return the new lines of the log, without those that this has shown before, and those that come after them."""
+        shown = []
+        for line in lines:
+            if self._ahead and line == self._ahead[0]:
+                del self._ahead[0]  # the next orchestrator has caught up with us
+            else:
+                shown.append(line)
+        if has_orchestrator:
+            self._transcript = None
+            return shown
+        if self._transcript is None:
+            position = read_positions(self._project).get(file_name(self._stream_id), 0)
+            self._ahead = []
+            self._transcript = Transcript(self._project.raw(self._stream_id), self._ahead.extend, position, position)
+        known = len(self._ahead)
+        while not self._transcript.pump():
+            pass
+        return [*shown, *self._ahead[known:]]
+
+
 @dataclass
 class _Tracked:
     """A worker with what it takes to watch it: our child, or the process that an earlier orchestrator started."""
@@ -1990,7 +2038,7 @@ class WorkerTable:
 
         One that the journal knows and that lives no more is taken over as ended. Raises OSError.
         """
-        self._positions = self._read_positions()
+        self._positions = read_positions(self.project)
         found = discover_workers(self.project, {*stream_ids, *records})
         living = {i: found.trees[i][worker.pid] for i, worker in found.workers.items() if worker.ending is None}
         known = {i: Worker(i, r.pid, r.run) for i, r in records.items() if r.pid}
@@ -2086,7 +2134,7 @@ class WorkerTable:
 
     def note(self, stream_id: str, line: str) -> None:
         """Write a line of the orchestrator's own into a stream's log. Raises OSError."""
-        append_to_file(self.project.log(stream_id), f"{line}\n")
+        append_lines(self.project.log(stream_id), [line])
 
     def _execute(self, stream: Stream, record: Record, run: str, budget: float) -> subprocess.Popen[bytes]:
         prompt = format_prompt(read_prompt_template(self.project), stream, record)
@@ -2104,25 +2152,15 @@ class WorkerTable:
             )
 
     def _follow(self, stream_id: str, start: int, position: int) -> Transcript:
-        return Transcript(self.project.raw(stream_id), self.project.log(stream_id), start, position)
-
-    @property
-    def _positions_file(self) -> Path:
-        return self.project.folder / "logs" / ".rendered.json"
-
-    def _read_positions(self) -> dict[str, int]:
-        try:
-            positions = json.loads(self._positions_file.read_text(encoding="utf-8"))
-            return {str(name): int(position) for name, position in positions.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
-            return {}  # then the last worker's output is rendered again
+        write = functools.partial(append_lines, self.project.log(stream_id))
+        return Transcript(self.project.raw(stream_id), write, start, position)
 
     def _write_positions(self) -> None:
         """Remember how far the logs are rendered, for the orchestrator that comes next."""
         current = {file_name(stream_id): tracked.transcript.position for stream_id, tracked in self._tracked.items()}
         if any(self._positions.get(name) != position for name, position in current.items()):
             self._positions.update(current)
-            write_file(self._positions_file, json.dumps(self._positions))
+            write_file(self.project.positions, json.dumps(self._positions))
 
 
 # ── 6. Orchestrator ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -3553,13 +3591,18 @@ def logs_command(streams: tuple[str, ...], lines: int, follow: bool, raw: bool) 
     names = list(streams) or sorted(known, key=natural_key)
     paths = {name: project.raw(name) if raw else project.log(name) for name in names}
     followers = {name: LogFollower(path, lines) for name, path in paths.items()}
+    unrendered = {name: UnrenderedOutput(project, name) for name in names if not raw}
     console = make_console()
     with SystemClock() as clock, contextlib.ExitStack() as stack:
         for follower in followers.values():
             stack.callback(follower.close)
         while not clock.signals:
+            has_orchestrator = bool(read_orchestrator_pid(project))
             for place, (name, follower) in enumerate(followers.items()):
-                print_log_lines(console, follower.read(), name if len(names) > 1 else "", place)
+                shown = follower.read()
+                if name in unrendered:
+                    shown = unrendered[name].complete(shown, has_orchestrator)
+                print_log_lines(console, shown, name if len(names) > 1 else "", place)
             if not follow:
                 return EXIT_DONE
             clock.wait(FOLLOW_INTERVAL)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from orchestrate import (
     Stream,
     Task,
     Transcript,
+    append_lines,
     discover_workers,
     format_prompt,
     read_prompt_template,
@@ -30,7 +32,7 @@ from orchestrate import (
 
 
 def follow(tmp_path: Path, start: int = 0, position: int = 0) -> Transcript:
-    return Transcript(tmp_path / "raw", tmp_path / "log", start, position)
+    return Transcript(tmp_path / "raw", partial(append_lines, tmp_path / "log"), start, position)
 
 
 def append(path: Path, content: bytes) -> None:
