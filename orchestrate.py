@@ -94,6 +94,7 @@ if TYPE_CHECKING:
 # ── 1. Constants ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 VERSION = "0.1.0"
+JSON_VERSION = 1  # of events and of `status --json`; it changes when a field changes its meaning
 
 POLL_INTERVAL = 30  # seconds between full re-reads of the database; changes and exits are noticed without it
 MAX_RESTARTS = 10  # restarts of one stream in a row without a newly completed task
@@ -124,9 +125,11 @@ WATCH_INTERVAL = 15  # seconds between two frames of `status --watch`
 LOG_LINES = 50  # lines that `logs` shows before it follows
 FOLLOW_INTERVAL = 0.2  # seconds between two looks at a log that is followed
 NAME_BYTES = 150  # longest file name made from a stream id, in bytes
+WORDS_LENGTH = 4096  # characters of a text from a worker that are looked at
 LINE_BYTES = 4 << 20  # longest line of worker output that is parsed; a longer one is passed over with a word
-READ_BYTES = 1 << 18  # size of one read of worker output
-READS_AT_ONCE = 32  # reads of one worker's output in one tick, so that a flood of it can't hold up the loop
+READ_BYTES = 1 << 16  # size of one read of worker output
+READS_AT_ONCE = 128  # reads of one worker's output in one tick, so that a flood of it can't hold up the loop
+LINES_AT_ONCE = 2000  # lines of one worker's output in one tick after which no more is read, for the same reason
 BOX_WIDTH = 73  # columns of the box around a title
 BAR_WIDTH, OVERALL_BAR_WIDTH = 15, 40  # cells of a stream's bar, and of the bar over all streams
 
@@ -826,7 +829,7 @@ def find_database(project: Project, given: Path | None, environ: Mapping[str, st
     Raises OrchestrateError where it does not exist, naming every path that was tried.
     """
     if given is not None:
-        tried = [given.resolve()]
+        tried = [Path.cwd() / given]
     else:
         server = read_server_environment(project, environ)
         base = environ.get("TASK_DB_PATH") or server.get("TASK_DB_PATH") or str(home / ".claude" / "tasks")
@@ -858,7 +861,8 @@ class TaskStore:
     _QUERY = """
         SELECT stream, status, COUNT(*), MIN(created_at || char(31) || id), SUM(is_bad), group_concat(
             CASE WHEN status IN ('blocked', 'in_progress') AND stream IS NOT NULL
-            THEN json_object('id', id, 'title', title, 'status', status, 'reason', coalesce(blocked_reason, '')) END,
+            THEN json_object('id', CAST(id AS TEXT), 'title', CAST(title AS TEXT), 'status', status,
+                'reason', coalesce(CAST(blocked_reason AS TEXT), '')) END,
             char(10)), MAX(updated_at)
         FROM (
             SELECT id, title, status, blocked_reason, created_at, updated_at,
@@ -1230,18 +1234,21 @@ def find_obstacles(snapshot: Snapshot, limits: Limits) -> dict[str, list[str]]:
     """
     unfinished = {s.id for s in snapshot.streams if not s.is_complete or s.id in snapshot.workers}
     before: list[str] = []
+    known: set[str] = set()
     obstacles: dict[str, list[str]] = {}
     for phase in Phase:
         open_ones: list[str] = []
         queue: list[str] = []  # foundation streams run one after another, those that this run is about
         for stream in order_streams([s for s in snapshot.streams if s.phase is phase])[0]:
             needed = [name for name in stream.dependencies if name in unfinished]
-            obstacles[stream.id] = list(dict.fromkeys([*before, *queue, *needed]))
+            more = [name for name in dict.fromkeys([*queue, *needed]) if name not in known]
+            obstacles[stream.id] = [*before, *more] if more else before  # shared: a copy each would be quadratic
             if stream.id in unfinished:
                 open_ones.append(stream.id)
                 if phase is Phase.FOUNDATION and (snapshot.includes(stream, limits) or stream.id in snapshot.workers):
                     queue.append(stream.id)
         before = before + open_ones
+        known = set(before)
     return obstacles
 
 
@@ -1308,8 +1315,11 @@ def _plan_end(standings: Mapping[str, Standing], snapshot: Snapshot, limits: Lim
     if snapshot.workers or states & {StreamState.RESTARTING, StreamState.PAUSED, StreamState.QUEUED}:
         return []
     can_go_on = not limits.exit_on_blocked and find_budget_left(snapshot, limits) >= BUDGET_LEAST
-    if states & _HELD and can_go_on:
-        held = [(visible(i), standing) for i, standing in open_ones.items() if standing.state in _HELD]
+    failed = {i for i, standing in standings.items() if standing.state is StreamState.FAILED}
+    obstacles = find_obstacles(snapshot, limits)
+    # What waits for a failed stream never starts, so nobody can help it on.
+    held = [(visible(i), s) for i, s in open_ones.items() if s.state in _HELD and failed.isdisjoint(obstacles[i])]
+    if held and can_go_on:
         return [Wait("; ".join(f"{i} is {s.state.value.lower()}: {visible(s.reason)}" for i, s in held))]
     if open_ones or not snapshot.streams:
         lines = [_format_open(i, standing) for i, standing in open_ones.items()]
@@ -1495,11 +1505,21 @@ class Discovery:
     stale: dict[Path, str]
 
 
-def discover_workers(project: Project, stream_ids: Iterable[str]) -> Discovery:
-    """Find the workers of a project, whatever became of the orchestrator that started them. Touches nothing."""
+def find_living(tree: Mapping[int, psutil.Process], stream_id: str) -> dict[int, str]:
+    """Return those of a tree that still live, by PID: once their parent is gone, some are found by nothing else."""
+    return {pid: stream_id for pid, process in tree.items() if is_alive(process)}
+
+
+def discover_workers(
+    project: Project, stream_ids: Iterable[str], seen: Mapping[str, Mapping[int, psutil.Process]] | None = None
+) -> Discovery:
+    """Find the workers of a project, whatever became of the orchestrator that started them. Touches nothing.
+
+    `seen` are trees that were found before.
+    """
     table = read_process_table()
     id_of = {file_name(stream_id): stream_id for stream_id in stream_ids}
-    claims: dict[int, str] = {}
+    claims = {pid: i for stream_id, tree in (seen or {}).items() for pid, i in find_living(tree, stream_id).items()}
     stale: dict[Path, str] = {}
     files = {path: _read_pid(path) for path in sorted(project.pids.glob("*.pid"))}
     for path, pid in files.items():
@@ -1670,7 +1690,7 @@ def _format_output(event: Event, folder: str) -> list[str]:
     if event["type"] == "system" and event.get("subtype") == "api_retry":
         status = f" ({event['error_status']})" if event.get("error_status") else ""
         delay = _read_number(event, "retry_delay_ms") / 1000
-        turn = f"{event.get('attempt', '?')}/{event.get('max_retries', '?')}"
+        turn = f"{_read_number(event, 'attempt'):.0f}/{_read_number(event, 'max_retries'):.0f}"
         return [visible(f"  retry {turn} in {delay:.1f}s: {event.get('error', 'error')}{status}")]
     return []
 
@@ -1701,9 +1721,9 @@ def _read_result(block: Mapping[str, Any]) -> object:
 
 
 def _read_number(event: Mapping[str, Any], key: str) -> float:
-    """Return a number of an event; 0 where it is none."""
+    """Return a number of an event; 0 where it is none, or none that can be."""
     value = event.get(key)
-    return float(value) if isinstance(value, (int, float)) else 0.0
+    return float(value) if isinstance(value, (int, float)) and 0 <= value < 1e12 else 0.0
 
 
 def _format_block(block: Mapping[str, Any], folder: str) -> list[str]:
@@ -1730,7 +1750,7 @@ def _format_tool(name: object, arguments: object, folder: str) -> str:
 
 def _format_argument(value: object, folder: str) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    text = text.replace(f"{folder}/", "") if folder else text
+    text = text[:WORDS_LENGTH].replace(f"{folder}/", "") if folder else text[:WORDS_LENGTH]
     return visible(textwrap.shorten(text, 160, placeholder=" …"))
 
 
@@ -1808,9 +1828,13 @@ class Transcript:
                 if os.fstat(file.fileno()).st_size < self._read_to:  # truncated by somebody
                     self._read_to = self.position = 0
                 file.seek(self._read_to)
+                lines = 0
                 for _ in range(READS_AT_ONCE):
                     chunk = file.read(READ_BYTES)
                     rendered += self._take(chunk)
+                    lines += chunk.count(b"\n")
+                    if not chunk or lines > LINES_AT_ONCE:
+                        break
         except FileNotFoundError:
             pass  # removed by somebody: there is nothing to render
         self._write(rendered)
@@ -1827,6 +1851,7 @@ class Transcript:
         errors = result.get("errors")
         error = errors[0] if isinstance(errors, list) and errors else result.get("subtype")
         words = str(result.get("result") or result.get("terminal_reason") or error) if result else self.words
+        words = words[:WORDS_LENGTH].encode("utf-8", "replace").decode()  # half a surrogate pair is no argument
         resets_at = _read_number(self._rejection, "resetsAt") or read_reset_time(words, wall)
         denials = result.get("permission_denials")
         return Ending(
@@ -1912,6 +1937,10 @@ class LogFollower:
             self._open()
             lines += self._read_lines()
         return lines
+
+    def is_at_end(self) -> bool:
+        """Whether everything was returned that ends in a newline."""
+        return self._file is None or self._file.tell() >= os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
         """Let go of the file."""
@@ -2005,6 +2034,7 @@ class _Tracked:
     transcript: Transcript
     child: subprocess.Popen[bytes] | None = None
     leader: psutil.Process | None = None
+    tree: dict[int, psutil.Process] = field(default_factory=dict)
     active_at: float = 0.0
     cpu_time: float = 0.0
     cpu_read_at: float = 0.0
@@ -2068,12 +2098,19 @@ class WorkerTable:
                 over.append(stream_id)
         self._write_positions()
         self._look_for_cpu_use()
-        trees = find_trees(self.project, read_process_table(), {}) if over else {}
+        known: dict[int, str] = {}
+        for stream_id in over:
+            known.update(find_living(self._tracked[stream_id].tree, stream_id))
+        trees = find_trees(self.project, read_process_table(), known) if over else {}
         for stream_id in over:
             tracked = self._tracked[stream_id]
             ending = tracked.worker.ending or tracked.read_ending(self._clock.wall())
             tracked.worker = replace(tracked.worker, ending=ending, leftovers=tuple(trees.get(stream_id, ())))
         return {stream_id: self._describe(tracked) for stream_id, tracked in self._tracked.items()}
+
+    def count(self) -> int:
+        """Return how many workers live; touch nothing else."""
+        return sum(not tracked.has_ended() for tracked in self._tracked.values() if tracked.worker.ending is None)
 
     def touch(self, stream_id: str) -> None:
         """Take note of a sign of life."""
@@ -2123,9 +2160,12 @@ class WorkerTable:
 
     def signal(self, stream_id: str, signum: int) -> None:
         """Signal a worker and all of its tree."""
-        worker = self._tracked[stream_id].worker
-        known = {worker.pid: stream_id} if worker.ending is None else {}
-        signal_tree(find_trees(self.project, read_process_table(), known).get(stream_id, {}), signum)
+        tracked = self._tracked[stream_id]
+        known = find_living(tracked.tree, stream_id)
+        if tracked.worker.ending is None:
+            known[tracked.worker.pid] = stream_id
+        tracked.tree = find_trees(self.project, read_process_table(), known).get(stream_id, {})
+        signal_tree(tracked.tree, signum)
 
     def forget(self, stream_id: str) -> None:
         """Drop a worker that has ended."""
@@ -2227,7 +2267,8 @@ def read_time(text: str) -> float:
 
 def make_event(clock: Clock, kind: str, **facts: Any) -> Event:
     """Return an event with its two times: `time` for people, `clock` for every computation."""
-    return {"event": kind, "time": format_time(clock.wall()), "clock": round(clock.monotonic(), 3), **facts}
+    times = {"time": format_time(clock.wall()), "clock": round(clock.monotonic(), 3)}
+    return {"version": JSON_VERSION, "event": kind, **times, **facts}
 
 
 def make_end_event(
@@ -2298,7 +2339,7 @@ class Journal:
 
 def _parse_journal_line(line: bytes) -> Event | None:
     with contextlib.suppress(ValueError, RecursionError):
-        event = json.loads(line)
+        event = json.loads(line, parse_constant=lambda _: 0.0)  # NaN and Infinity are no times
         return event if isinstance(event, dict) else None
     return None
 
@@ -2311,26 +2352,44 @@ def fold_events(history: History, events: Iterable[Event]) -> History:
     return history
 
 
-def acquire_lock(project: Project) -> IO[bytes] | None:
-    """Return the locked file that makes this process the project's orchestrator; None where another one is."""
-    file = open_private(project.lock, os.O_RDWR)
-    for attempt in range(LOCK_RETRIES):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.02 if attempt else 0)
-        else:
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n".encode())
-            return file
-    file.close()
-    return None
+class OrchestratorLock:
+    """`orchestrator.pid`, locked for as long as this process is the project's orchestrator."""
 
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self._file: IO[bytes] | None = None
 
-def release_lock(file: IO[bytes]) -> None:
-    """Leave no PID behind, then let go."""
-    file.truncate(0)
-    file.close()
+    def acquire(self) -> bool:
+        """Take the lock; return whether it was to be had. Raises OSError."""
+        self._file = open_private(self._project.lock, os.O_RDWR)
+        for attempt in range(LOCK_RETRIES):
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.02 if attempt else 0)
+            else:
+                if not self.is_held():
+                    break  # removed in between: the lock is on a file that nobody else sees
+                self._file.truncate(0)
+                self._file.write(f"{os.getpid()}\n".encode())
+                return True
+        self._file.close()
+        self._file = None
+        return False
+
+    def is_held(self) -> bool:
+        """Whether the lock is on the file that others would try: it may have been removed, and its folder with it."""
+        if self._file is not None:
+            with contextlib.suppress(FileNotFoundError):
+                return os.path.samestat(self._project.lock.stat(), os.fstat(self._file.fileno()))
+        return False
+
+    def release(self) -> None:
+        """Leave no PID behind, then let go."""
+        if self._file is not None:
+            self._file.truncate(0)
+            self._file.close()
+            self._file = None
 
 
 def read_orchestrator_pid(project: Project) -> int:
@@ -2352,9 +2411,12 @@ def read_streams(store: TaskStore) -> Backlog:
     return replace(backlog, streams=plan_backlog(backlog.streams))
 
 
-def read_snapshot(project: Project, store: TaskStore) -> Snapshot:
-    """Return what the database, the journal and the process table say, from outside the orchestrator."""
-    error, backlog = "", Backlog()
+def read_snapshot(project: Project, store: TaskStore, streams: tuple[Stream, ...] = ()) -> Snapshot:
+    """Return what the database, the journal and the process table say, from outside the orchestrator.
+
+    `streams` are those of an earlier look, shown where the database can't be read now.
+    """
+    error, backlog = "", Backlog(streams)
     try:
         backlog = read_streams(store)
     except StoreError as problem:
@@ -2457,6 +2519,7 @@ class Orchestrator:
         limits: Limits,
         clock: Clock,
         reporter: Reporter,
+        lock: OrchestratorLock,
         poll_interval: float = POLL_INTERVAL,
         stop_on_exit: bool = False,
     ) -> None:
@@ -2466,6 +2529,7 @@ class Orchestrator:
         self.limits = limits
         self.clock = clock
         self.reporter = reporter
+        self.lock = lock
         self.poll_interval = poll_interval
         self.stop_on_exit = stop_on_exit
         self.journal = Journal(project.journal)
@@ -2474,6 +2538,7 @@ class Orchestrator:
         self._backlog = Backlog()
         self._database_error = ""
         self._next_read = 0.0
+        self._quiet_until = 0.0
         self._said: set[str] = set()
         self._changes: dict[str, tuple[str, int]] = {}
 
@@ -2481,7 +2546,7 @@ class Orchestrator:
         """Run to the end, and return the exit code."""
         self.begin()
         while self.finish is None and not self._is_left():
-            if not self.tick():
+            if self._keep_state() and not self.tick():
                 self.clock.wait(TICK)
         if self.finish is None:
             return 128 + self.clock.signals[0]
@@ -2492,16 +2557,17 @@ class Orchestrator:
         """Read the journal, say what run this is, and take over the workers that still live."""
         self.history = fold_events(self.history, self.journal.read())
         pause_ends, pause_reason = self.history.pause_ends, self.history.pause_reason
-        for mark in self._stop_marks_to_clear():
-            mark.unlink()
         limits = dataclasses.asdict(self.limits)
         limits["streams"] = None if self.limits.streams is None else sorted(self.limits.streams)
         limits["phase"] = self.limits.phase and self.limits.phase.value
         self.emit("run_started", pid=os.getpid(), project=str(self.project.root), limits=limits)
+        self._read_backlog()
+        with hold_marks(self.project):
+            for mark in self._stop_marks_to_clear():
+                mark.unlink()
         self._pause(pause_ends, pause_reason)
         if self.history.spent:
             self.warn(f"this run goes on: ${self.history.spent:.2f} were spent before")
-        self._read_backlog()
         completed = {stream.id: stream.completed for stream in self._backlog.streams}
         found = self.table.adopt(completed, self.history.records)
         for path, why in found.stale.items():
@@ -2530,8 +2596,11 @@ class Orchestrator:
                 self.warn(worker.notice)
         self._heed_requests()
         has_ended = any(worker.ending is not None for worker in workers.values())
-        if has_ended or self.clock.monotonic() >= self._next_read or self._has_changed():
+        now = self.clock.monotonic()
+        # A database that takes long to read and changes all the time may not take all of the time.
+        if has_ended or now >= self._next_read or (now >= self._quiet_until and self._has_changed()):
             self._read_backlog()
+            self._quiet_until = 2 * self.clock.monotonic() - now
         marks = read_stop_marks(self.project)
         ids = {stream.id for stream in self._backlog.streams} | set(workers)
         return Snapshot(
@@ -2572,7 +2641,7 @@ class Orchestrator:
             record = self.history.record(stream_id)
             if (record.state, record.reason) != (standing.state, standing.reason):
                 self.emit("state", stream=stream_id, state=standing.state.name, reason=standing.reason)
-        self.reporter.show(replace(snapshot, history=self.history), standings, now)
+        self._tell(lambda: self.reporter.show(replace(snapshot, history=self.history), standings, now))
 
     def emit(self, kind: str, **facts: Any) -> None:
         """Record that something was done."""
@@ -2585,7 +2654,15 @@ class Orchestrator:
         line = format_log_line(event)
         if line and "stream" in event:
             self.table.note(event["stream"], line)
-        self.reporter.event(event)
+        self._tell(lambda: self.reporter.event(event))
+
+    def _tell(self, say: Callable[[], None]) -> None:
+        """Say something. The run goes on when nobody listens any more: the journal has it all."""
+        try:
+            say()
+        except (OSError, SystemExit) as error:  # rich answers a broken pipe with SystemExit
+            self.reporter = Reporter()
+            self.warn(f"nothing is shown any more, the output is gone: {error}")
 
     def warn(self, message: str) -> None:
         """Say a warning, once."""
@@ -2630,6 +2707,14 @@ class Orchestrator:
         if delay > 0 and self.clock.monotonic() + delay > self.history.paused_until + LIMIT_MARGIN:
             self.emit("run_paused", until=until, delay=round(delay, 3), reason=reason)
 
+    def _keep_state(self) -> bool:
+        """Make anew what somebody removed; return whether this is still the project's orchestrator, and end if not."""
+        if not (self.project.pids.is_dir() and (self.project.folder / "logs").is_dir()):
+            make_state_folder(self.project)
+        if not self.lock.is_held() and not self.lock.acquire():
+            self.finish = Finish(EXIT_RUNNING, "another orchestrator has taken over")
+        return self.finish is None
+
     def _is_left(self) -> bool:
         """Whether a signal ends the orchestrator now. With `stop_on_exit` it ends later, after the workers; a second
         signal makes it less patient."""
@@ -2639,17 +2724,18 @@ class Orchestrator:
             patience = STOP_TIMEOUT if len(self.clock.signals) == 1 else 0
             self.limits = replace(self.limits, is_closing=True, stop_timeout=patience)
             return False
-        left = f"the orchestrator was ended; {format_count(len(self.table.poll()), 'worker')} left running"
+        left = f"the orchestrator was ended; {format_count(self.table.count(), 'worker')} left running"
         self.emit("run_left", signal=self.clock.signals[0], reason=left)
         return True
 
     def _heed_requests(self) -> None:
         """Take what `start STREAM`, run beside this orchestrator, has asked for."""
         if self.journal.has_grown():
-            requests = [event for event in self.journal.read() if event.get("event") == "start_requested"]
-            self.history = fold_events(self.history, requests)
-            for event in requests:
-                self.reporter.event(event)
+            for event in self.journal.read():
+                if event.get("event") == "start_requested" and isinstance(event.get("stream"), str):
+                    self.history = fold_events(self.history, [event])
+                    # What others wrote may lack anything: what is said of it is our own.
+                    self.reporter.event(make_event(self.clock, "start_requested", stream=event["stream"]))
 
     def _has_changed(self) -> bool:
         try:
@@ -2679,9 +2765,10 @@ class Orchestrator:
 
     def _stop_marks_to_clear(self) -> list[Path]:
         """A start by a person takes back the stops of the streams that it starts."""
-        if self.limits.streams is None:
+        if self.limits.streams is None and self.limits.phase is None:
             return sorted(self.project.pids.glob("*.stop"))
-        marks = [self.project.stop_mark(stream_id) for stream_id in sorted(self.limits.streams)]
+        selected = [stream for stream in self._backlog.streams if self.limits.selects(stream)]
+        marks = [self.project.stop_mark(stream.id) for stream in selected]
         return [mark for mark in marks if mark.exists()]
 
 
@@ -2785,12 +2872,15 @@ def stop_workers(project: Project, stream_ids: Iterable[str], selected: set[str]
         for stream_id in targets:
             write_file(project.stop_mark(stream_id), "")
     trees: dict[str, dict[int, psutil.Process]] = {}
+    seen = {stream_id: dict(tree) for stream_id, tree in found.trees.items() if stream_id in targets}
     for signum, patience in ((signal.SIGTERM, timeout), (signal.SIGKILL, KILL_TIMEOUT)):
         deadline = time.monotonic() + patience
         signalled: set[int] = set()
         while True:
-            now_found = discover_workers(project, stream_ids)
-            trees = {stream_id: tree for stream_id, tree in now_found.trees.items() if stream_id in targets}
+            trees = discover_workers(project, stream_ids, seen).trees
+            trees = {stream_id: tree for stream_id, tree in trees.items() if stream_id in targets}
+            for stream_id, tree in trees.items():
+                seen.setdefault(stream_id, {}).update(tree)
             if not trees or time.monotonic() >= deadline:
                 break
             fresh = {pid: process for tree in trees.values() for pid, process in tree.items() if pid not in signalled}
@@ -3039,7 +3129,7 @@ def format_status_json(
 ) -> str:
     """Return the status as one JSON object, for programs. Its `version` changes when a field changes its meaning."""
     status = {
-        "version": 1,
+        "version": JSON_VERSION,
         "time": format_time(wall),
         "project": str(project.root),
         "database": str(database),
@@ -3107,7 +3197,8 @@ class BoardReporter(LineReporter):
     def close(self) -> None:
         """Take the board away and give the cursor back."""
         if self._live is not None:
-            self._live.stop()
+            with contextlib.suppress(OSError):  # the terminal is gone
+                self._live.stop()
 
 
 class JsonReporter(Reporter):
@@ -3216,9 +3307,20 @@ def line_width(console: Console) -> int:
     return console.width if console.is_terminal else 0
 
 
+class FiniteRange(click.FloatRange):
+    """A range of numbers to which neither infinity nor NaN, which is in every range, belong."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number; fail on one that is none."""
+        number = float(super().convert(value, param, ctx))
+        if number - number != 0:
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
 def number_option(name: str, unit: str, least: float, default: float, text: str) -> Callable[[Any], Any]:
     """Return an option for a number of at least `least`; a whole one where its unit is N."""
-    kind = click.IntRange(min=int(least)) if unit == "N" else click.FloatRange(min=least)
+    kind = click.IntRange(min=int(least)) if unit == "N" else FiniteRange(min=least)
     return click.option(name, type=kind, default=default, show_default=True, metavar=unit, help=text)
 
 
@@ -3238,7 +3340,9 @@ def number_option(name: str, unit: str, least: float, default: float, text: str)
 @click.option("--exit-on-blocked", is_flag=True, help="End when only blocked or stopped streams are left.")
 @click.option("--stop-on-exit", is_flag=True, help="Ctrl+C stops the workers too; a second one kills them.")
 @click.option("--detach", is_flag=True, help="Run in the background; output goes to logs/orchestrator.log.")
-@click.option("--json", "as_json", is_flag=True, help="Write what is done as JSON lines.")
+@click.option(
+    "--json", "as_json", envvar="ORCHESTRATE_START_JSON", is_flag=True, help="Write what is done as JSON lines."
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan, and start nothing.")
 def start_command(streams: tuple[str, ...], **options: Any) -> int:
     """Run all streams, or those that are named, and stay until they are complete.
@@ -3251,6 +3355,8 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
       python orchestrate.py start Stream-B Stream-C --max-workers 2
       python orchestrate.py start --claude "claude --model opus" --detach
     """
+    if options["as_json"] and (options["detach"] or options["dry_run"]):
+        raise click.UsageError("--json goes with neither --detach nor --dry-run: what they say is for people")
     project, database = find_places()
     command = read_command(options["claude"], options["output_format"], Path.cwd())
     limits = Limits(
@@ -3272,9 +3378,13 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
             return EXIT_DONE
         running = read_orchestrator_pid(project)
         if running:
-            return join_run(project, store, streams, running)
+            return join_run(project, store, streams, running, options["as_json"])
         check_run(project, store, limits)
         command.check(os.environ, os.geteuid() == 0)
+        if database.path.name != "tasks.db":
+            click.echo(
+                f"Warning: a Task Copilot server reads tasks.db, not {database.path.name}, in its folder", err=True
+            )
         if options["detach"]:
             return start_detached(project, click.get_current_context().obj["argv"])
         return run_in_foreground(project, database, store, command, limits, options)
@@ -3292,13 +3402,13 @@ def check_run(project: Project, store: TaskStore, limits: Limits) -> None:
     for stream_id, names in find_obstacles(snapshot, limits).items():
         missing = [name for name in names if name not in selected and name not in snapshot.workers]
         if stream_id in selected and missing and not selected[stream_id].is_complete:
-            remedy = f"Complete them first, or start them too: start {shlex.join([*missing, *selected])}"
+            remedy = f"Complete them first, or start them too: start {visible(shlex.join([*missing, *selected]))}"
             raise OrchestrateError(
                 f"{visible(stream_id)} can't start: it waits for {format_names(missing)}, not part of this run", remedy
             )
 
 
-def join_run(project: Project, store: TaskStore, streams: Sequence[str], running: int) -> int:
+def join_run(project: Project, store: TaskStore, streams: Sequence[str], running: int, as_json: bool) -> int:
     """Leave the start of streams to the orchestrator that runs already."""
     if not streams:
         raise OrchestrateError(
@@ -3310,8 +3420,14 @@ def join_run(project: Project, store: TaskStore, streams: Sequence[str], running
     for stream_id in streams:
         with hold_marks(project), contextlib.suppress(FileNotFoundError):
             project.stop_mark(stream_id).unlink()
-        Journal(project.journal).append(make_event(SystemClock(), "start_requested", stream=stream_id))
-    click.echo(f"Left to the orchestrator that runs (PID {running}): {format_names(streams)}")
+        request = make_event(SystemClock(), "start_requested", stream=stream_id)
+        Journal(project.journal).append(request)
+        if as_json:
+            click.echo(json.dumps(request, ensure_ascii=False))
+    if not read_orchestrator_pid(project):
+        raise OrchestrateError("The orchestrator that ran has just ended", "Start again.", EXIT_FAILED)
+    if not as_json:
+        click.echo(f"Left to the orchestrator that runs (PID {running}): {format_names(streams)}")
     return EXIT_DONE
 
 
@@ -3320,21 +3436,23 @@ def run_in_foreground(
 ) -> int:
     """Take the lock, run to the end, say how it ended, and return the exit code."""
     make_state_folder(project)
-    lock = acquire_lock(project)
-    if lock is None:
-        return join_run(project, store, sorted(limits.streams or ()), read_orchestrator_pid(project))
+    lock = OrchestratorLock(project)
+    if not lock.acquire():
+        names = sorted(limits.streams or ())
+        return join_run(project, store, names, read_orchestrator_pid(project), options["as_json"])
     console = make_console()
     reporter = make_reporter(console, options)
     try:
         with SystemClock() as clock, contextlib.closing(reporter):
             table = WorkerTable(project, database, command, os.environ, clock)
             interval, stop_on_exit = options["poll_interval"], options["stop_on_exit"]
-            run = Orchestrator(project, store, table, limits, clock, reporter, interval, stop_on_exit)
+            run = Orchestrator(project, store, table, limits, clock, reporter, lock, interval, stop_on_exit)
             code = run.run()
     finally:
-        release_lock(lock)
+        lock.release()
     if not options["as_json"]:
-        print_end(console, run, code)
+        with contextlib.suppress(OSError, SystemExit):  # nobody listens any more
+            print_end(console, run, code)
     return code
 
 
@@ -3354,7 +3472,7 @@ def print_end(console: Console, run: Orchestrator, code: int) -> None:
         style = "green" if code == EXIT_DONE else "red"
         console.print(Text(run.history.outcome, style=style), soft_wrap=True)
         return
-    left = sum(worker.ending is None for worker in run.table.poll().values())
+    left = run.table.count()
     how = " Stop: python orchestrate.py stop" if left else ""
     console.print(Text(f"Orchestrator ended; {format_count(left, 'worker')} left running.{how}"), soft_wrap=True)
 
@@ -3389,6 +3507,9 @@ def start_detached(project: Project, argv: Sequence[str]) -> int:
     if child.returncode:
         click.echo(path.read_bytes()[begin:].decode("utf-8", "replace").rstrip("\n"), err=True)
         return child.returncode
+    if child.returncode == 0:
+        click.echo(f"The run has come to its end already; its output: {path}")
+        return EXIT_DONE
     child.returncode = 0  # it goes on without us: no warning that it was never waited for
     click.echo(f"The orchestrator runs in the background (PID {child.pid}); its output: {path}")
     return EXIT_DONE
@@ -3402,11 +3523,11 @@ def start_detached(project: Project, argv: Sequence[str]) -> int:
     "--watch",
     is_flag=False,
     flag_value=WATCH_INTERVAL,
-    type=click.FloatRange(min=0.1),
+    type=FiniteRange(min=0.1),
     metavar="[SECONDS]",
     help=f"Show the dashboard live, every SECONDS ({WATCH_INTERVAL}).",
 )
-@click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
+@click.option("--json", "as_json", envvar="ORCHESTRATE_STATUS_JSON", is_flag=True, help="Write one JSON object.")
 @click.option(
     "--check", is_flag=True, help="Exit with 0: all complete, 1: something failed, 3: not complete, 4: no such project."
 )
@@ -3425,6 +3546,8 @@ def status_command(
       python orchestrate.py status --watch 5
       python orchestrate.py status --json | jq '.streams[] | select(.state == "failed")'
     """
+    if as_json and watch:
+        raise click.UsageError("--json does not go with --watch: ask again instead")
     try:
         project, database = find_places()
         with contextlib.closing(TaskStore(database.path)) as store:
@@ -3449,9 +3572,11 @@ def status_command(
     return find_check_code(standings) if check else EXIT_DONE
 
 
-def read_standings(project: Project, store: TaskStore, streams: Sequence[str]) -> tuple[Snapshot, dict[str, Standing]]:
-    """Return how things stand, of all streams or those that are named."""
-    snapshot = read_snapshot(project, store)
+def read_standings(
+    project: Project, store: TaskStore, streams: Sequence[str], known: tuple[Stream, ...] = ()
+) -> tuple[Snapshot, dict[str, Standing]]:
+    """Return how things stand, of all streams or those that are named; `known` are those of an earlier look."""
+    snapshot = read_snapshot(project, store, known)
     standings = assess(snapshot, snapshot.history.limits, time.monotonic())
     if streams:
         snapshot = replace(snapshot, streams=tuple(s for s in snapshot.streams if s.id in streams))
@@ -3471,9 +3596,11 @@ def watch_dashboard(project: Project, store: TaskStore, streams: Sequence[str], 
     from rich.live import Live
 
     console = make_console()
+    known: tuple[Stream, ...] = ()
     with SystemClock() as clock, Live(console=console, auto_refresh=False) as live:
         while not clock.signals:
-            snapshot, standings = read_standings(project, store, streams)
+            snapshot, standings = read_standings(project, store, streams, known)
+            known = snapshot.streams
             height = console.height if console.is_terminal else 0
             now, width = clock.monotonic(), line_width(console)
             picture = render_dashboard(snapshot, standings, now, clock.wall(), width, height)
@@ -3490,7 +3617,7 @@ def watch_dashboard(project: Project, store: TaskStore, streams: Sequence[str], 
 @click.argument("streams", nargs=-1, metavar="[STREAM]...")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=STOP_TIMEOUT,
     show_default=True,
     metavar="SECONDS",
@@ -3527,7 +3654,7 @@ def find_stoppable() -> tuple[Project, set[str]]:
     known = set(fold_events(History(), Journal(project.journal).read()).records)
     with contextlib.suppress(OrchestrateError, StoreError):
         database = find_database(project, given.get("db"), os.environ, Path.home())
-        with contextlib.closing(TaskStore(database.path)) as store:
+        with contextlib.closing(TaskStore(database.path, BUSY_TIMEOUT)) as store:  # a stop waits for no database
             known |= {stream.id for stream in store.read().streams}
     return project, known | set(discover_workers(project, known).trees)
 
@@ -3592,6 +3719,9 @@ def logs_command(streams: tuple[str, ...], lines: int, follow: bool, raw: bool) 
     paths = {name: project.raw(name) if raw else project.log(name) for name in names}
     followers = {name: LogFollower(path, lines) for name, path in paths.items()}
     unrendered = {name: UnrenderedOutput(project, name) for name in names if not raw}
+    for name, path in paths.items():
+        if streams and not path.exists():
+            click.echo(f"{visible(name)} has no log yet: {visible(str(path))}", err=True)
     console = make_console()
     with SystemClock() as clock, contextlib.ExitStack() as stack:
         for follower in followers.values():
@@ -3602,20 +3732,26 @@ def logs_command(streams: tuple[str, ...], lines: int, follow: bool, raw: bool) 
                 shown = follower.read()
                 if name in unrendered:
                     shown = unrendered[name].complete(shown, has_orchestrator)
-                print_log_lines(console, shown, name if len(names) > 1 else "", place)
-            if not follow:
+                print_log_lines(console, shown, name if len(names) > 1 else "", place, raw)
+            if not follow and all(follower.is_at_end() for follower in followers.values()):
                 return EXIT_DONE
-            clock.wait(FOLLOW_INTERVAL)
+            clock.wait(FOLLOW_INTERVAL if follow else 0)
     return 128 + clock.signals[0]
 
 
-def print_log_lines(console: Console, lines: Sequence[str], name: str, place: int) -> None:
-    """Write log lines, each behind its stream's name in the stream's colour where there are several."""
+def print_log_lines(console: Console, lines: Sequence[str], name: str, place: int, is_raw: bool) -> None:
+    """Write log lines, each behind its stream's name in the stream's colour where there are several.
+
+    Into a pipe raw lines go as they are.
+    """
     from rich.text import Text
 
     for line in lines:
         prefix = (f"{visible(name)} │ ", _STREAM_COLOURS[place % len(_STREAM_COLOURS)]) if name else ""
-        console.print(Text.assemble(prefix, visible(line)), soft_wrap=True)
+        if console.is_terminal:
+            console.print(Text.assemble(prefix, visible(line.expandtabs())), soft_wrap=True)
+        else:
+            click.echo(f"{prefix[0] if prefix else ''}{line if is_raw else visible(line.expandtabs())}")
 
 
 _STREAM_COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright_green", "bright_magenta")
@@ -3638,11 +3774,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT
-    except BrokenPipeError:
-        # Whoever read our output has gone (`… | head`). Python would complain once more when it flushes at exit.
+    except OSError as error:
+        click.echo(
+            f"[ERROR] {error}\nLook at that file or folder: its owner, its mode, the room on its disk.", err=True
+        )
+        return EXIT_USAGE
+
+
+def flush_output() -> None:
+    """Write out what is left; where nobody takes it (`… | head`), keep Python from complaining about it at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    flush_output()
+    sys.exit(code)

@@ -309,3 +309,34 @@ def test_nothing_is_left_behind(workspace: Workspace) -> None:
     assert own_processes(workspace.root) == []
     assert (workspace.state / "orchestrator.pid").read_text() == ""
     assert list((workspace.state / "pids").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words", [("start", "--json", "--detach"), ("start", "--json", "--dry-run"), ("status", "--json", "--watch")]
+)
+def test_json_is_never_mixed_with_what_is_for_people(workspace: Workspace, words: tuple[str, ...]) -> None:
+    workspace.database.add_stream("Stream-A")
+    assert (workspace.run(*words).returncode, workspace.run(*words).stdout) == (2, "")
+
+
+def test_the_variable_of_json_has_its_name(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    assert json.loads(workspace.run("status", env={"ORCHESTRATE_STATUS_JSON": "1"}).stdout)["version"] == 1
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-1"])
+def test_a_number_that_is_none_is_wrong_usage(workspace: Workspace, number: str) -> None:
+    workspace.database.add_stream("Stream-A")
+    for words in (("status", "--watch", number), ("start", "--finish-grace", number), ("stop", "--timeout", number)):
+        done = workspace.run(*words)
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+
+
+def test_a_state_folder_that_can_not_be_made_is_an_error_without_a_traceback(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    workspace.state.write_text("a file")
+    for words in (("start",), ("start", "--detach")):
+        done = workspace.run(*words)
+        assert done.returncode == 2
+        assert re.match(r"\[ERROR\] .*orchestrator.*\n.+\n", done.stderr)
+        assert "Traceback" not in done.stderr

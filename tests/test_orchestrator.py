@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -422,3 +423,112 @@ def test_a_stream_id_that_is_a_path_stays_inside_the_folder(workspace: Workspace
     assert {"..%2F..%2Fetc%2Fx.log", "-rf.log", "a%2Fb.log", "%.log", "%6Frchestrator.log"} <= inside | {
         "..%2F..%2Fetc%2Fx.log"
     }
+
+
+def test_a_second_orchestrator_is_refused_even_when_the_state_folder_was_removed(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    workspace.play("sleep=60")
+    run = workspace.popen("start")
+    workspace.wait_for_worker("Stream-A")
+    shutil.rmtree(workspace.state)
+    wait_until(lambda: (workspace.state / "orchestrator.pid").exists(), "the folder to be made anew")
+    wait_until(lambda: workspace.run("start").returncode == 75, "a second start to be refused")
+    assert run.poll() is None
+    assert workspace.starts() == ["Stream-A"]
+
+
+def test_what_others_write_into_the_journal_can_not_break_the_run(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    workspace.play("sleep=2 all")
+    workspace.state.mkdir()
+    journal = workspace.state / "events.jsonl"
+    garbage = [
+        '{"event": "state", "stream": "Stream-A", "state": "BLOCKED", "reason": "", "clock": NaN}',
+        "[1]",
+        "{",
+        "half",
+    ]
+    journal.write_text("\n".join(garbage))
+    run = workspace.popen("start")
+    workspace.wait_for_worker("Stream-A")
+    with journal.open("a") as file:
+        file.write('{"event": "start_requested"}\n{"event": "start_requested", "stream": "Stream-A"}\n\xff\n')
+    assert run.wait(timeout=20) == 0
+    lines = journal.read_text().splitlines()
+    assert lines[3] == "half"
+    assert json.loads(lines[4])["event"] == "run_started"
+
+
+def test_a_flood_of_output_does_not_keep_the_orchestrator_from_ending(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    workspace.claude.write_text('#!/bin/sh\necho "[\\"Stream-A\\", \\"start\\", 1, 1]" > worker-times.txt\nexec yes\n')
+    run = workspace.popen("start")
+    workspace.wait_for_worker("Stream-A")
+    raw = workspace.state / "logs" / "Stream-A.jsonl"
+    wait_until(lambda: raw.stat().st_size > 20_000_000, "the flood")
+    run.send_signal(signal.SIGINT)
+    assert run.wait(timeout=5) == 130
+    assert workspace.run("stop").returncode == 0
+    assert own_processes(workspace.root) == []
+
+
+ESCAPEE = """
+import os, signal, subprocess, sys, time
+code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", code], env={}, start_new_session=True, stdout=subprocess.PIPE)
+child.stdout.readline()
+open("escapee", "w").write(str(child.pid))
+time.sleep(600)
+"""
+
+
+def test_stop_ends_a_child_that_has_left_session_and_environment_and_ignores_sigterm(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    workspace.claude.write_text(f"#!{sys.executable}{ESCAPEE}")
+    workspace.popen("start")
+    path = workspace.root / "escapee"
+    escapee = int(wait_until(lambda: path.exists() and path.read_text(), "the child"))
+    stopped = workspace.run("stop", "--timeout", "1")
+    assert (stopped.returncode, stopped.stderr) == (0, "")
+    assert not is_running(escapee)
+
+
+@pytest.mark.parametrize("reader", ["head -1", "true"])
+def test_the_run_goes_on_when_nobody_reads_its_output(workspace: Workspace, reader: str) -> None:
+    for stream in ("Stream-A", "Stream-B"):
+        workspace.database.add_stream(stream, "foundation")
+    workspace.play("sleep=0.5 all")
+    command = f"{sys.executable} {SCRIPT} start | {reader}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["/bin/bash", "-c", command],
+        cwd=workspace.root, env=workspace.environment(), capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert workspace.starts() == ["Stream-A", "Stream-B"]
+    assert "nothing is shown any more" in workspace.events("warning")[0]["message"]
+
+
+def test_a_failed_foundation_ends_the_run_though_a_later_stream_is_blocked(workspace: Workspace) -> None:
+    workspace.database.add_stream("F", "foundation")
+    workspace.database.add_stream("P")
+    workspace.database.set_status("blocked", "P")
+    workspace.play("exit=1")
+    done = workspace.run("start", "--max-restarts", "0", timeout=30)
+    assert done.returncode == 1
+    assert "F failed" in done.stdout
+
+
+def test_a_worker_that_reports_nonsense_is_restarted_like_any_other(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A", tasks=2)
+    nonsense = {
+        "type": "result",
+        "is_error": True,
+        "result": "bad \ud800\x00",
+        "total_cost_usd": "much",
+        "num_turns": None,
+    }
+    (workspace.root / "lines.json").write_text(json.dumps({"nonsense": nonsense}))
+    workspace.play(Stream_A=["print=nonsense next exit=1", "all"])
+    done = workspace.run("start", *NO_POLL)
+    assert done.returncode == 0, done.stderr
+    assert "Restarting worker for Stream-A (1/10) in 1s: exit code 1: bad ?" in done.stdout
