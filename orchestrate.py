@@ -3101,7 +3101,8 @@ def render_table(
         words = format_standing(standing, snapshot.workers.get(stream.id), now)
         if standing.state is StreamState.RUNNING:
             started_at = snapshot.history.record(stream.id).started_at
-            words += f" {format_duration(now - started_at)}" if started_at else ""
+            age = f"Running {format_duration(now - started_at)}" if started_at else "Running"
+            words = words.replace("Running", age, 1)
         lines.append(Text.assemble("  ", (icon, style), " ", name, progress, (words, style)))
     hidden = len(snapshot.streams) - len(shown)
     return lines + ([Text(f"  … {format_count(hidden, 'stream')} more", style="bright_black")] if hidden else [])

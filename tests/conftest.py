@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Iterator
 
 import pytest
 from support import Workspace
+
+
+def pytest_configure() -> None:
+    """Undo what a shell does to its background jobs: whatever we start would inherit the ignored signals."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

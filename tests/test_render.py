@@ -146,8 +146,8 @@ Data: Task Copilot │ 2 workers │ 16:42:11"""
 BOARD = """\
 ── your-project · 17/22 tasks · 2 workers · 1h 02m ─────────────────────────────
   ✓ Stream-A [███████████████] 7/7     Complete
-  ● Stream-B [████████████░░░] 8/10    Running (PID: 12345) 1m 12s
-  ● Stream-C [██████░░░░░░░░░] 2/5     Running (PID: 12346) 1m 12s
+  ● Stream-B [████████████░░░] 8/10    Running 1m 12s (PID: 12345)
+  ● Stream-C [██████░░░░░░░░░] 2/5     Running 1m 12s (PID: 12346)
 """
 
 
