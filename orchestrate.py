@@ -109,6 +109,7 @@ BACKOFF_MAX = 60.0  # seconds, the longest pause before a restart
 BACKOFF_JITTER = 0.1  # share by which a pause is spread, so that workers do not restart in step
 LIMIT_PAUSE = 900.0  # seconds without a start after a usage limit whose end is unknown; doubles up to LIMIT_PAUSE_MAX
 LIMIT_PAUSE_MAX = 3600.0  # seconds
+LIMIT_RESET_MAX = 8 * 86400.0  # seconds, the longest time to a reset that is believed: a weekly limit's, and a day
 LIMIT_MARGIN = 1.0  # seconds added to the reset time that a worker reported
 SILENT_AFTER = 300  # seconds without a sign of life until a worker is shown as silent
 CPU_INTERVAL = 15  # seconds between two looks at the CPU time of a worker that is silent otherwise
@@ -125,8 +126,9 @@ WATCH_INTERVAL = 15  # seconds between two frames of `status --watch`
 LOG_LINES = 50  # lines that `logs` shows before it follows
 FOLLOW_INTERVAL = 0.2  # seconds between two looks at a log that is followed
 NAME_BYTES = 150  # longest file name made from a stream id, in bytes
+ITEMS_AT_MOST = 100  # items of a list in a worker's event that are shown
 WORDS_LENGTH = 4096  # characters of a text from a worker that are looked at
-LINE_BYTES = 4 << 20  # longest line of worker output that is parsed; a longer one is passed over with a word
+LINE_BYTES = 512 << 10  # longest line of worker output that is parsed; a longer one is passed over with a word
 READ_BYTES = 1 << 16  # size of one read of worker output
 READS_AT_ONCE = 128  # reads of one worker's output in one tick, so that a flood of it can't hold up the loop
 LINES_AT_ONCE = 2000  # lines of one worker's output in one tick after which no more is read, for the same reason
@@ -200,6 +202,11 @@ def visible(text: str) -> str:
 def natural_key(text: str) -> tuple[str, str]:
     """Return a sort key that puts Stream-2 before Stream-10: each number stands behind its count of digits."""
     return re.sub(r"0*([0-9]+)", lambda number: f"{len(number[1]):06}{number[1]}", text), text
+
+
+def read_time(text: str) -> float:
+    """Return a time in ISO 8601 as seconds since the epoch. Raises ValueError."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
 def format_duration(seconds: float) -> str:
@@ -471,8 +478,8 @@ class History:
     """The fold of the journal: what is known beyond the database and the process table.
 
     No worker starts before `paused_until`, in monotonic seconds; `pause_ends` is the same on the wall clock, in ISO
-    8601, for the next boot and for people. `limit_hits` are pauses in a row whose end was a guess. `spent` is in US
-    dollars, of the workers that have ended.
+    8601, for the next boot and for people. `limit_hits` are pauses in a row, however many workers hit the limit.
+    `spent` is in US dollars, of the workers that have ended.
     """
 
     records: Mapping[str, Record] = field(default_factory=dict)
@@ -480,6 +487,7 @@ class History:
     run_started_at: float = 0.0
     waiting: str = ""
     outcome: str = ""
+    paused_at: float = 0.0
     paused_until: float = 0.0
     pause_ends: str = ""
     pause_reason: str = ""
@@ -521,13 +529,22 @@ def _after_run_started(history: History, event: Event) -> History:
 
 
 def _after_run_paused(history: History, event: Event) -> History:
-    until = float(event["clock"]) + float(event["delay"])
-    return replace(history, paused_until=until, pause_ends=str(event["until"]), pause_reason=str(event["reason"]))
+    now, ends = float(event["clock"]), str(event["until"])
+    read_time(ends)  # raises ValueError, and the event is none
+    is_new = now >= history.paused_until
+    return replace(
+        history,
+        paused_at=now if is_new else history.paused_at,
+        paused_until=now + float(event["delay"]),
+        pause_ends=ends,
+        pause_reason=str(event["reason"]),
+        limit_hits=history.limit_hits + is_new,
+    )
 
 
 def _after_any_end(history: History, event: Event) -> History:
-    is_pause = event["verdict"] == VerdictKind.PAUSED.value
-    hits = history.limit_hits + (not event.get("is_reset_known")) if is_pause else 0
+    is_free = event["verdict"] != VerdictKind.PAUSED.value and float(event["clock"]) >= history.paused_until
+    hits = 0 if is_free else history.limit_hits
     return replace(history, spent=history.spent + float(event.get("cost", 0)), limit_hits=hits)
 
 
@@ -1066,7 +1083,7 @@ def judge(stream: Stream | None, worker: Worker, snapshot: Snapshot, limits: Lim
     """Return what follows from a worker's end: by the tasks first, then by what was asked for, then by how it ended."""
     ending = worker.ending or Ending(None)
     record = snapshot.history.record(worker.stream_id)
-    restarts = record.restarts
+    restarts = 0 if stream is not None and stream.completed > record.best else record.restarts
     if stream is None:
         return Verdict(VerdictKind.VANISHED, StopReason.VANISHED.value, restarts)
     if stream.is_complete:
@@ -1084,11 +1101,14 @@ def judge(stream: Stream | None, worker: Worker, snapshot: Snapshot, limits: Lim
 def _judge_cause(stream: Stream, worker: Worker, ending: Ending, snapshot: Snapshot, limits: Limits) -> Verdict:
     """Return what follows where tasks are open and nobody asked for the end."""
     record, cause = snapshot.history.record(stream.id), find_cause(ending)
-    if record.stopping is StopReason.STALLED:
-        return _judge_restart(stream, worker.run, StopReason.STALLED.value, record, limits)
+    if record.stopping in (StopReason.STALLED, StopReason.GRACE):  # its exit code is ours, and says nothing
+        return _judge_restart(stream, worker.run, f"stopped: {record.stopping.value}", record, limits)
     if cause is Cause.LIMIT:
-        pause = plan_pause(ending.reset_in, snapshot.history.limit_hits)
-        return Verdict(VerdictKind.PAUSED, ending.words or cause.value, record.restarts, delay=pause)
+        # One that was started before the pause has hit the limit that the run is paused for.
+        is_same = record.started_at < snapshot.history.paused_at
+        pause = plan_pause(ending.reset_in, max(snapshot.history.limit_hits - is_same, 0))
+        restarts = 0 if stream.completed > record.best else record.restarts  # a completed task refills the budget
+        return Verdict(VerdictKind.PAUSED, ending.words or cause.value, restarts, delay=pause)
     is_share_spent = cause is Cause.BUDGET and limits.budget and find_budget_left(snapshot, limits) >= BUDGET_LEAST
     if cause in (Cause.FINAL, Cause.BUDGET) and not is_share_spent:
         return Verdict(VerdictKind.FAILED, ending.summary, record.restarts)
@@ -1118,7 +1138,7 @@ def find_cause(ending: Ending) -> Cause:
         return Cause.BUDGET
     if ending.has_result:
         return _find_api_cause(ending) if ending.is_error else Cause.OTHER
-    if ending.code in (0, None):
+    if ending.code == 0:
         return Cause.OTHER
     by_words = ((_LIMIT_WORDS, Cause.LIMIT), (_BUDGET_WORDS, Cause.BUDGET), (_FINAL_WORDS, Cause.FINAL))
     return next((cause for pattern, cause in by_words if pattern.match(ending.words)), Cause.OTHER)
@@ -1134,9 +1154,12 @@ def _find_api_cause(ending: Ending) -> Cause:
 
 
 def plan_pause(reset_in: float | None, hits: int) -> float:
-    """Return the seconds without a start after a usage limit: to its reset, or 15 min, doubling to 1 h, if unknown."""
-    if reset_in is not None and reset_in > 0:
-        return reset_in + LIMIT_MARGIN
+    """Return the seconds without a start after a usage limit: to its reset, or 15 min, doubling to 1 h, if unknown.
+
+    `hits` are the pauses in a row before this one. A reset that is always near is believed less each time.
+    """
+    if reset_in is not None and 0 < reset_in <= LIMIT_RESET_MAX:
+        return max(reset_in + LIMIT_MARGIN, min(2.0 ** min(hits, 30), LIMIT_PAUSE))
     return min(LIMIT_PAUSE * 2.0 ** min(hits, 30), LIMIT_PAUSE_MAX)
 
 
@@ -1224,7 +1247,9 @@ def _assess_next(stream: Stream, obstacles: Sequence[str], snapshot: Snapshot, l
         return Standing(StreamState.PAUSED, snapshot.history.pause_reason, snapshot.history.paused_until)
     if now < record.retry_at:
         return Standing(StreamState.RESTARTING, record.last_ending, record.retry_at)
-    return Standing(StreamState.QUEUED, f"all {limits.max_workers} workers are busy")
+    is_full = len(snapshot.workers) >= limits.max_workers
+    busy = f"all {limits.max_workers} workers are busy"
+    return Standing(StreamState.QUEUED, busy if is_full else "running workers hold the budget" if limits.budget else "")
 
 
 def find_obstacles(snapshot: Snapshot, limits: Limits) -> dict[str, list[str]]:
@@ -1278,7 +1303,10 @@ def _plan_worker(stream: Stream | None, worker: Worker, snapshot: Snapshot, limi
         is_blind = snapshot.database_error and not limits.is_closing
         return [] if is_blind else [Conclude(worker, judge(stream, worker, snapshot, limits))]
     if record.stopping is not None:
-        deadline = record.killed_at + KILL_INTERVAL if record.killed_at else record.stopping_at + limits.stop_timeout
+        first_kill = record.stopping_at + limits.stop_timeout
+        # What no signal ends is tried less and less often.
+        next_kill = record.killed_at + max(KILL_INTERVAL, record.killed_at - first_kill)
+        deadline = next_kill if record.killed_at else first_kill
         return [Kill(worker.stream_id)] if now >= deadline else []
     why = _find_stop_reason(stream, worker, snapshot, limits, now)
     return [] if why is None else [Stop(worker.stream_id, why)]
@@ -1300,7 +1328,8 @@ def _find_stop_reason(
     standing = _assess_running(stream, snapshot, limits, now)
     if standing.state is StreamState.FINISHING:
         return StopReason.GRACE if now >= standing.until else None
-    is_stalled = limits.stall_timeout and worker.active_at and now - worker.active_at >= limits.stall_timeout
+    patience = max(limits.stall_timeout, 3 * CPU_INTERVAL)  # CPU time is evidence after two looks
+    is_stalled = limits.stall_timeout and worker.active_at and now - worker.active_at >= patience
     return StopReason.STALLED if is_stalled else None
 
 
@@ -1323,6 +1352,8 @@ def _plan_end(standings: Mapping[str, Standing], snapshot: Snapshot, limits: Lim
         return [Wait("; ".join(f"{i} is {s.state.value.lower()}: {visible(s.reason)}" for i, s in held))]
     if open_ones or not snapshot.streams:
         lines = [_format_open(i, standing) for i, standing in open_ones.items()]
+        if find_budget_left(snapshot, limits) < BUDGET_LEAST and not any("the budget of" in line for line in lines):
+            lines.append(f"The budget of ${limits.budget:.2f} is spent")
         return [Finish(EXIT_FAILED, "\n".join(lines) or "no stream is left in the database")]
     done = [stream for stream in snapshot.streams if snapshot.includes(stream, limits)]
     tasks = format_count(sum(stream.completed for stream in done), "task")
@@ -1436,7 +1467,11 @@ def format_prompt(template: str, stream: Stream, record: Record) -> str:
             "- Look at what it has left (git status, git log) before you change anything",
         ]
         if begun:
-            lines += ["- These tasks stand in_progress and are now yours to finish:", *(f"  {line}" for line in begun)]
+            lines += [
+                "- These tasks stand in_progress and are now yours to finish:",
+                *(f"  {line}" for line in begun[:50]),
+            ]
+            lines += [f"  - and {len(begun) - 50} more"] if len(begun) > 50 else []
         prompt = "\n".join([prompt.rstrip("\n"), *lines, ""])
     prompt = prompt.replace("\0", "\ufffd")
     return f"\n{prompt}" if prompt.startswith("-") else prompt  # else the CLI takes it for an option
@@ -1683,7 +1718,9 @@ def _format_output(event: Event, folder: str) -> list[str]:
         return [f"  {notice}" for notice in [format_limit(event)] if notice]
     if event["type"] == "result":
         given = event.get("permission_denials")
-        denials = [denial for denial in given if isinstance(denial, dict)] if isinstance(given, list) else []
+        denials = (
+            [denial for denial in given[:ITEMS_AT_MOST] if isinstance(denial, dict)] if isinstance(given, list) else []
+        )
         return [
             f"  permission denied: {_format_tool(d.get('tool_name'), d.get('tool_input'), folder)}" for d in denials
         ]
@@ -1710,13 +1747,13 @@ def format_limit(event: Event) -> str:
 def _read_blocks(event: Event) -> list[dict[str, Any]]:
     message = event.get("message")
     content = message.get("content") if isinstance(message, dict) else None
-    return [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
+    return [b for b in content[:ITEMS_AT_MOST] if isinstance(b, dict)] if isinstance(content, list) else []
 
 
 def _read_result(block: Mapping[str, Any]) -> object:
     content = block.get("content")
     if isinstance(content, list):
-        return " ".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        return " ".join(str(part.get("text", "")) for part in content[:ITEMS_AT_MOST] if isinstance(part, dict))
     return content
 
 
@@ -1728,7 +1765,7 @@ def _read_number(event: Mapping[str, Any], key: str) -> float:
 
 def _format_block(block: Mapping[str, Any], folder: str) -> list[str]:
     if block.get("type") == "text":
-        return [visible(line) for line in str(block.get("text", "")).splitlines()]
+        return [visible(line) for line in str(block.get("text", "")).splitlines()[:LINES_AT_ONCE]]
     if block.get("type") == "tool_use":
         return [_format_tool(block.get("name"), block.get("input"), folder)]
     return []
@@ -1760,6 +1797,9 @@ _RESET_TIME = re.compile(
 )
 
 
+_JUST_NOW = timedelta(minutes=5)
+
+
 def read_reset_time(words: str, wall: float) -> float | None:
     """Return when a usage limit ends, in seconds since the epoch, from the CLI's words; None where they do not say.
 
@@ -1778,10 +1818,11 @@ def read_reset_time(words: str, wall: float) -> float | None:
         if match["month"]:
             month = datetime.strptime(match["month"], "%b").month
             then = then.replace(month=month, day=int(match["day"]))
-            then = then if then > now else then.replace(year=then.year + 1)
+            then = then if then > now - _JUST_NOW else then.replace(year=then.year + 1)
     except (ValueError, LookupError, ImportError):
         return None
-    return (then if then > now else then + timedelta(days=1)).timestamp()
+    # The CLI cuts the seconds off: a time that has just passed is this minute's, and not tomorrow's.
+    return (then if then > now - _JUST_NOW else then + timedelta(days=1)).timestamp()
 
 
 def _read_zone(name: str) -> tzinfo:
@@ -1826,7 +1867,8 @@ class Transcript:
         try:
             with self._raw.open("rb") as file:
                 if os.fstat(file.fileno()).st_size < self._read_to:  # truncated by somebody
-                    self._read_to = self.position = 0
+                    self._read_to = self.position = self._skipped = 0
+                    self._line.clear()
                 file.seek(self._read_to)
                 lines = 0
                 for _ in range(READS_AT_ONCE):
@@ -1852,7 +1894,8 @@ class Transcript:
         error = errors[0] if isinstance(errors, list) and errors else result.get("subtype")
         words = str(result.get("result") or result.get("terminal_reason") or error) if result else self.words
         words = words[:WORDS_LENGTH].encode("utf-8", "replace").decode()  # half a surrogate pair is no argument
-        resets_at = _read_number(self._rejection, "resetsAt") or read_reset_time(words, wall)
+        said = read_reset_time(words, wall)  # to the minute, cut off: the limit ends within it
+        resets_at = _read_number(self._rejection, "resetsAt") or (said + 60 if said else None)
         denials = result.get("permission_denials")
         return Ending(
             code=code,
@@ -1861,7 +1904,7 @@ class Transcript:
             is_error=bool(result.get("is_error")),
             subtype=str(result.get("subtype", "")),
             api_status=int(_read_number(result, "api_error_status")),
-            is_rejected=bool(self._rejection),
+            is_rejected=bool(self._rejection.get("rateLimitType") or self._rejection.get("resetsAt")),
             reset_in=resets_at - wall if resets_at else None,
             denials=len(denials) if isinstance(denials, list) else 0,
             turns=int(_read_number(result, "num_turns")),
@@ -1896,6 +1939,7 @@ class Transcript:
         if event is None:
             self.words = text.strip() or self.words
         else:
+            self.words = ""  # no longer the last line
             self._heed(event)
         if end <= self.position:
             return []
@@ -1909,7 +1953,7 @@ class Transcript:
             # A process that reports twice reports its whole cost each time.
             self.cost = max(self.cost, _read_number(event, "total_cost_usd"))
         elif event["type"] == "system" and event.get("subtype") == "init":
-            self._folder, self._result = str(event.get("cwd") or ""), {}
+            self._folder, self._result, self._rejection = str(event.get("cwd") or ""), {}, {}
         elif event["type"] == "rate_limit_event" and isinstance(event.get("rate_limit_info"), dict):
             info = event["rate_limit_info"]
             is_rejected = info.get("status") == "rejected" and not info.get("isUsingOverage")
@@ -1999,9 +2043,10 @@ def read_positions(project: Project) -> dict[str, int]:
 class UnrenderedOutput:
     """What a worker prints while no orchestrator renders it: for a reader of its log, so that it misses nothing."""
 
-    def __init__(self, project: Project, stream_id: str) -> None:
+    def __init__(self, project: Project, stream_id: str, raw_start: int) -> None:
         self._project = project
         self._stream_id = stream_id
+        self._raw_start = raw_start
         self._transcript: Transcript | None = None
         self._ahead: list[str] = []
 
@@ -2019,7 +2064,8 @@ class UnrenderedOutput:
         if self._transcript is None:
             position = read_positions(self._project).get(file_name(self._stream_id), 0)
             self._ahead = []
-            self._transcript = Transcript(self._project.raw(self._stream_id), self._ahead.extend, position, position)
+            start = min(self._raw_start, position)  # where the worker says which folder its paths are relative to
+            self._transcript = Transcript(self._project.raw(self._stream_id), self._ahead.extend, start, position)
         known = len(self._ahead)
         while not self._transcript.pump():
             pass
@@ -2260,11 +2306,6 @@ def format_time(wall: float) -> str:
     return datetime.fromtimestamp(wall, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def read_time(text: str) -> float:
-    """Return a time in ISO 8601 as seconds since the epoch. Raises ValueError."""
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
-
-
 def make_event(clock: Clock, kind: str, **facts: Any) -> Event:
     """Return an event with its two times: `time` for people, `clock` for every computation."""
     times = {"time": format_time(clock.wall()), "clock": round(clock.monotonic(), 3)}
@@ -2292,7 +2333,6 @@ def make_end_event(
         seconds=round(clock.monotonic() - record.started_at, 3),
         turns=ending.turns,
         cost=ending.cost,
-        is_reset_known=(ending.reset_in or 0) > 0,
     )
 
 
@@ -2474,9 +2514,12 @@ class Notifier(Reporter):
 
     def event(self, event: Event) -> None:
         """Hand the event on, and run the command where it is worth it."""
-        self.inner.event(event)
+        try:
+            self.inner.event(event)
+        except (OSError, SystemExit):
+            self.inner = Reporter()  # nobody reads any more; the command is for those who do not look
         kind = find_notification(event)
-        if not kind or len(self._running) >= NOTIFICATIONS:
+        if not kind or (len(self._running) >= NOTIFICATIONS and kind != "ended"):
             return
         message = format_event(event) or str(event.get("reason", ""))
         variables = {"EVENT": kind, "STREAM": str(event.get("stream", "")), "MESSAGE": message[:NOTIFICATION_LENGTH]}
@@ -2488,10 +2531,14 @@ class Notifier(Reporter):
 
     def show(self, snapshot: Snapshot, standings: Mapping[str, Standing], now: float) -> None:
         """Hand the picture on, and look after the commands."""
-        self.inner.show(snapshot, standings, now)
+        try:
+            self.inner.show(snapshot, standings, now)
+        except (OSError, SystemExit):
+            self.inner = Reporter()
         for since, child in self._running:
             if now - since > NOTIFICATION_TIMEOUT:
-                child.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)  # its group: the shell's children too
         self._running = [(since, child) for since, child in self._running if child.poll() is None]
 
     def close(self) -> None:
@@ -2548,10 +2595,12 @@ class Orchestrator:
         while self.finish is None and not self._is_left():
             if self._keep_state() and not self.tick():
                 self.clock.wait(TICK)
-        if self.finish is None:
+        if self.finish is None or self.limits.is_closing:
+            left = f"the orchestrator was ended; {format_count(self.table.count(), 'worker')} left running"
+            self.emit("run_left", signal=self.clock.signals[0], reason=left)
             return 128 + self.clock.signals[0]
         self.emit("run_ended", exit_code=self.finish.exit_code, reason=self.finish.reason)
-        return 128 + self.clock.signals[0] if self.limits.is_closing else self.finish.exit_code
+        return self.finish.exit_code
 
     def begin(self) -> None:
         """Read the journal, say what run this is, and take over the workers that still live."""
@@ -2579,6 +2628,10 @@ class Orchestrator:
 
     def tick(self) -> bool:
         """Observe, plan, apply, report; return whether anything was done."""
+        if self.history.paused_until > self.clock.monotonic() and self.clock.wall() >= read_time(
+            self.history.pause_ends
+        ):
+            self.history = replace(self.history, paused_until=0.0)  # asleep meanwhile: that clock stood still
         snapshot = self.observe()
         now = self.clock.monotonic()
         actions = plan(snapshot, self.limits, now)
@@ -2593,7 +2646,7 @@ class Orchestrator:
         workers = self.table.poll()
         for worker in workers.values():
             if worker.notice:
-                self.warn(worker.notice)
+                self.warn(worker.notice, worker.notice.partition(" is ")[0])
         self._heed_requests()
         has_ended = any(worker.ending is not None for worker in workers.values())
         now = self.clock.monotonic()
@@ -2664,10 +2717,10 @@ class Orchestrator:
             self.reporter = Reporter()
             self.warn(f"nothing is shown any more, the output is gone: {error}")
 
-    def warn(self, message: str) -> None:
-        """Say a warning, once."""
-        if message not in self._said:
-            self._said.add(message)
+    def warn(self, message: str, about: str = "") -> None:
+        """Say a warning, once; where it says what it is `about`, one about each thing."""
+        if (about or message) not in self._said:
+            self._said.add(about or message)
             self.emit("warning", message=message)
 
     def _start(self, stream: Stream, budget: float) -> bool:
@@ -2697,9 +2750,9 @@ class Orchestrator:
         completed = {stream.id: stream.completed for stream in self._backlog.streams}
         self.table.forget(worker.stream_id)
         event = make_end_event(self.clock, worker, ending, verdict, record, completed.get(worker.stream_id, 0))
-        self.record(event)
-        if verdict.kind is VerdictKind.PAUSED:
+        if verdict.kind is VerdictKind.PAUSED:  # first, so that no kill in between can lose it
             self._pause(format_time(self.clock.wall() + verdict.delay), verdict.reason)
+        self.record(event)
 
     def _pause(self, until: str, reason: str) -> None:
         """Let no worker start before a moment of the wall clock, unless the run is paused for as long already."""
@@ -2724,8 +2777,6 @@ class Orchestrator:
             patience = STOP_TIMEOUT if len(self.clock.signals) == 1 else 0
             self.limits = replace(self.limits, is_closing=True, stop_timeout=patience)
             return False
-        left = f"the orchestrator was ended; {format_count(self.table.count(), 'worker')} left running"
-        self.emit("run_left", signal=self.clock.signals[0], reason=left)
         return True
 
     def _heed_requests(self) -> None:
@@ -3372,6 +3423,8 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
     )
     if limits.budget and command.output_format == "text":
         raise click.UsageError("--budget needs --output-format stream-json: text says nothing of costs")
+    if 0 < limits.budget < BUDGET_LEAST:
+        raise click.UsageError(f"--budget is less than ${BUDGET_LEAST}, the least that a worker is started with")
     with contextlib.closing(TaskStore(database.path, BUSY_TIMEOUT)) as store:
         if options["dry_run"]:
             check_run(project, store, limits)
@@ -3719,7 +3772,8 @@ def logs_command(streams: tuple[str, ...], lines: int, follow: bool, raw: bool) 
     names = list(streams) or sorted(known, key=natural_key)
     paths = {name: project.raw(name) if raw else project.log(name) for name in names}
     followers = {name: LogFollower(path, lines) for name, path in paths.items()}
-    unrendered = {name: UnrenderedOutput(project, name) for name in names if not raw}
+    history = fold_events(History(), Journal(project.journal).read())
+    unrendered = {name: UnrenderedOutput(project, name, history.record(name).raw_start) for name in names if not raw}
     for name, path in paths.items():
         if streams and not path.exists():
             click.echo(f"{visible(name)} has no log yet: {visible(str(path))}", err=True)

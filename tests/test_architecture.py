@@ -22,7 +22,7 @@ RESERVED = {
     "fcntl": {5, 6},
     "select": {6},
     "time": {6, 7, 8},
-    "datetime": {5, 6, 7},
+    "datetime": {2, 5, 6, 7},
     "os": {3, 5, 6, 8},
     "open": {3, 5, 6, 8},
     "shutil": {5},

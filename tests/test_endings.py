@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import sqlite3
+import subprocess
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -27,6 +29,7 @@ from orchestrate import (
     VerdictKind,
     Worker,
     find_cause,
+    fold_events,
     judge,
     plan_pause,
     plan_starts,
@@ -109,6 +112,9 @@ def read_ending(tmp_path: Path, lines: list[Any], code: int | None) -> Ending:
         ([INIT, rejected(), {**FAILED, "api_error_status": 429, "result": LIMIT}, INIT, RESULT], 0, Cause.OTHER),
         ([RESULT, {**FAILED, "api_error_status": 401, "result": "Not logged in"}], 1, Cause.FINAL),
         ([{**FAILED, "api_error_status": 401, "result": "Not logged in"}, INIT], 1, Cause.OTHER),
+        (["Invalid API key", INIT, tool_result("x")], -9, Cause.OTHER),
+        ([LIMIT, INIT, tool_result("x")], 137, Cause.OTHER),
+        ([LIMIT], None, Cause.LIMIT),
         ([{"type": "result", "is_error": "yes", "api_error_status": "429", "permission_denials": 7}], 1, Cause.OTHER),
     ],
 )  # fmt: skip
@@ -182,12 +188,79 @@ def test_the_verdict_table(
 
 @pytest.mark.parametrize(
     ("reset_in", "hits", "pause"),
-    [(20, 0, 21), (20, 5, 21), (None, 0, 900), (None, 1, 1800), (None, 2, 3600), (None, 99, 3600), (-5, 0, 900), (0, 1, 1800)],
+    [
+        (20, 0, 21), (20, 4, 21), (20, 5, 32), (20, 99, 900), (18000, 99, 18001),  # a reset that is always near
+        (None, 0, 900), (None, 1, 1800), (None, 2, 3600), (None, 99, 3600), (-5, 0, 900), (0, 1, 1800),
+        (8 * 86400 + 1, 0, 900), (3e10, 0, 900),  # no limit lasts so long
+    ],
 )  # fmt: skip
 def test_a_pause_lasts_to_the_reset_or_doubles_where_that_is_unknown(
     reset_in: float | None, hits: int, pause: float
 ) -> None:
     assert plan_pause(reset_in, hits) == pause
+
+
+def test_a_completed_task_refills_the_budget_whatever_ended_the_worker() -> None:
+    history = History(records={"S": Record(restarts=2, best=1)})
+    for ending in (Ending(1), LIMITED):
+        worker = Worker("S", 7, "run", ending)
+        snapshot = Snapshot("p", workers={"S": worker}, history=history)
+        refilled = judge(stream(completed=2, pending=1), worker, snapshot, Limits())
+        spent = judge(stream(completed=1, pending=2), worker, snapshot, Limits())
+        assert spent.restarts - refilled.restarts == 2
+
+
+def test_one_limit_that_several_workers_hit_counts_once_and_the_next_one_doubles() -> None:
+    history, clock = History(), 0.0
+    lengths = []
+    for _ in range(3):  # three limits in a row, each hit by three workers one after another
+        for name in "ABC":
+            history = history.after(started(name, clock))
+        for name in "ABC":
+            clock += 5
+            ending = replace(LIMITED, reset_in=None)
+            worker = Worker(name, 7, "run", ending)
+            snapshot = Snapshot("p", workers={name: worker}, history=history)
+            verdict = judge(replace(stream(pending=1), id=name), worker, snapshot, Limits())
+            lengths.append(verdict.delay)
+            until = "2026-11-23T04:07:00.000Z"
+            history = history.after(
+                {"event": "run_paused", "clock": clock, "delay": verdict.delay, "until": until, "reason": ""}
+            )
+            history = history.after(ended(name, clock, "paused"))
+        clock = history.paused_until + 1
+    assert lengths == [900] * 3 + [1800] * 3 + [3600] * 3
+    assert history.after(ended("A", clock, "restart")).limit_hits == 0
+
+
+def started(name: str, clock: float) -> dict[str, Any]:
+    facts = {"attempt": 1, "completed": 0, "pid": 7, "run": "run", "raw_start": 0}
+    return {"event": "worker_started", "stream": name, "clock": clock, **facts}
+
+
+def ended(name: str, clock: float, verdict: str) -> dict[str, Any]:
+    facts = {"restarts": 0, "completed": 0, "delay": 0, "reason": "", "ending": "", "run": "run"}
+    return {"event": "worker_ended", "stream": name, "clock": clock, "verdict": verdict, **facts}
+
+
+def test_a_pause_with_a_time_that_is_none_is_no_event() -> None:
+    event = {"event": "run_paused", "clock": 1, "delay": 9, "until": "soon", "reason": "x"}
+    assert fold_events(History(), [event]) == History()
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {**RESULT, "permission_denials": [{}] * 150_000},
+        {"type": "assistant", "message": {"content": [{"type": "text", "text": "a\n" * 150_000}]}},
+        {"type": "user", "message": {"content": [{"is_error": True, "content": [{}] * 100_000}] * 2}},
+    ],
+)
+def test_one_event_can_not_flood_the_log(tmp_path: Path, event: dict[str, Any]) -> None:
+    lines: list[str] = []
+    (tmp_path / "raw").write_text(json.dumps(event) + "\n")
+    assert Transcript(tmp_path / "raw", lines.extend, 0, 0).pump()
+    assert 0 < len(lines) <= 2000
 
 
 def at(text: str) -> float:
@@ -198,7 +271,9 @@ def at(text: str) -> float:
     ("words", "wall", "reset"),
     [
         ("resets 4:07am (UTC)", "2026-11-23T03:00:00", "2026-11-23T04:07:00"),
-        ("resets 4:07am (UTC)", "2026-11-23T04:07:30", "2026-11-24T04:07:00"),
+        ("resets 4:07am (UTC)", "2026-11-23T04:07:30", "2026-11-23T04:07:00"),  # its seconds were cut off
+        ("resets 4:07am (UTC)", "2026-11-23T04:13:00", "2026-11-24T04:07:00"),
+        ("resets Nov 23, 4:07am (UTC)", "2026-11-23T04:08:30", "2026-11-23T04:07:00"),
         ("resets 12am (UTC)", "2026-11-23T23:00:00", "2026-11-24T00:00:00"),
         ("resets 12:30pm (UTC)", "2026-11-23T03:00:00", "2026-11-23T12:30:00"),
         ("resets Nov 26, 6:07am (UTC)", "2026-11-23T03:00:00", "2026-11-26T06:07:00"),
@@ -367,7 +442,7 @@ def test_a_worker_without_a_sign_of_life_is_restarted_and_one_at_work_is_not(wor
         "Chatty": 1,
     }
     assert "Stopping the worker of Silent: it gave no sign of life" in done.stdout
-    assert "Restarting worker for Silent (1/10) in 1s: it gave no sign of life" in done.stdout
+    assert "Restarting worker for Silent (1/10) in 1s: stopped: it gave no sign of life" in done.stdout
 
 
 def test_notifications_are_run_and_can_neither_slow_nor_break_the_run(workspace: Workspace) -> None:
@@ -390,6 +465,32 @@ def test_notifications_are_run_and_can_neither_slow_nor_break_the_run(workspace:
     assert "blocked: why (TASK-2)" in kinds[[kind[0] for kind in kinds].index("blocked")][2]
     end_sleepers(workspace)
     assert workspace.run("start", "F", "--notify", "exit 7").returncode == 0
+
+
+def test_notifications_come_though_nobody_reads_the_output_and_the_end_is_always_told(workspace: Workspace) -> None:
+    for number in range(20):
+        workspace.database.add_stream(f"B{number}")
+        workspace.database.set_status("blocked", f"B{number}")
+    command = 'echo "$ORCHESTRATE_EVENT" >> told.txt; sleep 2'
+    run = workspace.popen("start", "--exit-on-blocked", "--notify", command, stdout=subprocess.PIPE)
+    assert run.stdout is not None
+    run.stdout.close()
+    assert run.wait(timeout=20) == 1
+    told = workspace.root / "told.txt"
+    wait_until(lambda: told.exists() and "ended" in told.read_text(), "the run's end to be told")
+    assert told.read_text().count("blocked") >= 10
+    run.stdout = None
+
+
+def test_what_was_spent_is_kept_when_the_workers_are_stopped_on_exit(workspace: Workspace) -> None:
+    workspace.database.add_stream("A", tasks=2)
+    workspace.play(A=["cost=3 next exit=1", "sleep=60", "all"])
+    run = workspace.popen("start", "--budget", "5", "--stop-on-exit")
+    wait_until(lambda: workspace.starts() == ["A", "A"], "the second worker")
+    run.send_signal(signal.SIGINT)
+    assert run.wait(timeout=20) == 130
+    done = workspace.run("start", "--budget", "5")
+    assert "$3.00 were spent before" in done.stdout
 
 
 def end_sleepers(workspace: Workspace) -> None:

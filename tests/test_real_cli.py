@@ -189,7 +189,7 @@ def test_a_tool_call_that_never_returns_is_ended_by_the_stall_timeout(workspace:
     with ScriptedApi(respond) as api:
         done = workspace.run("start", "--stall-timeout", "0.5", env=use_real_cli(workspace, api), timeout=200)
     assert done.returncode == 0, done.stdout
-    assert "Restarting worker for Stream-B (1/10) in 1s: it gave no sign of life" in done.stdout
+    assert "Restarting worker for Stream-B (1/10) in 1s: stopped: it gave no sign of life" in done.stdout
     assert own_processes(workspace.root) == []
 
 
