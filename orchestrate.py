@@ -115,7 +115,8 @@ SILENT_AFTER = 300  # seconds without a sign of life until a worker is shown as 
 CPU_INTERVAL = 15  # seconds between two looks at the CPU time of a worker that is silent otherwise
 CPU_IDLE = 0.01  # share of one core below which a worker's tree counts as idle
 BUDGET_LEAST = 0.01  # US dollars, the least that a worker is started with
-NOTIFICATIONS = 16  # commands of --notify that run at once; what comes on top is dropped
+NOTIFICATIONS = 16  # commands of --notify that run at once
+NOTIFICATIONS_QUEUED = 100  # those that wait for their turn; of more, the oldest are dropped
 NOTIFICATION_TIMEOUT = 60  # seconds until such a command is killed
 NOTIFICATION_LENGTH = 4000  # characters of a message; an argument or variable of a process has its limit
 TICK = 0.2  # seconds between two cheap looks at the database, the marks and adopted workers
@@ -2500,50 +2501,47 @@ class Reporter:
 
 
 class Notifier(Reporter):
-    """Runs a command of the user's for what a person wants to know at night, and hands everything on.
+    """Runs a command of the user's for what a person wants to know at night.
 
-    The command is never waited for. It gets ORCHESTRATE_EVENT (complete, failed, blocked, paused, ended),
-    ORCHESTRATE_STREAM and ORCHESTRATE_MESSAGE. One that takes too long is killed; where too many run, one is dropped.
+    The command gets ORCHESTRATE_EVENT (complete, failed, blocked, paused, ended), ORCHESTRATE_STREAM and
+    ORCHESTRATE_MESSAGE. It is never waited for. One that takes too long is killed; where many run, others queue.
     """
 
-    def __init__(self, command: str, environ: Mapping[str, str], inner: Reporter) -> None:
+    def __init__(self, command: str, environ: Mapping[str, str]) -> None:
         self.command = command
-        self.inner = inner
         self._environ = environ
+        self._queue: list[dict[str, str]] = []
         self._running: list[tuple[float, subprocess.Popen[bytes]]] = []
 
     def event(self, event: Event) -> None:
-        """Hand the event on, and run the command where it is worth it."""
-        try:
-            self.inner.event(event)
-        except (OSError, SystemExit):
-            self.inner = Reporter()  # nobody reads any more; the command is for those who do not look
+        """Take note of what is worth the command."""
         kind = find_notification(event)
-        if not kind or (len(self._running) >= NOTIFICATIONS and kind != "ended"):
-            return
-        message = format_event(event) or str(event.get("reason", ""))
-        variables = {"EVENT": kind, "STREAM": str(event.get("stream", "")), "MESSAGE": message[:NOTIFICATION_LENGTH]}
-        named = {f"ORCHESTRATE_{name}": value.replace("\0", "") for name, value in variables.items()}
-        try:
-            self._running.append((event["clock"], run_hook(self.command, named, self._environ)))
-        except OSError as error:
-            self.inner.event({**event, "event": "warning", "message": f"--notify can't run: {error}"})
+        if kind:
+            message = (format_event(event) or str(event.get("reason", "")))[:NOTIFICATION_LENGTH]
+            named = {"EVENT": kind, "STREAM": str(event.get("stream", "")), "MESSAGE": message}
+            variables = {f"ORCHESTRATE_{name}": value.replace("\0", "") for name, value in named.items()}
+            self._queue = [*self._queue, variables][-NOTIFICATIONS_QUEUED:]
 
-    def show(self, snapshot: Snapshot, standings: Mapping[str, Standing], now: float) -> None:
-        """Hand the picture on, and look after the commands."""
-        try:
-            self.inner.show(snapshot, standings, now)
-        except (OSError, SystemExit):
-            self.inner = Reporter()
+    def show(self, snapshot: Snapshot, standings: Mapping[str, Standing], now: float) -> None:  # noqa: ARG002
+        """Run the command for what is new. Raises OSError where there is no such command."""
         for since, child in self._running:
-            if now - since > NOTIFICATION_TIMEOUT:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)  # its group: the shell's children too
-        self._running = [(since, child) for since, child in self._running if child.poll() is None]
+            if child.poll() in (126, 127):
+                raise OSError(f"--notify {self.command!r} can't be executed")
+            if child.returncode is None and now - since > NOTIFICATION_TIMEOUT:
+                os.killpg(child.pid, signal.SIGKILL)  # its group: the shell's children too
+        self._running = [(since, child) for since, child in self._running if child.returncode is None]
+        self._run(NOTIFICATIONS - len(self._running), now)
 
     def close(self) -> None:
-        """Close what everything was handed to."""
-        self.inner.close()
+        """Run the command for what is left, the run's end above all."""
+        self._run(len(self._queue), 0.0)
+
+    def _run(self, count: int, now: float) -> None:
+        while self._queue and count > 0:
+            with contextlib.suppress(OSError):  # out of processes or memory: it stays in the queue
+                self._running.append((now, run_hook(self.command, self._queue[0], self._environ)))
+                del self._queue[0]
+            count -= 1
 
 
 def find_notification(event: Event) -> str:
@@ -2565,7 +2563,7 @@ class Orchestrator:
         table: WorkerTable,
         limits: Limits,
         clock: Clock,
-        reporter: Reporter,
+        reporters: Sequence[Reporter],
         lock: OrchestratorLock,
         poll_interval: float = POLL_INTERVAL,
         stop_on_exit: bool = False,
@@ -2575,7 +2573,7 @@ class Orchestrator:
         self.table = table
         self.limits = limits
         self.clock = clock
-        self.reporter = reporter
+        self.reporters = list(reporters)
         self.lock = lock
         self.poll_interval = poll_interval
         self.stop_on_exit = stop_on_exit
@@ -2694,7 +2692,8 @@ class Orchestrator:
             record = self.history.record(stream_id)
             if (record.state, record.reason) != (standing.state, standing.reason):
                 self.emit("state", stream=stream_id, state=standing.state.name, reason=standing.reason)
-        self._tell(lambda: self.reporter.show(replace(snapshot, history=self.history), standings, now))
+        shown = replace(snapshot, history=self.history)
+        self._tell(lambda reporter: reporter.show(shown, standings, now))
 
     def emit(self, kind: str, **facts: Any) -> None:
         """Record that something was done."""
@@ -2707,15 +2706,19 @@ class Orchestrator:
         line = format_log_line(event)
         if line and "stream" in event:
             self.table.note(event["stream"], line)
-        self._tell(lambda: self.reporter.event(event))
+        self._tell_event(event)
 
-    def _tell(self, say: Callable[[], None]) -> None:
-        """Say something. The run goes on when nobody listens any more: the journal has it all."""
-        try:
-            say()
-        except (OSError, SystemExit) as error:  # rich answers a broken pipe with SystemExit
-            self.reporter = Reporter()
-            self.warn(f"nothing is shown any more, the output is gone: {error}")
+    def _tell_event(self, event: Event) -> None:
+        self._tell(lambda reporter: reporter.event(event))
+
+    def _tell(self, say: Callable[[Reporter], None]) -> None:
+        """Tell every reporter. One that can't be reached is dropped, and the run goes on: the journal has it all."""
+        for reporter in list(self.reporters):
+            try:
+                say(reporter)
+            except (OSError, SystemExit) as error:  # rich answers a broken pipe with SystemExit
+                self.reporters.remove(reporter)
+                self.warn(f"{type(reporter).__name__} says no more: {error}")
 
     def warn(self, message: str, about: str = "") -> None:
         """Say a warning, once; where it says what it is `about`, one about each thing."""
@@ -2786,7 +2789,7 @@ class Orchestrator:
                 if event.get("event") == "start_requested" and isinstance(event.get("stream"), str):
                     self.history = fold_events(self.history, [event])
                     # What others wrote may lack anything: what is said of it is our own.
-                    self.reporter.event(make_event(self.clock, "start_requested", stream=event["stream"]))
+                    self._tell_event(make_event(self.clock, "start_requested", stream=event["stream"]))
 
     def _has_changed(self) -> bool:
         try:
@@ -3495,12 +3498,14 @@ def run_in_foreground(
         names = sorted(limits.streams or ())
         return join_run(project, store, names, read_orchestrator_pid(project), options["as_json"])
     console = make_console()
-    reporter = make_reporter(console, options)
+    reporters = make_reporters(console, options)
     try:
-        with SystemClock() as clock, contextlib.closing(reporter):
+        with SystemClock() as clock, contextlib.ExitStack() as stack:
+            for reporter in reporters:
+                stack.callback(reporter.close)
             table = WorkerTable(project, database, command, os.environ, clock)
             interval, stop_on_exit = options["poll_interval"], options["stop_on_exit"]
-            run = Orchestrator(project, store, table, limits, clock, reporter, lock, interval, stop_on_exit)
+            run = Orchestrator(project, store, table, limits, clock, reporters, lock, interval, stop_on_exit)
             code = run.run()
     finally:
         lock.release()
@@ -3510,12 +3515,12 @@ def run_in_foreground(
     return code
 
 
-def make_reporter(console: Console, options: Mapping[str, Any]) -> Reporter:
-    """Return what shows the run: JSON lines, a board on a terminal, or plain lines; with the user's command, if any."""
+def make_reporters(console: Console, options: Mapping[str, Any]) -> list[Reporter]:
+    """Return what shows the run: JSON lines, a board on a terminal, or plain lines; and the user's command, if any."""
     has_board = console.is_terminal and not console.is_dumb_terminal
     shown: Reporter = BoardReporter(console) if has_board else LineReporter(console)
     reporter = JsonReporter() if options["as_json"] else shown
-    return Notifier(options["notify"], os.environ, reporter) if options["notify"] else reporter
+    return [reporter, *([Notifier(options["notify"], os.environ)] if options["notify"] else [])]
 
 
 def print_end(console: Console, run: Orchestrator, code: int) -> None:

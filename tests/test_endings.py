@@ -465,6 +465,10 @@ def test_notifications_are_run_and_can_neither_slow_nor_break_the_run(workspace:
     assert "blocked: why (TASK-2)" in kinds[[kind[0] for kind in kinds].index("blocked")][2]
     end_sleepers(workspace)
     assert workspace.run("start", "F", "--notify", "exit 7").returncode == 0
+    workspace.database.set_status("pending", "G")
+    workspace.play("sleep=1 all")
+    missing = workspace.run("start", "G", "--notify", "no-such-command")
+    assert missing.returncode == 0
 
 
 def test_notifications_come_though_nobody_reads_the_output_and_the_end_is_always_told(workspace: Workspace) -> None:
@@ -478,7 +482,7 @@ def test_notifications_come_though_nobody_reads_the_output_and_the_end_is_always
     assert run.wait(timeout=20) == 1
     told = workspace.root / "told.txt"
     wait_until(lambda: told.exists() and "ended" in told.read_text(), "the run's end to be told")
-    assert told.read_text().count("blocked") >= 10
+    wait_until(lambda: told.read_text().count("blocked") == 20, "each stream to be told")
     run.stdout = None
 
 

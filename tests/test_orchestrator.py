@@ -505,7 +505,7 @@ def test_the_run_goes_on_when_nobody_reads_its_output(workspace: Workspace, read
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert workspace.starts() == ["Stream-A", "Stream-B"]
-    assert "nothing is shown any more" in workspace.events("warning")[0]["message"]
+    assert "LineReporter says no more" in workspace.events("warning")[0]["message"]
 
 
 def test_a_failed_foundation_ends_the_run_though_a_later_stream_is_blocked(workspace: Workspace) -> None:
