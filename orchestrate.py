@@ -3414,7 +3414,34 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
         raise click.UsageError("--json goes with neither --detach nor --dry-run: what they say is for people")
     project, database = find_places()
     command = read_command(options["claude"], options["output_format"], Path.cwd())
-    limits = Limits(
+    limits = read_limits(streams, options)
+    with contextlib.closing(TaskStore(database.path)) as store:
+        if options["dry_run"]:
+            check_run(project, store, limits)
+            print_plan(project, store, database, command, limits)
+            return EXIT_DONE
+        running = read_orchestrator_pid(project)
+        if running:
+            if streams:
+                read_known_streams(store, streams)
+            return join_run(project, streams, running, options["as_json"])
+        check_run(project, store, limits)
+    command.check(os.environ, os.geteuid() == 0)
+    if database.path.name != "tasks.db":
+        name = visible(database.path.name)
+        click.echo(f"Warning: a Task Copilot server reads tasks.db, not {name}, in its folder", err=True)
+    if options["detach"]:
+        return start_detached(project, click.get_current_context().obj["argv"])
+    return run_in_foreground(project, database, command, limits, options)
+
+
+def read_limits(streams: Sequence[str], options: Mapping[str, Any]) -> Limits:
+    """Return what the options of `start` allow a run."""
+    if options["budget"] and options["output_format"] == "text":
+        raise click.UsageError("--budget needs --output-format stream-json: text says nothing of costs")
+    if 0 < options["budget"] < BUDGET_LEAST:
+        raise click.UsageError(f"--budget is less than ${BUDGET_LEAST}, the least that a worker is started with")
+    return Limits(
         max_restarts=options["max_restarts"],
         max_workers=options["max_workers"],
         finish_grace=options["finish_grace"],
@@ -3424,27 +3451,6 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
         streams=frozenset(streams) or None,
         phase=Phase(options["phase"]) if options["phase"] else None,
     )
-    if limits.budget and command.output_format == "text":
-        raise click.UsageError("--budget needs --output-format stream-json: text says nothing of costs")
-    if 0 < limits.budget < BUDGET_LEAST:
-        raise click.UsageError(f"--budget is less than ${BUDGET_LEAST}, the least that a worker is started with")
-    with contextlib.closing(TaskStore(database.path, BUSY_TIMEOUT)) as store:
-        if options["dry_run"]:
-            check_run(project, store, limits)
-            print_plan(project, store, database, command, limits)
-            return EXIT_DONE
-        running = read_orchestrator_pid(project)
-        if running:
-            return join_run(project, store, streams, running, options["as_json"])
-        check_run(project, store, limits)
-        command.check(os.environ, os.geteuid() == 0)
-        if database.path.name != "tasks.db":
-            click.echo(
-                f"Warning: a Task Copilot server reads tasks.db, not {database.path.name}, in its folder", err=True
-            )
-        if options["detach"]:
-            return start_detached(project, click.get_current_context().obj["argv"])
-        return run_in_foreground(project, database, store, command, limits, options)
 
 
 def check_run(project: Project, store: TaskStore, limits: Limits) -> None:
@@ -3465,7 +3471,7 @@ def check_run(project: Project, store: TaskStore, limits: Limits) -> None:
             )
 
 
-def join_run(project: Project, store: TaskStore, streams: Sequence[str], running: int, as_json: bool) -> int:
+def join_run(project: Project, streams: Sequence[str], running: int, as_json: bool) -> int:
     """Leave the start of streams to the orchestrator that runs already."""
     if not streams:
         raise OrchestrateError(
@@ -3473,7 +3479,6 @@ def join_run(project: Project, store: TaskStore, streams: Sequence[str], running
             "Watch it: python orchestrate.py status. End it: python orchestrate.py stop.",
             EXIT_RUNNING,
         )
-    read_known_streams(store, streams)
     for stream_id in streams:
         with hold_marks(project), contextlib.suppress(FileNotFoundError):
             project.stop_mark(stream_id).unlink()
@@ -3489,18 +3494,18 @@ def join_run(project: Project, store: TaskStore, streams: Sequence[str], running
 
 
 def run_in_foreground(
-    project: Project, database: Database, store: TaskStore, command: Command, limits: Limits, options: Mapping[str, Any]
+    project: Project, database: Database, command: Command, limits: Limits, options: Mapping[str, Any]
 ) -> int:
     """Take the lock, run to the end, say how it ended, and return the exit code."""
     make_state_folder(project)
     lock = OrchestratorLock(project)
     if not lock.acquire():
-        names = sorted(limits.streams or ())
-        return join_run(project, store, names, read_orchestrator_pid(project), options["as_json"])
+        return join_run(project, sorted(limits.streams or ()), read_orchestrator_pid(project), options["as_json"])
+    store = TaskStore(database.path, BUSY_TIMEOUT)
     console = make_console()
     reporters = make_reporters(console, options)
     try:
-        with SystemClock() as clock, contextlib.ExitStack() as stack:
+        with SystemClock() as clock, contextlib.closing(store), contextlib.ExitStack() as stack:
             for reporter in reporters:
                 stack.callback(reporter.close)
             table = WorkerTable(project, database, command, os.environ, clock)
