@@ -323,7 +323,7 @@ def shares(snapshot: Snapshot, limits: Limits, ready: int) -> list[float]:
 def test_a_usage_limit_pauses_the_whole_run_until_the_reset_and_costs_no_restart(workspace: Workspace) -> None:
     for name in ("A", "B", "C"):
         workspace.database.add_stream(name)
-    workspace.play(A=["limit=4", "all"], B=["sleep=1.5 exit=1", "all"], C="sleep=1 all")
+    workspace.play(A=["limit=15", "all"], B=["sleep=1.5 exit=1", "all"], C="sleep=1 all")
     run = workspace.popen("start", "--max-restarts", "1", *NO_POLL)
     (paused,) = wait_until(lambda: workspace.events("run_paused"), "the pause")
     wait_until(lambda: workspace.events("worker_ended")[1:], "the end of another worker")
@@ -333,7 +333,7 @@ def test_a_usage_limit_pauses_the_whole_run_until_the_reset_and_costs_no_restart
     assert "Paused" in workspace.run("status", "--dashboard").stdout
     status = json.loads(workspace.run("status", "--json").stdout)
     assert (status["streams"][0]["state"], status["paused_until"]) == ("paused", paused["until"])
-    out, _ = run.communicate(timeout=30)
+    out, _ = run.communicate(timeout=60)
     assert run.returncode == 0, out
     started = {(e["stream"], e["attempt"]): e["clock"] for e in workspace.events("worker_started")}
     assert set(started) == {("A", 1), ("B", 1), ("C", 1), ("A", 2), ("B", 2)}
@@ -345,7 +345,7 @@ def test_a_usage_limit_pauses_the_whole_run_until_the_reset_and_costs_no_restart
 
 def test_a_pause_survives_the_orchestrator(workspace: Workspace) -> None:
     workspace.database.add_stream("A")
-    workspace.play(A=["limit=6", "all"])
+    workspace.play(A=["limit=12", "all"])
     first = workspace.popen("start")
     (paused,) = wait_until(lambda: workspace.events("run_paused"), "the pause")
     first.kill()
