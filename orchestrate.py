@@ -1336,29 +1336,32 @@ def _find_stop_reason(
 
 def _plan_end(standings: Mapping[str, Standing], snapshot: Snapshot, limits: Limits) -> list[Action]:
     """Decide, when there is nothing else to do, whether to go on, to wait for a person, or to end the run."""
-    open_ones = {
-        stream.id: standings[stream.id]
-        for stream in snapshot.streams
-        if snapshot.includes(stream, limits) and standings[stream.id].state is not StreamState.COMPLETE
-    }
+    included = [stream for stream in snapshot.streams if snapshot.includes(stream, limits)]
+    standing_of = {stream.id: standings[stream.id] for stream in included}
+    open_ones = {i: standing for i, standing in standing_of.items() if standing.state is not StreamState.COMPLETE}
     states = {standing.state for standing in open_ones.values()}
     if snapshot.workers or states & {StreamState.RESTARTING, StreamState.PAUSED, StreamState.QUEUED}:
         return []
-    can_go_on = not limits.exit_on_blocked and find_budget_left(snapshot, limits) >= BUDGET_LEAST
-    failed = {i for i, standing in standings.items() if standing.state is StreamState.FAILED}
-    obstacles = find_obstacles(snapshot, limits)
-    # What waits for a failed stream never starts, so nobody can help it on.
-    held = [(visible(i), s) for i, s in open_ones.items() if s.state in _HELD and failed.isdisjoint(obstacles[i])]
-    if held and can_go_on:
-        return [Wait("; ".join(f"{i} is {s.state.value.lower()}: {visible(s.reason)}" for i, s in held))]
+    is_spent = find_budget_left(snapshot, limits) < BUDGET_LEAST
+    held = _find_held(open_ones, standings, snapshot, limits)
+    if held and not limits.exit_on_blocked and not is_spent:
+        return [Wait("; ".join(f"{visible(i)} is {s.state.value.lower()}: {visible(s.reason)}" for i, s in held))]
     if open_ones or not snapshot.streams:
         lines = [_format_open(i, standing) for i, standing in open_ones.items()]
-        if find_budget_left(snapshot, limits) < BUDGET_LEAST and not any("the budget of" in line for line in lines):
+        if is_spent and StreamState.IDLE not in states:  # no line has said so
             lines.append(f"The budget of ${limits.budget:.2f} is spent")
         return [Finish(EXIT_FAILED, "\n".join(lines) or "no stream is left in the database")]
-    done = [stream for stream in snapshot.streams if snapshot.includes(stream, limits)]
-    tasks = format_count(sum(stream.completed for stream in done), "task")
-    return [Finish(EXIT_DONE, f"all complete: {format_count(len(done), 'stream')}, {tasks}")]
+    tasks = format_count(sum(stream.completed for stream in included), "task")
+    return [Finish(EXIT_DONE, f"all complete: {format_count(len(included), 'stream')}, {tasks}")]
+
+
+def _find_held(
+    open_ones: Mapping[str, Standing], standings: Mapping[str, Standing], snapshot: Snapshot, limits: Limits
+) -> list[tuple[str, Standing]]:
+    """Return the streams that a person can help on: not those that wait for a failed one, and never start."""
+    failed = {i for i, standing in standings.items() if standing.state is StreamState.FAILED}
+    obstacles = find_obstacles(snapshot, limits)
+    return [(i, s) for i, s in open_ones.items() if s.state in _HELD and failed.isdisjoint(obstacles[i])]
 
 
 _HELD = {StreamState.BLOCKED, StreamState.STOPPED}  # a person can change that
@@ -2393,6 +2396,11 @@ def fold_events(history: History, events: Iterable[Event]) -> History:
     return history
 
 
+def read_history(project: Project) -> History:
+    """Return what the journal says of all that was done. Raises OSError."""
+    return fold_events(History(), Journal(project.journal).read())
+
+
 class OrchestratorLock:
     """`orchestrator.pid`, locked for as long as this process is the project's orchestrator."""
 
@@ -2462,7 +2470,7 @@ def read_snapshot(project: Project, store: TaskStore, streams: tuple[Stream, ...
         backlog = read_streams(store)
     except StoreError as problem:
         error = str(problem)
-    history = fold_events(History(), Journal(project.journal).read())
+    history = read_history(project)
     ids = {stream.id for stream in backlog.streams} | set(history.records)
     marks = read_stop_marks(project)
     workers = discover_workers(project, ids).workers
@@ -3053,8 +3061,8 @@ def _render_notes(snapshot: Snapshot, now: float, width: int) -> list[Text]:
     history = snapshot.history
     if snapshot.orchestrator and now < history.paused_until:
         notes.append(f"Paused for {format_countdown(history.paused_until, now)}: {history.pause_reason}")
-    if snapshot.orchestrator and snapshot.history.waiting:
-        notes.append(f"Waiting: {snapshot.history.waiting}")
+    if snapshot.orchestrator and history.waiting:
+        notes.append(f"Waiting: {history.waiting}")
     wrapped = [line for note in notes for line in textwrap.wrap(visible(note), (width or BOX_WIDTH) - 2)]
     return [Text("")] + [Text(f"  {line}", style="yellow") for line in wrapped] if notes else []
 
@@ -3318,9 +3326,20 @@ def cli() -> None:
 
 def find_places() -> tuple[Project, Database]:
     """Return the project and the database that the options, the environment and the working directory lead to."""
-    given = click.get_current_context().ensure_object(dict)
-    project = find_project(given.get("project"), Path(__file__).resolve(), Path.cwd(), Path.home())
-    return project, find_database(project, given.get("db"), os.environ, Path.home())
+    project = find_current_project()
+    return project, find_current_database(project)
+
+
+def find_current_project() -> Project:
+    """Return the project that the options and the working directory lead to."""
+    given = click.get_current_context().ensure_object(dict).get("project")
+    return find_project(given, Path(__file__).resolve(), Path.cwd(), Path.home())
+
+
+def find_current_database(project: Project) -> Database:
+    """Return the database that the options and the environment lead to. Raises OrchestrateError where it is missing."""
+    given = click.get_current_context().ensure_object(dict).get("db")
+    return find_database(project, given, os.environ, Path.home())
 
 
 def read_known_streams(store: TaskStore, names: Sequence[str]) -> Backlog:
@@ -3713,11 +3732,10 @@ def stop_command(streams: tuple[str, ...], timeout: float) -> int:
 
 def find_stoppable() -> tuple[Project, set[str]]:
     """Return the project and every stream that may have a worker; a stop works without a database too."""
-    given = click.get_current_context().ensure_object(dict)
-    project = find_project(given.get("project"), Path(__file__).resolve(), Path.cwd(), Path.home())
-    known = set(fold_events(History(), Journal(project.journal).read()).records)
+    project = find_current_project()
+    known = set(read_history(project).records)
     with contextlib.suppress(OrchestrateError, StoreError):
-        database = find_database(project, given.get("db"), os.environ, Path.home())
+        database = find_current_database(project)
         with contextlib.closing(TaskStore(database.path, BUSY_TIMEOUT)) as store:  # a stop waits for no database
             known |= {stream.id for stream in store.read().streams}
     return project, known | set(discover_workers(project, known).trees)
@@ -3750,7 +3768,7 @@ def conclude_stop(project: Project, found: Discovery, streams: Sequence[str], ha
 def record_stop(project: Project, worker: Worker) -> None:
     """Write into the journal that a worker was stopped, where no orchestrator does."""
     verdict = Verdict(VerdictKind.STOPPED, StopReason.USER.value)
-    record = fold_events(History(), Journal(project.journal).read()).record(worker.stream_id)
+    record = read_history(project).record(worker.stream_id)
     event = make_end_event(SystemClock(), worker, Ending(None, StopReason.USER.value), verdict, record, record.best)
     Journal(project.journal).append(event)
 
@@ -3782,7 +3800,7 @@ def logs_command(streams: tuple[str, ...], lines: int, follow: bool, raw: bool) 
     names = list(streams) or sorted(known, key=natural_key)
     paths = {name: project.raw(name) if raw else project.log(name) for name in names}
     followers = {name: LogFollower(path, lines) for name, path in paths.items()}
-    history = fold_events(History(), Journal(project.journal).read())
+    history = read_history(project)
     unrendered = {name: UnrenderedOutput(project, name, history.record(name).raw_start) for name in names if not raw}
     for name, path in paths.items():
         if streams and not path.exists():

@@ -518,31 +518,30 @@ def test_a_warning_of_a_limit_is_shown_once(workspace: Workspace) -> None:
     assert done.stdout.count("Warning: The five hour limit is used to 92%") == 1
 
 
-def test_each_line_of_a_worker_is_rendered_once_across_orchestrators(workspace: Workspace) -> None:
+def leave_talking_worker(workspace: Workspace, pause: float, lines: list[str], until: str) -> Path:
+    """Start a worker that says these lines, end the orchestrator once one of them is rendered; return the log."""
     workspace.database.add_stream("A")
-    lines = [f"line{number}" for number in range(12)]
-    workspace.play(A=" ".join(f"say={line} sleep=0.25" for line in lines) + " all")
+    workspace.play(A=" ".join(f"say={line} sleep={pause}" for line in lines) + " all")
     first = workspace.popen("start")
     workspace.wait_for_worker("A")
     log = workspace.state / "logs" / "A.log"
-    wait_until(lambda: "line3" in log.read_text(), "some lines")
+    wait_until(lambda: until in log.read_text(), "some lines")
     first.terminate()
     first.wait()
+    return log
+
+
+def test_each_line_of_a_worker_is_rendered_once_across_orchestrators(workspace: Workspace) -> None:
+    lines = [f"line{number}" for number in range(12)]
+    log = leave_talking_worker(workspace, 0.25, lines, "line3")
     wait_until(lambda: "line6" in (workspace.state / "logs" / "A.jsonl").read_text(), "lines that nobody renders")
     assert workspace.run("start").returncode == 0
     assert [line for line in log.read_text().splitlines() if line.startswith("line")] == lines
 
 
 def test_logs_shows_what_a_worker_does_while_no_orchestrator_runs_and_nothing_twice(workspace: Workspace) -> None:
-    workspace.database.add_stream("A")
     lines = [f"line{number}" for number in range(16)]
-    workspace.play(A=" ".join(f"say={line} sleep=0.3" for line in lines) + " all")
-    first = workspace.popen("start")
-    workspace.wait_for_worker("A")
-    log = workspace.state / "logs" / "A.log"
-    wait_until(lambda: "line2" in log.read_text(), "some lines")
-    first.terminate()
-    first.wait()
+    log = leave_talking_worker(workspace, 0.3, lines, "line2")
     reader = workspace.popen("logs", "A", env={"PYTHONUNBUFFERED": "1"})
     assert reader.stdout is not None
     shown = [reader.stdout.readline().rstrip("\n")]
