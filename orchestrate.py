@@ -1669,34 +1669,6 @@ def append_lines(path: Path, lines: Sequence[str]) -> None:
         append_to_file(path, "".join(f"{line}\n" for line in lines))
 
 
-def make_state_folder(project: Project) -> None:
-    """Make the folders of the orchestrator's state, closed to others and kept out of git. Raises OSError."""
-    for folder in (project.folder, project.pids, project.folder / "logs"):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
-    ignore = project.folder / ".gitignore"
-    if not ignore.exists():
-        write_file(ignore, "*\n")
-
-
-@contextlib.contextmanager
-def hold_marks(project: Project) -> Iterator[None]:
-    """Keep others from starting a worker, or from marking one as stopped: a stop then either sees it or prevents it."""
-    descriptor = os.open(project.pids, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def read_stop_marks(project: Project) -> frozenset[str]:
-    """Return the names, as made by file_name, of the streams that the user stopped."""
-    with contextlib.suppress(FileNotFoundError):
-        return frozenset(entry.name[:-5] for entry in os.scandir(project.pids) if entry.name.endswith(".stop"))
-    return frozenset()
-
-
 def parse_event(line: str) -> Event | None:
     """Return an event of Claude Code's stream-json output; None where the line is something else."""
     try:
@@ -2401,44 +2373,91 @@ def read_history(project: Project) -> History:
     return fold_events(History(), Journal(project.journal).read())
 
 
-class OrchestratorLock:
-    """`orchestrator.pid`, locked for as long as this process is the project's orchestrator."""
+class StateFolder:
+    """The orchestrator's state on disk: the journal, the stop marks, and the lock that makes it the only one."""
 
     def __init__(self, project: Project) -> None:
-        self._project = project
-        self._file: IO[bytes] | None = None
+        self.project = project
+        self.journal = Journal(project.journal)
+        self._lock: IO[bytes] | None = None
+
+    def make(self) -> None:
+        """Make the folders, closed to others and kept out of git. Raises OSError."""
+        for folder in (self.project.folder, self.project.pids, self.project.folder / "logs"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        ignore = self.project.folder / ".gitignore"
+        if not ignore.exists():
+            write_file(ignore, "*\n")
+
+    def keep(self) -> bool:
+        """Make anew what somebody removed; return whether this is still the project's orchestrator. Raises OSError."""
+        if not (self.project.pids.is_dir() and (self.project.folder / "logs").is_dir()):
+            self.make()
+        return self._is_locked() or self.acquire()
 
     def acquire(self) -> bool:
-        """Take the lock; return whether it was to be had. Raises OSError."""
-        self._file = open_private(self._project.lock, os.O_RDWR)
+        """Take the lock, `orchestrator.pid`; return whether it was to be had. Raises OSError."""
+        self._lock = open_private(self.project.lock, os.O_RDWR)
         for attempt in range(LOCK_RETRIES):
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 time.sleep(0.02 if attempt else 0)
             else:
-                if not self.is_held():
+                if not self._is_locked():
                     break  # removed in between: the lock is on a file that nobody else sees
-                self._file.truncate(0)
-                self._file.write(f"{os.getpid()}\n".encode())
+                self._lock.truncate(0)
+                self._lock.write(f"{os.getpid()}\n".encode())
                 return True
-        self._file.close()
-        self._file = None
-        return False
-
-    def is_held(self) -> bool:
-        """Whether the lock is on the file that others would try: it may have been removed, and its folder with it."""
-        if self._file is not None:
-            with contextlib.suppress(FileNotFoundError):
-                return os.path.samestat(self._project.lock.stat(), os.fstat(self._file.fileno()))
+        self._lock.close()
+        self._lock = None
         return False
 
     def release(self) -> None:
-        """Leave no PID behind, then let go."""
-        if self._file is not None:
-            self._file.truncate(0)
-            self._file.close()
-            self._file = None
+        """Leave no PID behind, then let go of the lock."""
+        if self._lock is not None:
+            self._lock.truncate(0)
+            self._lock.close()
+            self._lock = None
+
+    def _is_locked(self) -> bool:
+        """Whether the lock is on the file that others would try: it may have been removed, and its folder with it."""
+        if self._lock is not None:
+            with contextlib.suppress(FileNotFoundError):
+                return os.path.samestat(self.project.lock.stat(), os.fstat(self._lock.fileno()))
+        return False
+
+    @contextlib.contextmanager
+    def hold_marks(self) -> Iterator[None]:
+        """Keep others from starting a worker, or from marking one as stopped: a stop then sees it or prevents it."""
+        descriptor = os.open(self.project.pids, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def stopped(self, stream_ids: Iterable[str]) -> frozenset[str]:
+        """Return those of the streams that the user stopped."""
+        with contextlib.suppress(FileNotFoundError):
+            marks = {entry.name[:-5] for entry in os.scandir(self.project.pids) if entry.name.endswith(".stop")}
+            return frozenset(stream_id for stream_id in stream_ids if marks and file_name(stream_id) in marks)
+        return frozenset()
+
+    def mark_stopped(self, stream_ids: Iterable[str]) -> None:
+        """Take note that the user stopped these streams. Raises OSError."""
+        with self.hold_marks():
+            for stream_id in stream_ids:
+                write_file(self.project.stop_mark(stream_id), "")
+
+    def clear_stops(self, stream_ids: Iterable[str] | None) -> None:
+        """Take back the stops of these streams; None means all that there are."""
+        with self.hold_marks():
+            given = None if stream_ids is None else [self.project.stop_mark(stream_id) for stream_id in stream_ids]
+            for mark in self.project.pids.glob("*.stop") if given is None else given:
+                with contextlib.suppress(FileNotFoundError):
+                    mark.unlink()
 
 
 def read_orchestrator_pid(project: Project) -> int:
@@ -2472,14 +2491,13 @@ def read_snapshot(project: Project, store: TaskStore, streams: tuple[Stream, ...
         error = str(problem)
     history = read_history(project)
     ids = {stream.id for stream in backlog.streams} | set(history.records)
-    marks = read_stop_marks(project)
     workers = discover_workers(project, ids).workers
     return Snapshot(
         project=project.name,
         streams=backlog.streams,
         workers={i: replace(worker, active_at=read_last_output(project, i)) for i, worker in workers.items()},
         history=history,
-        stopped=frozenset(stream_id for stream_id in ids if file_name(stream_id) in marks),
+        stopped=StateFolder(project).stopped(ids),
         orchestrator=read_orchestrator_pid(project),
         database_error=error,
         warnings=backlog.warnings,
@@ -2566,26 +2584,23 @@ class Orchestrator:
 
     def __init__(
         self,
-        project: Project,
+        state: StateFolder,
         store: TaskStore,
         table: WorkerTable,
         limits: Limits,
         clock: Clock,
         reporters: Sequence[Reporter],
-        lock: OrchestratorLock,
         poll_interval: float = POLL_INTERVAL,
         stop_on_exit: bool = False,
     ) -> None:
-        self.project = project
+        self.state = state
         self.store = store
         self.table = table
         self.limits = limits
         self.clock = clock
         self.reporters = list(reporters)
-        self.lock = lock
         self.poll_interval = poll_interval
         self.stop_on_exit = stop_on_exit
-        self.journal = Journal(project.journal)
         self.history = History()
         self.finish: Finish | None = None
         self._backlog = Backlog()
@@ -2599,7 +2614,9 @@ class Orchestrator:
         """Run to the end, and return the exit code."""
         self.begin()
         while self.finish is None and not self._is_left():
-            if self._keep_state() and not self.tick():
+            if not self.state.keep():
+                self.finish = Finish(EXIT_RUNNING, "another orchestrator has taken over")
+            elif not self.tick():
                 self.clock.wait(TICK)
         if self.finish is None or self.limits.is_closing:
             left = f"the orchestrator was ended; {format_count(self.table.count(), 'worker')} left running"
@@ -2610,16 +2627,16 @@ class Orchestrator:
 
     def begin(self) -> None:
         """Read the journal, say what run this is, and take over the workers that still live."""
-        self.history = fold_events(self.history, self.journal.read())
+        self.history = fold_events(self.history, self.state.journal.read())
         pause_ends, pause_reason = self.history.pause_ends, self.history.pause_reason
         limits = dataclasses.asdict(self.limits)
         limits["streams"] = None if self.limits.streams is None else sorted(self.limits.streams)
         limits["phase"] = self.limits.phase and self.limits.phase.value
-        self.emit("run_started", pid=os.getpid(), project=str(self.project.root), limits=limits)
+        self.emit("run_started", pid=os.getpid(), project=str(self.state.project.root), limits=limits)
         self._read_backlog()
-        with hold_marks(self.project):
-            for mark in self._stop_marks_to_clear():
-                mark.unlink()
+        selected = [stream.id for stream in self._backlog.streams if self.limits.selects(stream)]
+        is_whole = self.limits.streams is None and self.limits.phase is None
+        self.state.clear_stops(None if is_whole else selected)  # a start by a person takes back the stops
         self._pause(pause_ends, pause_reason)
         if self.history.spent:
             self.warn(f"this run goes on: ${self.history.spent:.2f} were spent before")
@@ -2660,16 +2677,13 @@ class Orchestrator:
         if has_ended or now >= self._next_read or (now >= self._quiet_until and self._has_changed()):
             self._read_backlog()
             self._quiet_until = 2 * self.clock.monotonic() - now
-        marks = read_stop_marks(self.project)
         ids = {stream.id for stream in self._backlog.streams} | set(workers)
         return Snapshot(
-            project=self.project.name,
+            project=self.state.project.name,
             streams=self._backlog.streams,
             workers=workers,
             history=self.history,
-            stopped=frozenset(stream_id for stream_id in ids if file_name(stream_id) in marks)
-            if marks
-            else frozenset(),
+            stopped=self.state.stopped(ids),
             orchestrator=os.getpid(),
             database_error=self._database_error,
             warnings=self._backlog.warnings,
@@ -2710,7 +2724,7 @@ class Orchestrator:
     def record(self, event: Event) -> None:
         """Take an event into memory, the journal and the stream's log, and hand it to whoever watches."""
         self.history = self.history.after(event)
-        self.journal.append(event)
+        self.state.journal.append(event)
         line = format_log_line(event)
         if line and "stream" in event:
             self.table.note(event["stream"], line)
@@ -2735,8 +2749,8 @@ class Orchestrator:
             self.emit("warning", message=message)
 
     def _start(self, stream: Stream, budget: float) -> bool:
-        with hold_marks(self.project):
-            if self.project.stop_mark(stream.id).exists():
+        with self.state.hold_marks():
+            if self.state.stopped([stream.id]):
                 return False
             record = self.history.record(stream.id)
             worker, raw_start = self.table.spawn(stream, record, budget)
@@ -2749,7 +2763,7 @@ class Orchestrator:
             run=worker.run,
             attempt=record.attempts + 1,
             completed=stream.completed,
-            folder=str(self.project.root),
+            folder=str(self.state.project.root),
             raw_start=raw_start,
             budget=budget,
         )
@@ -2771,14 +2785,6 @@ class Orchestrator:
         if delay > 0 and self.clock.monotonic() + delay > self.history.paused_until + LIMIT_MARGIN:
             self.emit("run_paused", until=until, delay=round(delay, 3), reason=reason)
 
-    def _keep_state(self) -> bool:
-        """Make anew what somebody removed; return whether this is still the project's orchestrator, and end if not."""
-        if not (self.project.pids.is_dir() and (self.project.folder / "logs").is_dir()):
-            make_state_folder(self.project)
-        if not self.lock.is_held() and not self.lock.acquire():
-            self.finish = Finish(EXIT_RUNNING, "another orchestrator has taken over")
-        return self.finish is None
-
     def _is_left(self) -> bool:
         """Whether a signal ends the orchestrator now. With `stop_on_exit` it ends later, after the workers; a second
         signal makes it less patient."""
@@ -2792,8 +2798,8 @@ class Orchestrator:
 
     def _heed_requests(self) -> None:
         """Take what `start STREAM`, run beside this orchestrator, has asked for."""
-        if self.journal.has_grown():
-            for event in self.journal.read():
+        if self.state.journal.has_grown():
+            for event in self.state.journal.read():
                 if event.get("event") == "start_requested" and isinstance(event.get("stream"), str):
                     self.history = fold_events(self.history, [event])
                     # What others wrote may lack anything: what is said of it is our own.
@@ -2824,14 +2830,6 @@ class Orchestrator:
         self._changes = changes
         for warning in self._backlog.warnings:
             self.warn(warning)
-
-    def _stop_marks_to_clear(self) -> list[Path]:
-        """A start by a person takes back the stops of the streams that it starts."""
-        if self.limits.streams is None and self.limits.phase is None:
-            return sorted(self.project.pids.glob("*.stop"))
-        selected = [stream for stream in self._backlog.streams if self.limits.selects(stream)]
-        marks = [self.project.stop_mark(stream.id) for stream in selected]
-        return [mark for mark in marks if mark.exists()]
 
 
 def format_log_line(event: Event) -> str:
@@ -2930,9 +2928,7 @@ def stop_workers(project: Project, stream_ids: Iterable[str], selected: set[str]
     stream_ids = set(stream_ids)
     found = discover_workers(project, stream_ids)
     targets = set(found.trees) if selected is None else selected
-    with hold_marks(project):
-        for stream_id in targets:
-            write_file(project.stop_mark(stream_id), "")
+    StateFolder(project).mark_stopped(targets)
     trees: dict[str, dict[int, psutil.Process]] = {}
     seen = {stream_id: dict(tree) for stream_id, tree in found.trees.items() if stream_id in targets}
     for signum, patience in ((signal.SIGTERM, timeout), (signal.SIGKILL, KILL_TIMEOUT)):
@@ -3499,8 +3495,7 @@ def join_run(project: Project, streams: Sequence[str], running: int, as_json: bo
             EXIT_RUNNING,
         )
     for stream_id in streams:
-        with hold_marks(project), contextlib.suppress(FileNotFoundError):
-            project.stop_mark(stream_id).unlink()
+        StateFolder(project).clear_stops([stream_id])
         request = make_event(SystemClock(), "start_requested", stream=stream_id)
         Journal(project.journal).append(request)
         if as_json:
@@ -3516,9 +3511,9 @@ def run_in_foreground(
     project: Project, database: Database, command: Command, limits: Limits, options: Mapping[str, Any]
 ) -> int:
     """Take the lock, run to the end, say how it ended, and return the exit code."""
-    make_state_folder(project)
-    lock = OrchestratorLock(project)
-    if not lock.acquire():
+    state = StateFolder(project)
+    state.make()
+    if not state.acquire():
         return join_run(project, sorted(limits.streams or ()), read_orchestrator_pid(project), options["as_json"])
     store = TaskStore(database.path, BUSY_TIMEOUT)
     console = make_console()
@@ -3529,10 +3524,10 @@ def run_in_foreground(
                 stack.callback(reporter.close)
             table = WorkerTable(project, database, command, os.environ, clock)
             interval, stop_on_exit = options["poll_interval"], options["stop_on_exit"]
-            run = Orchestrator(project, store, table, limits, clock, reporters, lock, interval, stop_on_exit)
+            run = Orchestrator(state, store, table, limits, clock, reporters, interval, stop_on_exit)
             code = run.run()
     finally:
-        lock.release()
+        state.release()
     if not options["as_json"]:
         with contextlib.suppress(OSError, SystemExit):  # nobody listens any more
             print_end(console, run, code)
@@ -3576,7 +3571,7 @@ def print_plan(project: Project, store: TaskStore, database: Database, command: 
 
 def start_detached(project: Project, argv: Sequence[str]) -> int:
     """Start the orchestrator in the background, and return once it runs or has failed."""
-    make_state_folder(project)
+    StateFolder(project).make()
     path = project.folder / "logs" / "orchestrator.log"
     environ = {key: value for key, value in os.environ.items() if key != "ORCHESTRATE_START_DETACH"}
     words = [sys.executable, str(Path(__file__).resolve()), *(word for word in argv if word != "--detach")]
@@ -3722,7 +3717,7 @@ def stop_command(streams: tuple[str, ...], timeout: float) -> int:
     if not streams and not project.folder.is_dir():
         click.echo("Nothing to stop.")
         return EXIT_DONE
-    make_state_folder(project)
+    StateFolder(project).make()
     ended = 0 if streams else stop_orchestrator(project, timeout)
     if ended:
         click.echo(f"Orchestrator stopped (PID {ended}).")
