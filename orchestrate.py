@@ -668,6 +668,9 @@ class Clock(Protocol):
     def wall(self) -> float:
         """Seconds since the epoch, for people."""
 
+    def slept(self) -> float:
+        """Seconds for which the machine slept since its boot, which the monotonic clock does not count."""
+
     def wait(self, seconds: float) -> None:
         """Wait that long, or until something happens."""
 
@@ -2270,6 +2273,12 @@ class SystemClock:
         """Seconds since the epoch, for people."""
         return time.time()
 
+    def slept(self) -> float:
+        """Seconds for which the machine slept since its boot; 0 where the system does not tell."""
+        if not hasattr(time, "CLOCK_BOOTTIME"):
+            return 0.0
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+
     def wait(self, seconds: float) -> None:
         """Wait that long, or until a signal comes."""
         if select.select([self._receiver], [], [], max(seconds, 0))[0]:
@@ -2609,6 +2618,7 @@ class Orchestrator:
         self._quiet_until = 0.0
         self._said: set[str] = set()
         self._changes: dict[str, tuple[str, int]] = {}
+        self._slept = clock.slept()
 
     def run(self) -> int:
         """Run to the end, and return the exit code."""
@@ -2650,11 +2660,8 @@ class Orchestrator:
                 self.emit("worker_adopted", stream=worker.stream_id, pid=worker.pid, run=worker.run, completed=done)
 
     def tick(self) -> bool:
-        """Observe, plan, apply, report; return whether anything was done."""
-        if self.history.paused_until > self.clock.monotonic() and self.clock.wall() >= read_time(
-            self.history.pause_ends
-        ):
-            self.history = replace(self.history, paused_until=0.0)  # asleep meanwhile: that clock stood still
+        """Observe, plan, apply, report; return whether the next tick must not wait."""
+        self._heed_sleep()
         snapshot = self.observe()
         now = self.clock.monotonic()
         actions = plan(snapshot, self.limits, now)
@@ -2784,6 +2791,14 @@ class Orchestrator:
         delay = read_time(until) - self.clock.wall() if until else 0
         if delay > 0 and self.clock.monotonic() + delay > self.history.paused_until + LIMIT_MARGIN:
             self.emit("run_paused", until=until, delay=round(delay, 3), reason=reason)
+
+    def _heed_sleep(self) -> None:
+        """Count the time for which the machine slept into a pause: the limit's reset came nearer meanwhile."""
+        slept = self.clock.slept()
+        if slept > self._slept + TICK:
+            paused_until = self.history.paused_until - (slept - self._slept)
+            self.history = replace(self.history, paused_until=max(paused_until, 0.0))
+            self._slept = slept
 
     def _is_left(self) -> bool:
         """Whether a signal ends the orchestrator now. With `stop_on_exit` it ends later, after the workers; a second
