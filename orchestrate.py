@@ -2669,7 +2669,7 @@ class Orchestrator:
         if any(done) and self.finish is None:
             return True  # what the snapshot shows is past: the next tick follows at once, and reports
         self.report(snapshot, now)
-        return False
+        return self.finish is not None
 
     def observe(self) -> Snapshot:
         """Look at the workers, then at the database, so that a worker's last commit is seen with its end."""
