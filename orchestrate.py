@@ -1292,12 +1292,13 @@ def plan(snapshot: Snapshot, limits: Limits, now: float) -> list[Action]:
         actions += _plan_worker(streams.get(worker.stream_id), worker, snapshot, limits, now)
     if limits.is_closing:
         return actions if actions or snapshot.workers else [Finish(EXIT_DONE, "stopped all workers")]
-    if snapshot.database_error:
-        return actions
+    if actions or snapshot.database_error:
+        return (
+            actions  # what a worker's end leads to, a pause perhaps, is known in the next tick, which follows at once
+        )
     standings = assess(snapshot, limits, now)
     ready = [s for s in snapshot.streams if standings[s.id].state is StreamState.QUEUED]
-    actions += plan_starts(ready, snapshot, limits)
-    return actions or _plan_end(standings, snapshot, limits)
+    return plan_starts(ready, snapshot, limits) or _plan_end(standings, snapshot, limits)
 
 
 def _plan_worker(stream: Stream | None, worker: Worker, snapshot: Snapshot, limits: Limits, now: float) -> list[Action]:
