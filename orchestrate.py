@@ -1267,14 +1267,17 @@ def find_obstacles(snapshot: Snapshot, limits: Limits) -> dict[str, list[str]]:
     obstacles: dict[str, list[str]] = {}
     for phase in Phase:
         open_ones: list[str] = []
+        streams = order_streams([s for s in snapshot.streams if s.phase is phase])[0]
         queue: list[str] = []  # foundation streams run one after another, those that this run is about
-        for stream in order_streams([s for s in snapshot.streams if s.phase is phase])[0]:
+        if phase is Phase.FOUNDATION:
+            queue += [stream.id for stream in streams if stream.id in snapshot.workers]
+        for stream in streams:
             needed = [name for name in stream.dependencies if name in unfinished]
             more = [name for name in dict.fromkeys([*queue, *needed]) if name not in known]
             obstacles[stream.id] = [*before, *more] if more else before  # shared: a copy each would be quadratic
             if stream.id in unfinished:
                 open_ones.append(stream.id)
-                if phase is Phase.FOUNDATION and (snapshot.includes(stream, limits) or stream.id in snapshot.workers):
+                if phase is Phase.FOUNDATION and snapshot.includes(stream, limits):
                     queue.append(stream.id)
         before = before + open_ones
         known = set(before)
