@@ -550,10 +550,12 @@ def _after_any_end(history: History, event: Event) -> History:
 
 
 def _after_worker_started(record: Record, event: Event) -> Record:
+    best = max(record.best, int(event["completed"]))
     return replace(
         record,
         attempts=int(event["attempt"]),
-        best=max(record.best, int(event["completed"])),
+        restarts=0 if best > record.best else record.restarts,  # somebody else completed a task: that counts too
+        best=best,
         pid=int(event["pid"]),
         run=str(event["run"]),
         started_at=float(event["clock"]),
