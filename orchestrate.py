@@ -525,8 +525,14 @@ def _after_run_started(history: History, event: Event) -> History:
         stream_id: Record(**{name: getattr(record, name) for name in kept})
         for stream_id, record in history.records.items()
     }
-    spent = 0.0 if history.outcome else history.spent
-    return History(records=records, limits=Limits(**known), run_started_at=float(event["clock"]), spent=spent)
+    return History(
+        records=records,
+        limits=Limits(**known),
+        run_started_at=float(event["clock"]),
+        pause_ends=history.pause_ends,  # the clock may be another boot's; the orchestrator pauses anew by this
+        pause_reason=history.pause_reason,
+        spent=0.0 if history.outcome else history.spent,
+    )
 
 
 def _after_run_paused(history: History, event: Event) -> History:
@@ -2644,7 +2650,6 @@ class Orchestrator:
     def begin(self) -> None:
         """Read the journal, say what run this is, and take over the workers that still live."""
         self.history = fold_events(self.history, self.state.journal.read())
-        pause_ends, pause_reason = self.history.pause_ends, self.history.pause_reason
         limits = dataclasses.asdict(self.limits)
         limits["streams"] = None if self.limits.streams is None else sorted(self.limits.streams)
         limits["phase"] = self.limits.phase and self.limits.phase.value
@@ -2653,7 +2658,7 @@ class Orchestrator:
         selected = [stream.id for stream in self._backlog.streams if self.limits.selects(stream)]
         is_whole = self.limits.streams is None and self.limits.phase is None
         self.state.clear_stops(None if is_whole else selected)  # a start by a person takes back the stops
-        self._pause(pause_ends, pause_reason)
+        self._pause(self.history.pause_ends, self.history.pause_reason)
         if self.history.spent:
             self.warn(f"this run goes on: ${self.history.spent:.2f} were spent before")
         completed = {stream.id: stream.completed for stream in self._backlog.streams}
