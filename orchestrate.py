@@ -452,6 +452,7 @@ class Record:
     """What the journal says of one stream. Times in monotonic seconds.
 
     `best` is the most tasks that were ever seen completed: a task that is reopened and completed again is no progress.
+    `is_starting` says that a worker was about to be started, and nobody knows whether it was.
     """
 
     attempts: int = 0
@@ -462,6 +463,7 @@ class Record:
     started_at: float = 0.0
     raw_start: int = 0
     budget: float = 0.0
+    is_starting: bool = False
     retry_at: float = 0.0
     failure: str = ""
     last_ending: str = ""
@@ -520,7 +522,7 @@ def _after_run_started(history: History, event: Event) -> History:
     known = {key: value for key, value in event["limits"].items() if key in Limits.__dataclass_fields__}
     known["streams"] = None if known.get("streams") is None else frozenset(known["streams"])
     known["phase"] = Phase(known["phase"]) if known.get("phase") else None
-    kept = ("attempts", "pid", "run", "started_at", "raw_start", "budget", "last_ending")
+    kept = ("attempts", "pid", "run", "started_at", "raw_start", "budget", "is_starting", "last_ending")
     records = {
         stream_id: Record(**{name: getattr(record, name) for name in kept})
         for stream_id, record in history.records.items()
@@ -555,6 +557,10 @@ def _after_any_end(history: History, event: Event) -> History:
     return replace(history, spent=history.spent + float(event.get("cost", 0)), limit_hits=hits)
 
 
+def _after_worker_starting(record: Record, event: Event) -> Record:
+    return replace(record, is_starting=True, raw_start=int(event["raw_start"]), budget=float(event["budget"]))
+
+
 def _after_worker_started(record: Record, event: Event) -> Record:
     best = max(record.best, int(event["completed"]))
     return replace(
@@ -567,6 +573,7 @@ def _after_worker_started(record: Record, event: Event) -> Record:
         started_at=float(event["clock"]),
         raw_start=int(event["raw_start"]),
         budget=float(event.get("budget", 0)),
+        is_starting=False,
         retry_at=0.0,
         stopping=None,
     )
@@ -578,7 +585,13 @@ def _after_worker_adopted(record: Record, event: Event) -> Record:
     best = max(record.best, int(event["completed"]))
     attempts = max(record.attempts, 1)
     return replace(
-        record, pid=int(event["pid"]), run=str(event["run"]), started_at=started_at, best=best, attempts=attempts
+        record,
+        pid=int(event["pid"]),
+        run=str(event["run"]),
+        started_at=started_at,
+        best=best,
+        attempts=attempts,
+        is_starting=False,
     )
 
 
@@ -595,6 +608,7 @@ def _after_worker_ended(record: Record, event: Event) -> Record:
         stopping=None,
         killed_at=0.0,
         pid=0,
+        is_starting=False,
     )
 
 
@@ -624,6 +638,7 @@ _RUN_EVENTS: dict[str, Callable[[History, Event], History]] = {
     "run_ended": lambda history, event: replace(history, outcome=str(event["reason"]), waiting=""),
 }
 _STREAM_EVENTS: dict[str, Callable[[Record, Event], Record]] = {
+    "worker_starting": _after_worker_starting,
     "worker_started": _after_worker_started,
     "worker_adopted": _after_worker_adopted,
     "worker_ended": _after_worker_ended,
@@ -2103,12 +2118,17 @@ class WorkerTable:
     def adopt(self, stream_ids: Iterable[str], records: Mapping[str, Record]) -> Discovery:
         """Take over the workers that an earlier orchestrator left, and remove PID files that mean nothing.
 
-        One that the journal knows and that lives no more is taken over as ended. Raises OSError.
+        One that the journal knows and that lives no more is taken over as ended: so is one of which nobody could write
+        down that it was started, where it left a trace. Raises OSError.
         """
         self._positions = read_positions(self.project)
         found = discover_workers(self.project, {*stream_ids, *records})
         living = {i: found.trees[i][worker.pid] for i, worker in found.workers.items() if worker.ending is None}
-        known = {i: Worker(i, r.pid, r.run) for i, r in records.items() if r.pid}
+        known = {
+            i: Worker(i, r.pid, r.run)
+            for i, r in records.items()
+            if r.pid or (r.is_starting and self.measure_output(i) > r.raw_start)
+        }
         for stream_id, worker in {**known, **found.workers}.items():
             start = records[stream_id].raw_start if stream_id in records else 0
             transcript = self._follow(stream_id, start, self._positions.get(file_name(stream_id), start))
@@ -2174,13 +2194,17 @@ class WorkerTable:
                 tracked.active_at = now
             tracked.cpu_time, tracked.cpu_read_at = used, now
 
-    def spawn(self, stream: Stream, record: Record, budget: float) -> tuple[Worker, int]:
-        """Start a worker, and return it with the position at which its raw output begins.
+    def measure_output(self, stream_id: str) -> int:
+        """Return the size of a stream's raw output in bytes: there its next worker's begins."""
+        raw = self.project.raw(stream_id)
+        return raw.stat().st_size if raw.exists() else 0
+
+    def spawn(self, stream: Stream, record: Record, budget: float) -> Worker:
+        """Start a worker.
 
         One that could not be started is returned as ended, for the same judgement as any other end.
         """
-        raw = self.project.raw(stream.id)
-        start = raw.stat().st_size if raw.exists() else 0
+        start = record.raw_start
         run = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         child = None
         try:
@@ -2193,7 +2217,7 @@ class WorkerTable:
         self._tracked[stream.id] = _Tracked(worker, transcript, child, active_at=self._clock.monotonic())
         if worker.ending is None:
             write_file(self.project.pid_file(stream.id), f"{worker.pid}\n")
-        return worker, start
+        return worker
 
     def signal(self, stream_id: str, signum: int) -> None:
         """Signal a worker and all of its tree."""
@@ -2770,8 +2794,11 @@ class Orchestrator:
         with self.state.hold_marks():
             if self.state.stopped([stream.id]):
                 return False
+            # First, so that a kill in between can't lose what the worker says and costs.
+            raw_start = self.table.measure_output(stream.id)
+            self.emit("worker_starting", stream=stream.id, raw_start=raw_start, budget=budget)
             record = self.history.record(stream.id)
-            worker, raw_start = self.table.spawn(stream, record, budget)
+            worker = self.table.spawn(stream, record, budget)
         self.emit(
             "worker_started",
             stream=stream.id,
