@@ -1,0 +1,1260 @@
+"""A night of the orchestrator, simulated: the real loop, planner and verdicts in a world that exists in memory alone.
+
+    python tests/simulation.py --nights 10000 --seed 1    many nights; the figures are one JSON object on the last line
+    python tests/simulation.py --seed 77 --trace          one night, step by step
+
+One seed is one exact night: `draw_night` makes a plan of it, and nothing is random after that. The world stands behind
+the seams of the real one (state folder, task store, worker table, clock). The orchestrator may be killed at any call
+that crosses them. The `Audit` knows the truth of the world, and compares what the orchestrator does with it. The
+*oracle* works through the same night with knowledge of the future; the difference is what the policy wastes.
+
+A plan that breaks an invariant is shrunk to the least that still breaks it before it is reported. Times are in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import heapq
+import json
+import math
+import multiprocessing
+import os
+import random
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Callable, Iterable, Iterator, Mapping
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from orchestrate import (
+    BUDGET_LEAST,
+    Backlog,
+    Discovery,
+    Ending,
+    Event,
+    Limits,
+    Orchestrator,
+    Phase,
+    Project,
+    Record,
+    Reporter,
+    Snapshot,
+    Standing,
+    StoreError,
+    Stream,
+    StreamState,
+    Worker,
+    format_duration,
+    format_event,
+)
+
+HOUR = 3600.0
+NIGHT = 12 * HOUR
+LONGEST = 100 * HOUR  # nothing new happens after NIGHT; what is not over by then is a loop
+STARTUP = 15.0  # until a worker has read its context
+PATIENCE = 180.0  # for which the CLI retries an API that does not answer
+RATE = 4.0 / HOUR  # US dollars that a worker costs
+STARTS_AT_MOST = 300  # of one stream in one night; more is a loop
+EPOCH = 1_800_000_000.0
+NEVER = math.inf
+
+
+class Violation(Exception):
+    """An invariant broke: its name, and what happened."""
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(f"{name}: {what}")
+        self.name = name
+
+
+class Killed(BaseException):
+    """The orchestrator dies here and now, as by kill -9."""
+
+
+class NightOver(BaseException):
+    """Nothing will ever happen again."""
+
+
+# ── The plan of a night ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """What will become of a stream, whoever works on it.
+
+    `tasks` are seconds of work; `incidents` are (task, seconds into it, kind), each of which happens once; `blocks` are
+    (task, when a person unblocks it). `lingers` and `stubborn` are its workers: they do not exit, or ignore SIGTERM.
+    `changes` are (time, what, task) by others: `add`, `archive`, `reopen`, and `vanish` and `return` of it all.
+    """
+
+    id: str
+    phase: Phase = Phase.PARALLEL
+    needs: tuple[str, ...] = ()
+    tasks: tuple[float, ...] = (600.0,)
+    incidents: tuple[tuple[int, float, str], ...] = ()
+    blocks: tuple[tuple[int, float], ...] = ()
+    changes: tuple[tuple[float, str, int], ...] = ()
+    hopeless: str = ""
+    lingers: bool = False
+    stubborn: bool = False
+    appears: float = 0.0
+
+
+@dataclass(frozen=True)
+class Night:
+    """Everything that will happen, as (time, …) each. Windows are (start, end, kind, reset that is reported)."""
+
+    seed: int
+    limits: Limits = field(default_factory=Limits)
+    streams: tuple[StreamPlan, ...] = ()
+    windows: tuple[tuple[float, float, str, float], ...] = ()
+    kills: tuple[tuple[float, int, float, str], ...] = ()  # after so many calls, down for so long, how
+    person: tuple[tuple[float, str, str], ...] = ()
+    clock_steps: tuple[tuple[float, float], ...] = ()
+
+
+def _draw_stream(r: random.Random, number: int, before: list[StreamPlan], limits: Limits) -> StreamPlan:
+    phase = r.choices(list(Phase), (2, 6, 2))[0]
+    needs = [p.id for p in before if p.phase.rank <= phase.rank and r.random() < 0.1]
+    tasks = tuple(max(30.0, r.expovariate(1 / 1200)) for _ in range(r.randint(1, 4)))
+    kinds = ["exit0", "exit1", "killed", "leftovers", *(["hang"] if limits.stall_timeout else [])]
+    incidents = [
+        (index, r.uniform(0, work), r.choice(kinds))
+        for index, work in enumerate(tasks)
+        for _ in range(min(r.choice((0, 0, 0, 0, 1, 3)), limits.max_restarts))
+    ]
+    blocks = [(i, r.uniform(0, NIGHT) if r.random() < 0.8 else NEVER) for i in range(len(tasks)) if r.random() < 0.06]
+    changes: list[tuple[float, str, int]] = []
+    if r.random() < 0.15:
+        kind = r.choice(("add", "archive", "reopen"))
+        changes.append((r.uniform(0, NIGHT / 2), kind, r.randrange(len(tasks))))
+    if r.random() < 0.04:
+        gone = r.uniform(0, NIGHT / 2)
+        changes += [(gone, "vanish", 0), *([(gone + r.expovariate(1 / 900), "return", 0)] if r.random() < 0.5 else [])]
+    return StreamPlan(
+        id=f"S-{number}",
+        phase=phase,
+        needs=tuple(needs),
+        tasks=tasks,
+        incidents=tuple(sorted(incidents)),
+        blocks=tuple(blocks),
+        changes=tuple(changes),
+        hopeless=r.choice(("final", "crash")) if r.random() < 0.03 else "",
+        lingers=r.random() < 0.08,
+        stubborn=r.random() < 0.08,
+        appears=r.uniform(0, NIGHT / 2) if r.random() < 0.05 else 0.0,
+    )
+
+
+def _draw_windows(r: random.Random) -> Iterator[tuple[float, float, str, float]]:
+    for kind, chances, mean in (("limit", (5, 3, 2), 3600.0), ("outage", (7, 2, 1), 900.0), ("spawn", (19, 1), 200.0)):
+        for _ in range(r.choices(range(len(chances)), chances)[0]):
+            start = r.uniform(0, NIGHT * 0.7)
+            end = start + 60 + min(r.expovariate(1 / mean), 4 * HOUR)
+            # The reset is usually known; sometimes it is not said, and sometimes it is said too early.
+            yield start, end, kind, r.choices((end, NEVER, r.uniform(start, end)), (8, 1, 1))[0]
+    if r.random() < 0.2:
+        start = r.uniform(0, NIGHT / 2)
+        yield start, start + r.expovariate(1 / 120), "unreadable", 0.0
+
+
+def draw_night(seed: int) -> Night:
+    """Return the night of a seed."""
+    r = random.Random(seed)
+    limits = Limits(
+        max_restarts=r.choice((3, 10, 10)),
+        max_workers=r.choice((1, 2, 5, 5)),
+        finish_grace=r.choice((30, 120)),
+        exit_on_blocked=r.random() < 0.2,
+        stall_timeout=r.choice((0.0, 0.0, 1800.0)),
+        budget=r.choice((0.0, 0.0, 0.0, r.uniform(1, 40))),
+    )
+    streams: list[StreamPlan] = []
+    for number in range(1, 2 + min(int(r.expovariate(1 / 3)), 8)):
+        streams.append(_draw_stream(r, number, streams, limits))
+    person: list[tuple[float, str, str]] = []
+    for plan in streams:
+        if r.random() < 0.07:
+            at = r.uniform(0, NIGHT / 2)
+            person += [(at, "stop", plan.id)]
+            person += [(at + r.expovariate(1 / 1800), "start", plan.id)] if r.random() < 0.8 else []
+    kills = tuple(
+        (r.uniform(0, NIGHT / 2), r.randrange(30), r.expovariate(1 / 600), r.choice(("kill", "kill", "term", "reboot")))
+        for _ in range(r.choice((0, 0, 0, 1, 1, 3)))
+    )
+    # What a step of the wall clock does to a pause that only the journal remembers, nobody can know.
+    steps = (
+        () if kills else tuple((r.uniform(0, NIGHT / 2), r.choice((-HOUR, HOUR))) for _ in range(r.choice((0, 0, 1))))
+    )
+    return Night(seed, limits, tuple(streams), tuple(_draw_windows(r)), kills, tuple(sorted(person)), steps)
+
+
+# ── The world ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class SimulatedStream:
+    """A stream as it is: the state of each task, and how much work went into it."""
+
+    def __init__(self, plan: StreamPlan) -> None:
+        self.plan = plan
+        self.rank = plan.phase.rank
+        self.tasks = list(plan.tasks)
+        self.status = ["pending"] * len(plan.tasks)
+        self.done = [0.0] * len(plan.tasks)
+        self.incidents = list(plan.incidents)
+        self.blocked_until = dict(plan.blocks)
+        self.exists = not plan.appears
+        self.was_completed: set[int] = set()
+        self.complete_since = 0.0
+        self._seen: Stream | None = None
+
+    def change(self, index: int, status: str, now: float) -> None:
+        """Give a task another status."""
+        self.status[index] = status
+        self._seen = None
+        if status == "completed":
+            self.was_completed.add(index)
+        if self.is_complete:
+            self.complete_since = now
+
+    def add(self, work: float) -> None:
+        """Add a task."""
+        self.tasks.append(work)
+        self.status.append("pending")
+        self.done.append(0.0)
+        self._seen = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no task is open."""
+        return not any(status in ("pending", "blocked") for status in self.status)
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the open tasks are all blocked."""
+        return "blocked" in self.status and "pending" not in self.status
+
+    def view(self, version: int) -> Stream:
+        """Return it as the store shows it."""
+        if self._seen is None:
+            count = self.status.count
+            self._seen = Stream(
+                id=self.plan.id,
+                name=self.plan.id,
+                phase=self.plan.phase,
+                dependencies=self.plan.needs,
+                pending=count("pending"),
+                blocked=count("blocked"),
+                completed=count("completed"),
+                changed_at=str(version),
+            )
+        return self._seen
+
+
+@dataclass(eq=False)
+class Process:
+    """A worker's process: what it does next is known to the world alone."""
+
+    pid: int
+    stream: SimulatedStream
+    run: str
+    budget: float
+    ready_at: float
+    active_at: float
+    working_since: float = 0.0
+    cost: float = 0.0
+    ending: Ending | None = None
+    cause: str = ""
+    resets_at: float | None = None
+    leftovers: int = 0
+    is_hanging: bool = False
+    is_child: bool = True
+    is_known: bool = False
+    stopped_since: float = NEVER
+    version: int = 0
+
+    @property
+    def is_living(self) -> bool:
+        """Whether the worker itself lives."""
+        return self.ending is None
+
+
+class World:
+    """The time, the streams, the processes, the person; everything but the orchestrator."""
+
+    def __init__(self, night: Night, is_oracle: bool = False) -> None:
+        self.night = night
+        self.is_oracle = is_oracle
+        self.now = 0.0
+        self.booted_at = -1000.0
+        self.wall_offset = 0.0
+        self.version = 1
+        self.streams = {plan.id: SimulatedStream(plan) for plan in night.streams}
+        self.order = sorted(self.streams.values(), key=lambda s: (s.rank, s.plan.id))
+        self.processes: dict[str, Process] = {}  # the latest of each stream
+        self.by_pid: dict[int, Process] = {}
+        self.marks: set[str] = set()
+        self.journal: list[Event] = []
+        self.forgive: Callable[[str], None] = lambda _: None  # whoever has to know what a person asked for
+        self.is_down = False
+        self.kills = sorted(night.kills, reverse=True)
+        self.starts = dict.fromkeys(self.streams, 0)
+        self.last_end = 0.0
+        self.reported_cost = 0.0
+        self._agenda: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._count = 0
+        self._schedule()
+
+    def _schedule(self) -> None:
+        for plan in self.night.streams:
+            if plan.appears:
+                self.at(plan.appears, self._change, plan.id, "appear", 0)
+            for at, what, index in plan.changes:
+                self.at(at, self._change, plan.id, what, index)
+            for index, until in plan.blocks:
+                self.at(until, self._unblock, plan.id, index)
+        for start, end, kind, _ in self.night.windows:
+            self.at(start, self._turn, kind)
+            self.at(end, self._turn, kind)
+        for at, what, stream_id in self.night.person:
+            self.at(at, self._act, what, stream_id)
+        for at, step in self.night.clock_steps:
+            self.at(at, self._step_clock, step)
+        for at, *_ in self.night.kills:
+            self.at(at, _nothing)
+
+    def at(self, moment: float, what: Callable[..., None], *given: Any) -> None:
+        """Let something happen at a moment, or at once where that is past."""
+        if moment < NEVER:
+            self._count += 1
+            heapq.heappush(self._agenda, (max(moment, self.now), self._count, what, given))
+
+    @property
+    def next_moment(self) -> float:
+        """When something happens next."""
+        return self._agenda[0][0] if self._agenda else NEVER
+
+    def advance(self, until: float) -> None:
+        """Let the time pass, and what happens in it happen."""
+        while self._agenda and self._agenda[0][0] <= until:
+            self.now, _, what, given = heapq.heappop(self._agenda)
+            what(*given)
+        self.now = max(self.now, until)
+
+    def window(self, *kinds: str) -> tuple[float, float, str, float] | None:
+        """Return the window of these kinds that is open now."""
+        return next((w for w in self.night.windows if w[2] in kinds and w[0] <= self.now < w[1]), None)
+
+    def living(self) -> list[Process]:
+        """Return the workers that live."""
+        return [process for process in self.processes.values() if process.ending is None]
+
+    def commit(self) -> None:
+        """Take note that the database changed."""
+        self.version += 1
+
+    # The workers
+
+    def spawn(self, stream_id: str, budget: float = 0.0) -> Process:
+        """Start a worker."""
+        pid = 100 + len(self.by_pid)
+        process = Process(pid, self.streams[stream_id], f"run.{pid}", budget, self.now + STARTUP, self.now)
+        self.processes[stream_id] = self.by_pid[pid] = process
+        self.starts[stream_id] += 1
+        self._go_on(process)
+        return process
+
+    def end(self, process: Process, cause: str, ending: Ending, leftovers: int = 0) -> None:
+        """Let a worker end."""
+        if process.ending is None:
+            self._settle(process)
+            is_reported = ending.has_result
+            process.ending = replace(ending, cost=process.cost if is_reported else 0.0)
+            process.cause, process.leftovers, process.version = cause, leftovers, process.version + 1
+            self.reported_cost += process.ending.cost
+            self.last_end = self.now
+            self.commit()  # its server writes its last; and the orchestrator wakes
+
+    def signal(self, process: Process, signum: int) -> None:
+        """Let a signal reach a worker and all that it left."""
+        process.stopped_since = min(process.stopped_since, self.now)
+        is_ignored = signum == 15 and process.stream.plan.stubborn
+        if not is_ignored:
+            self.at(self.now + 0.3, self._obey, process, signum)
+
+    def _obey(self, process: Process, signum: int) -> None:
+        process.leftovers = 0
+        self.end(process, "signal", Ending(143 if signum == 15 else -9))
+
+    def _settle(self, process: Process) -> None:
+        """Count the work that was done until now."""
+        index = self._next_task(process.stream)
+        if process.working_since and not process.is_hanging:
+            spent = max(self.now - process.working_since, 0.0)
+            process.cost += spent * RATE
+            if index is not None:
+                process.stream.done[index] += spent
+        process.working_since = 0.0
+
+    @staticmethod
+    def _next_task(stream: SimulatedStream) -> int | None:
+        return stream.status.index("pending") if "pending" in stream.status else None
+
+    def _go_on(self, process: Process) -> None:
+        process.version += 1
+        begin = max(self.now, process.ready_at)
+        after, what = (NEVER, "") if process.is_hanging else self._foresee(process)
+        self.at(begin + after, self._happen, process, process.version, what)
+
+    def _foresee(self, process: Process) -> tuple[float, str]:
+        """Return what happens to a worker next, and after how many seconds."""
+        stream = process.stream
+        window = self.window("limit", "outage")
+        if window is not None:
+            return (5.0, "limit") if window[2] == "limit" else (PATIENCE, "outage")
+        if stream.plan.hopeless:
+            return 2.0, stream.plan.hopeless
+        index = self._next_task(stream)
+        if index is None:
+            is_hung = stream.plan.lingers and stream.is_complete and not self.is_oracle
+            return (NEVER, "") if is_hung else (5.0, "finish")
+        if stream.blocked_until.get(index, 0.0) > self.now:
+            return 1.0, "block"
+        process.working_since = max(self.now, process.ready_at)
+        nearest = max(stream.tasks[index] - stream.done[index], 0.0), "task"
+        if stream.incidents and stream.incidents[0][0] <= index:
+            nearest = min(nearest, (max(stream.incidents[0][1] - stream.done[index], 0.0), "incident"))
+        if process.budget:
+            nearest = min(nearest, (max(process.budget - process.cost, 0.0) / RATE, "budget"))
+        return nearest
+
+    def _happen(self, process: Process, version: int, what: str) -> None:
+        if process.version != version:
+            return
+        self._settle(process)
+        process.active_at = self.now
+        if what in ("task", "block"):
+            index = self._next_task(process.stream)
+            if index is not None:
+                process.stream.change(index, "completed" if what == "task" else "blocked", self.now)
+                self.commit()
+            self._go_on(process)
+        elif what == "incident":
+            self._meet(process, process.stream.incidents.pop(0)[2])
+        elif what == "limit":
+            window = self.window("limit")
+            process.resets_at = window[3] if window else NEVER
+            self.end(process, what, _LIMITED)
+        else:
+            self.end(process, what, _ENDINGS[what])
+
+    def _meet(self, process: Process, kind: str) -> None:
+        if kind == "hang" and not self.is_oracle:
+            process.is_hanging, process.active_at = True, self.now
+            process.version += 1
+        else:
+            self.end(process, "incident", _ENDINGS[kind], leftovers=2 if kind == "leftovers" else 0)
+
+    def _turn(self, kind: str) -> None:
+        """A window opens or closes: whoever works feels it."""
+        for process in self.living() if kind in ("limit", "outage") else []:
+            self._settle(process)
+            self._go_on(process)
+
+    # Other people
+
+    def _change(self, stream_id: str, what: str, index: int) -> None:
+        stream = self.streams[stream_id]
+        if what in ("appear", "return", "vanish"):
+            stream.exists = what != "vanish"
+            process = self.processes.get(stream_id)
+            if process and not stream.exists:
+                process.stopped_since = min(process.stopped_since, self.now)
+        elif what == "add":
+            stream.add(600.0)
+        elif what == "archive" or stream.status[index] == "completed":
+            for process in self.living():  # the work until now is of the task as it was
+                if process.stream is stream:
+                    self._settle(process)
+            stream.change(index, "archived" if what == "archive" else "pending", self.now)
+            stream.done[index] = 0.0
+            for process in self.living():
+                if process.stream is stream:
+                    self._go_on(process)
+        self.commit()
+
+    def _unblock(self, stream_id: str, index: int) -> None:
+        stream = self.streams[stream_id]
+        if stream.status[index] == "blocked":
+            stream.change(index, "pending", self.now)
+            self.commit()
+
+    def _act(self, what: str, stream_id: str) -> None:
+        """A person types `stop STREAM` or `start STREAM`, the latter beside an orchestrator that runs."""
+        if what == "stop":
+            self.marks.add(stream_id)
+            process = self.processes.get(stream_id)
+            if process and process.ending is None and not self.is_down:
+                self.signal(process, 15)
+                self.at(self.now + 10, self.signal, process, 9)
+        elif self.is_down and self.night.kills:
+            self.at(self.now + 60, self._act, what, stream_id)
+        else:
+            self.marks.discard(stream_id)
+            self.forgive(stream_id)
+            self.journal.append({"event": "start_requested", "stream": stream_id, "clock": self.now - self.booted_at})
+
+    def _step_clock(self, step: float) -> None:
+        self.wall_offset += step
+
+    def reboot(self) -> None:
+        """End every process, and begin the monotonic clock anew."""
+        for process in self.by_pid.values():
+            self._obey(process, 9)
+        self.booted_at = self.now - 20.0
+
+
+def _nothing() -> None:
+    """Let the orchestrator wake: something that only it can see is due."""
+
+
+def _result(code: int, words: str = "", **more: Any) -> Ending:
+    return Ending(code, words, has_result=True, **more)
+
+
+_LIMITED = _result(1, "You've hit your session limit · resets 3am", is_error=True, api_status=429, is_rejected=True)
+_ENDINGS = {
+    "finish": _result(0),
+    "exit0": _result(0),
+    "exit1": Ending(1, "boom"),
+    "killed": Ending(-9),
+    "leftovers": Ending(1, "boom"),
+    "hang": Ending(-9),
+    "crash": Ending(1, "TypeError"),
+    "final": _result(1, "Not logged in · Please run /login", is_error=True),
+    "outage": _result(1, "API Error: 529 Overloaded.", is_error=True, api_status=529),
+    "budget": _result(1, "Exceeded USD budget", is_error=True, subtype="error_max_budget_usd"),
+}
+
+# ── The seams ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Host:
+    """One orchestrator's access to the world: it counts the calls, and dies at the one that the plan says."""
+
+    def __init__(self, world: World, audit: Audit) -> None:
+        self.world = world
+        self.audit = audit
+        self.calls_left = -1
+        self.fate = ""
+
+    def step(self) -> None:
+        """Cross a seam. Raises Killed."""
+        world = self.world
+        if self.calls_left < 0:
+            if world.kills and world.kills[-1][0] <= world.now:
+                self.fate = world.kills[-1][3]
+                self.calls_left = world.kills[-1][1]
+        elif self.calls_left == 0 and self.fate != "term":
+            raise Killed
+        else:
+            self.calls_left -= 1
+
+
+class SimulatedJournal:
+    """The journal in memory; a reader of its own for each orchestrator."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._read_to = 0
+
+    def append(self, event: Event) -> None:
+        """Append an event."""
+        self._host.step()
+        self._host.world.journal.append(event)
+        self._host.audit.heed(event)
+        self._host.step()
+
+    def read(self) -> list[Event]:
+        """Return the events since the last call."""
+        events = self._host.world.journal[self._read_to :]
+        self._read_to = len(self._host.world.journal)
+        return events
+
+    def has_grown(self) -> bool:
+        """Whether there is something to read."""
+        return self._read_to != len(self._host.world.journal)
+
+
+class SimulatedState:
+    """The state folder in memory."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.project = Project(Path("/simulated"))
+        self.journal = SimulatedJournal(host)
+
+    def keep(self) -> bool:
+        """Nobody takes the lock away."""
+        return True
+
+    @contextlib.contextmanager
+    def hold_marks(self) -> Iterator[None]:
+        """Nobody else holds them."""
+        self._host.step()
+        yield
+
+    def stopped(self, stream_ids: Iterable[str]) -> frozenset[str]:
+        """Return those of the streams that the user stopped."""
+        marks = self._host.world.marks
+        return frozenset(marks.intersection(stream_ids)) if marks else frozenset()
+
+    def clear_stops(self, stream_ids: Iterable[str] | None) -> None:
+        """Take back the stops."""
+        self._host.step()
+        self._host.world.marks.difference_update(list(self._host.world.marks) if stream_ids is None else stream_ids)
+
+
+class SimulatedStore:
+    """The database in memory."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._seen = 0
+
+    def changed(self) -> bool:
+        """Whether somebody committed since the last read. Raises StoreError."""
+        self._check()
+        return self._seen != self._host.world.version
+
+    def read(self) -> Backlog:
+        """Return all streams. Raises StoreError."""
+        self._check()
+        world = self._host.world
+        self._seen = world.version
+        return Backlog(tuple(stream.view(world.version) for stream in world.order if stream.exists))
+
+    def _check(self) -> None:
+        self._host.step()
+        if self._host.world.window("unreadable"):
+            self._seen = 0  # whoever can't look has to look again
+            raise StoreError("database is locked")
+
+
+class SimulatedTable:
+    """The process table of one orchestrator."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._world = host.world
+        self._tracked: dict[str, Process] = {}
+
+    def adopt(self, stream_ids: Iterable[str], records: Mapping[str, Record]) -> Discovery:  # noqa: ARG002
+        """Take over what lives, and what has ended unseen."""
+        self._host.step()
+        known = {i: self._world.by_pid[r.pid] for i, r in records.items() if r.pid in self._world.by_pid}
+        known.update(
+            (i, self._world.processes[i])
+            for i, r in records.items()
+            if r.is_starting and i in self._world.processes and not self._world.processes[i].is_known
+        )
+        for process in known.values():
+            process.is_known = True
+        found = {i: p for i, p in self._world.processes.items() if p.ending is None or p.leftovers}
+        for process in {**known, **found}.values():
+            process.is_child = False
+            process.active_at = self._world.now
+            self._tracked[process.stream.plan.id] = process
+        workers = self._view(found)
+        return Discovery(workers, {}, {})
+
+    def poll(self) -> dict[str, Worker]:
+        """Return all workers."""
+        self._host.step()
+        return self._view(self._tracked)
+
+    def _view(self, processes: Mapping[str, Process]) -> dict[str, Worker]:
+        return {i: self._describe(i, process) for i, process in processes.items()}
+
+    def _describe(self, stream_id: str, process: Process) -> Worker:
+        ending = process.ending
+        if ending is None:
+            active_at = process.active_at if process.is_hanging else self._world.now
+            return Worker(stream_id, process.pid, process.run, active_at=active_at - self._world.booted_at)
+        resets_at = process.resets_at
+        known = resets_at is not None and resets_at < NEVER
+        reset_in = resets_at - self._world.now if known and resets_at is not None else None
+        ending = replace(ending, code=ending.code if process.is_child else None, reset_in=reset_in)
+        leftovers = tuple(range(process.leftovers))
+        return Worker(stream_id, process.pid, process.run, ending, leftovers, cost=ending.cost)
+
+    def measure_output(self, stream_id: str) -> int:  # noqa: ARG002
+        """Nobody reads it."""
+        return 0
+
+    def spawn(self, stream: Stream, record: Record, budget: float) -> Worker:  # noqa: ARG002
+        """Start a worker."""
+        self._host.step()
+        self._host.audit.check_start(stream.id, budget)
+        if self._world.window("spawn"):
+            self._world.starts[stream.id] += 1
+            process = Process(0, self._world.streams[stream.id], "run.0", budget, 0.0, self._world.now)
+            process.ending, process.cause = Ending(None, "Resource temporarily unavailable"), "spawn"
+        else:
+            process = self._world.spawn(stream.id, budget)
+        self._tracked[stream.id] = process
+        self._host.step()
+        return self._describe(stream.id, process)
+
+    def signal(self, stream_id: str, signum: int) -> None:
+        """Signal a worker."""
+        self._host.step()
+        self._world.signal(self._tracked[stream_id], signum)
+
+    def forget(self, stream_id: str) -> None:
+        """Drop a worker that has ended."""
+        self._host.step()
+        self._host.audit.concluding = self._tracked.pop(stream_id)
+
+    def touch(self, stream_id: str) -> None:
+        """Take note of a sign of life."""
+        if stream_id in self._tracked:
+            self._tracked[stream_id].active_at = self._world.now
+
+    def count(self) -> int:
+        """Return how many workers live."""
+        return len(self._world.living())
+
+    def note(self, stream_id: str, line: str) -> None:
+        """Nobody reads the logs."""
+
+
+class SimulatedClock(Reporter):
+    """The clock. It knows from the report when the orchestrator wants to do something, and skips the time until then."""
+
+    def __init__(self, host: Host) -> None:
+        self.signals: list[int] = []
+        self._host = host
+        self._world = host.world
+        self._due = 0.0
+
+    def monotonic(self) -> float:
+        """Seconds since the boot."""
+        return self._world.now - self._world.booted_at
+
+    def wall(self) -> float:
+        """Seconds since the epoch."""
+        return EPOCH + self._world.now + self._world.wall_offset
+
+    def slept(self) -> float:
+        """The machine never sleeps."""
+        return 0.0
+
+    def show(self, snapshot: Snapshot, standings: Mapping[str, Standing], now: float) -> None:
+        """Take note of when something is due."""
+        due = [standing.until for standing in standings.values() if standing.until > now]
+        for stream_id in snapshot.workers:
+            record = snapshot.history.record(stream_id)
+            if record.stopping is not None:
+                due.append(max(record.stopping_at + self._world.night.limits.stop_timeout, now + 1.0))
+        self._due = min(due, default=NEVER)
+
+    def wait(self, seconds: float) -> None:
+        """Skip to the next moment at which anything happens."""
+        world, host = self._world, self._host
+        if host.fate == "term" and host.calls_left == 0:
+            self.signals.append(15)
+            return
+        host.audit.check_idle()
+        silent = [p.active_at + world.night.limits.stall_timeout for p in world.living() if p.is_hanging]
+        then = min(world.next_moment, self._due + world.booted_at, *silent)
+        if then == NEVER:
+            raise NightOver
+        if then > LONGEST:
+            raise Violation("loop", "the night does not end")
+        world.advance(max(then, world.now + seconds))
+
+
+# ── The audit ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Audit:
+    """Compares what the orchestrator does with what is true."""
+
+    def __init__(self, world: World, trace: Callable[[str], None] | None = None) -> None:
+        self.world = world
+        self.limits = world.night.limits
+        self.trace = trace
+        self.concluding: Process | None = None
+        self.paused_until = 0.0
+        self.pause_said = 0.0
+        self.run_started_at = 0.0
+        self.outcome = ""
+        self.exit_code: int | None = None
+        self.waiting = ""
+        self._forgive_all()
+        world.forgive = self.forgive
+
+    def _forgive_all(self) -> None:
+        self.failed: set[str] = set()
+        self.restarts: dict[str, int] = {}
+        self.progress: dict[str, int] = {}
+        self.not_before: dict[str, float] = {}
+
+    def heed(self, event: Event) -> None:
+        """Take note of what the orchestrator says that it did."""
+        if self.trace:
+            words = format_event(event) or f"({event['event']}) {event.get('state', event.get('reason', ''))}"
+            self.trace(f"{format_duration(self.world.now):>8}  {event.get('stream', ''):5} {words}")
+        kind = event["event"]
+        if kind == "run_started":
+            self.run_started_at = self.world.now
+            self._forgive_all()
+        elif kind in ("worker_started", "worker_adopted"):
+            if event["pid"]:
+                self.world.by_pid[event["pid"]].is_known = True  # by the journal
+            stream = self.world.streams[event["stream"]]
+            self.progress.setdefault(stream.plan.id, len(stream.was_completed))
+        elif kind == "worker_ended" and self.concluding is not None:
+            self._check_verdict(event, self.concluding)
+        elif kind == "run_paused":
+            self.pause_said = self.world.now + event["delay"]
+        elif kind == "run_waiting":
+            self.waiting = event["reason"]
+        elif kind == "run_ended":
+            self.outcome, self.exit_code = event["reason"], event["exit_code"]
+
+    def forgive(self, stream_id: str) -> None:
+        """A person starts a stream: what was is forgotten."""
+        self.failed.discard(stream_id)
+        self.restarts.pop(stream_id, None)
+        self.not_before.pop(stream_id, None)
+
+    # What may start
+
+    def check_start(self, stream_id: str, budget: float) -> None:
+        """Raise Violation where a worker may not start."""
+        world, stream = self.world, self.world.streams[stream_id]
+        living = world.living()
+        process = world.processes.get(stream_id)
+        why_not = {
+            "two workers": process is not None and process.ending is None,
+            "leftovers": process is not None and process.leftovers > 0,
+            "max workers": len(living) >= self.limits.max_workers,
+            "vanished": not stream.exists,
+            "complete": stream.is_complete,
+            "blocked": stream.is_blocked,
+            "stopped": stream_id in world.marks,
+            "failed": stream_id in self.failed,
+            "paused": world.now < self.paused_until,
+            "order": bool(self._find_obstacle(stream)),
+            "backoff": world.now < self.not_before.get(stream_id, 0.0),
+            "restarts": self.restarts.get(stream_id, 0) > self.limits.max_restarts,
+            "budget": self._exceeds_budget(budget, living),
+            "loop": world.starts[stream_id] > STARTS_AT_MOST,
+        }
+        for name, is_so in why_not.items():
+            if is_so:
+                raise Violation(name, f"a worker of {stream_id} starts after {format_duration(world.now)}")
+
+    def _exceeds_budget(self, budget: float, living: list[Process]) -> bool:
+        if not self.limits.budget:
+            return budget != 0
+        given = self.world.reported_cost + sum(process.budget for process in living)
+        return budget < BUDGET_LEAST or given + budget > self.limits.budget + 0.02
+
+    def _find_obstacle(self, stream: SimulatedStream) -> str:
+        """Return a stream that has to be over before; empty where there is none."""
+        for other in self.world.order:
+            if other is stream or not other.exists or not self._is_open(other):
+                continue
+            is_before = other.rank < stream.rank or other.plan.id in stream.plan.needs
+            if is_before or (stream.rank == other.rank == 0 and self._is_alive(other)):
+                return other.plan.id
+        return ""
+
+    def _is_alive(self, stream: SimulatedStream) -> bool:
+        process = self.world.processes.get(stream.plan.id)
+        return process is not None and (process.ending is None or process.leftovers > 0)
+
+    def _is_open(self, stream: SimulatedStream) -> bool:
+        return not stream.is_complete or self._is_alive(stream)
+
+    # What must start, or end
+
+    def check_idle(self) -> None:
+        """Raise Violation where the orchestrator goes to sleep with something left to do."""
+        world = self.world
+        if world.window("unreadable"):
+            return
+        living = world.living()
+        for process in living:
+            self._check_overdue(process)
+        busy = sum(self._is_alive(stream) for stream in world.order)
+        if self.limits.budget or world.now < self.pause_said + 0.1 or busy >= self.limits.max_workers:
+            return
+        foundation = [s for s in world.order if s.rank == 0 and s.exists and self._is_open(s)]
+        for stream in world.order:
+            if self._could_start(stream) and not (stream.rank == 0 and len(foundation) > 1):
+                raise Violation("idle", f"{stream.plan.id} could start after {format_duration(world.now)}")
+
+    def _could_start(self, stream: SimulatedStream) -> bool:
+        stream_id = stream.plan.id
+        return not (
+            not stream.exists
+            or stream.is_complete
+            or stream.is_blocked
+            or self._is_alive(stream)
+            or stream_id in self.world.marks
+            or stream_id in self.failed
+            or self.lacks_needed(stream)
+            or self.world.now < self.not_before.get(stream_id, 0.0) * 1.0 + 0.35 * self._backoff(stream_id)
+            or self._find_obstacle(stream)
+        )
+
+    def lacks_needed(self, stream: SimulatedStream) -> bool:
+        """Whether it depends on a stream that does not exist now."""
+        return any(not self.world.streams[needed].exists for needed in stream.plan.needs)
+
+    def _backoff(self, stream_id: str) -> float:
+        return min(2.0 ** (max(self.restarts.get(stream_id, 0), 1) - 1), 60.0)
+
+    def _check_overdue(self, process: Process) -> None:
+        stream, now = process.stream, self.world.now
+        patience = self.limits.stop_timeout + 3.0
+        is_stopped = process.stopped_since < NEVER and (not stream.exists or stream.plan.id in self.world.marks)
+        if is_stopped and now > process.stopped_since + patience:
+            raise Violation("not stopped", f"{stream.plan.id} after {format_duration(now)}")
+        blind_until = max(
+            (end for _, end, kind, _ in self.world.night.windows if kind == "unreadable" and end <= now), default=0.0
+        )
+        since = max(stream.complete_since, process.ready_at, self.run_started_at, blind_until)
+        if stream.is_complete and now > since + self.limits.finish_grace + patience:
+            raise Violation("lingers", f"{stream.plan.id} after {format_duration(now)}")
+
+    # What follows from an end
+
+    def _check_verdict(self, event: Event, process: Process) -> None:
+        stream, kind = process.stream, event["verdict"]
+        stream_id = stream.plan.id
+        progress = len(stream.was_completed)
+        has_progress = progress > self.progress.get(stream_id, 0)
+        self.progress[stream_id] = progress
+        count = self.restarts.get(stream_id, 0)
+        expected = self._expect(process, 1 if has_progress else count + 1)
+        if kind != expected:
+            raise Violation("verdict", f"{stream_id}: {kind} instead of {expected} ({process.cause})")
+        self.restarts[stream_id] = (0 if has_progress else count) + (kind == "restart")
+        if kind == "restart":
+            # A task that is reopened and done again is no progress, where anybody saw that it had been done before.
+            is_reopened = any(change[1] == "reopen" for change in stream.plan.changes)
+            if event["restarts"] != self.restarts[stream_id] and not is_reopened:
+                raise Violation("count", f"{stream_id}: {event['restarts']} instead of {self.restarts[stream_id]}")
+            self.not_before[stream_id] = self.world.now + 0.85 * self._backoff(stream_id)
+        elif kind == "failed":
+            self.failed.add(stream_id)
+        elif kind == "paused" and process.resets_at is not None:
+            known = process.resets_at < NEVER
+            self.paused_until = max(self.paused_until, process.resets_at if known else self.world.now + 60.0)
+
+    def _expect(self, process: Process, count: int) -> str:
+        """Return the verdict that the contract's table has for what is true."""
+        stream = process.stream
+        if not stream.exists:
+            return "vanished"
+        if stream.is_complete:
+            return "complete"
+        if stream.plan.id in self.world.marks:
+            return "stopped"
+        if stream.is_blocked:
+            return "blocked"
+        by_cause = {"limit": "paused", "final": "failed"}
+        if process.cause in by_cause:
+            return by_cause[process.cause]
+        if process.cause == "budget" and self.limits.budget - self.world.reported_cost < BUDGET_LEAST:
+            return "failed"
+        return "failed" if count > self.limits.max_restarts else "restart"
+
+    # The end
+
+    def check_end(self) -> None:
+        """Raise Violation where the night did not end as it must."""
+        world = self.world
+        left = [stream for stream in world.order if stream.exists and not stream.is_complete]
+        if world.living() and self.exit_code is not None:
+            raise Violation("left running", f"{len(world.living())} workers")
+        if self.exit_code is None and not (left and self.waiting):
+            raise Violation("silence", f"nothing happens any more, and it waits for {self.waiting or 'nothing'}")
+        is_empty = not any(stream.exists for stream in world.order)
+        if self.exit_code is not None and bool(left or is_empty) != bool(self.exit_code):
+            raise Violation("exit code", f"{self.exit_code} with {len(left)} streams left: {self.outcome}")
+        for stream in left:
+            self._check_reason(stream)
+
+    def _check_reason(self, stream: SimulatedStream) -> None:
+        stream_id, said = stream.plan.id, self.outcome or self.waiting
+        if self.exit_code is None:
+            # It waits for a person: there must be somebody whom one can help.
+            is_held = stream_id in self.world.marks or stream.is_blocked
+            if is_held and stream_id not in said and not self._waits_for_failed(stream):
+                raise Violation("reason", f"{stream_id} is not in {said!r}")
+            return
+        expected = {
+            " failed: ": stream_id in self.failed or self.lacks_needed(stream),
+            " stopped: ": stream_id in self.world.marks,
+            " blocked: ": stream.is_blocked,
+            " never ran: ": bool(self._find_obstacle(stream)) or stream.rank == 0,
+            " is not complete: the budget": bool(self.limits.budget),
+        }
+        if not any(f"{stream_id}{words}" in said for words, is_so in expected.items() if is_so):
+            raise Violation("reason", f"{stream_id}: {said!r}")
+
+    def _waits_for_failed(self, stream: SimulatedStream) -> bool:
+        return any(self.world.streams[i].rank <= stream.rank for i in self.failed)
+
+
+# ── A night from its beginning to its end ─────────────────────────────────────────────────────────────────────────────
+
+
+def play(night: Night, trace: Callable[[str], None] | None = None) -> Audit:
+    """Run the real orchestrator through a night. Raises Violation."""
+    world = World(night)
+    audit = Audit(world, trace)
+    with contextlib.suppress(NightOver):
+        while True:
+            host = Host(world, audit)
+            clock = SimulatedClock(host)
+            seams: tuple[Any, ...] = (SimulatedState(host), SimulatedStore(host), SimulatedTable(host))
+            run = Orchestrator(*seams, night.limits, clock, [clock])
+            try:
+                run.run()
+            except Killed:
+                pass
+            if audit.exit_code is not None:
+                break
+            _, _, down, how = world.kills.pop()
+            if trace:
+                trace(f"{format_duration(world.now):>8}        ** the orchestrator ends ({how}) **")
+            if how == "reboot":
+                world.reboot()
+            world.is_down = True
+            world.advance(world.now + down)
+            world.is_down = False
+    audit.check_end()
+    return audit
+
+
+def play_oracle(night: Night, until: float) -> World:
+    """Work through a night with knowledge of the future: no start that a limit, an outage or fate makes useless."""
+    world = World(night, is_oracle=True)
+    audit = Audit(world)
+    while world.now < until:
+        is_off = world.window("limit", "outage", "spawn", "unreadable")
+        for stream in world.order if not is_off else []:
+            is_free = len(world.living()) < night.limits.max_workers
+            if is_free and not stream.plan.hopeless and audit._could_start(stream):
+                if stream.blocked_until.get(World._next_task(stream) or 0, 0.0) <= world.now:
+                    world.spawn(stream.plan.id)
+        world.advance(max(min(world.next_moment, until), world.now + 0.001))
+    return world
+
+
+@dataclass
+class Outcome:
+    """What a night was like. Times in seconds; `wasted` are the starts beyond the oracle's, by stream."""
+
+    seed: int
+    kind: str
+    starts: int = 0
+    fewest: int = 0
+    wasted: list[int] = field(default_factory=list)
+    wasted_on_hopeless: list[int] = field(default_factory=list)
+    lost: float | None = None
+    length: float = 0.0
+
+
+def judge_night(night: Night) -> Outcome:
+    """Run a night and compare it with the oracle's. Raises Violation."""
+    audit = play(night)
+    world = audit.world
+    oracle = play_oracle(night, world.now)
+    kind = "waiting" if audit.exit_code is None else "failed" if audit.exit_code else "complete"
+    there = [stream for stream in oracle.streams.values() if stream.exists]
+    could_end_well = bool(there) and all(stream.is_complete for stream in there)
+    if could_end_well and kind != "complete" and not night.limits.budget and not world.marks:
+        raise Violation("could end well", f"but {audit.outcome or audit.waiting}")
+    outcome = Outcome(night.seed, kind, sum(world.starts.values()), sum(oracle.starts.values()), length=world.now)
+    for plan in night.streams:
+        extra = world.starts[plan.id] - oracle.starts[plan.id]
+        (outcome.wasted_on_hopeless if plan.hopeless else outcome.wasted).append(extra)
+    if kind == "complete" and could_end_well:
+        outcome.lost = world.last_end - oracle.last_end
+    return outcome
+
+
+# ── Shrinking ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _without_each(values: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    for index in range(len(values)):
+        yield values[:index] + values[index + 1 :]
+
+
+def _simpler(night: Night) -> Iterator[Night]:
+    """Yield nights in which one thing less happens."""
+    for streams in _without_each(night.streams) if len(night.streams) > 1 else ():
+        ids = {plan.id for plan in streams}
+        kept = tuple(replace(plan, needs=tuple(i for i in plan.needs if i in ids)) for plan in streams)
+        yield replace(night, streams=kept, person=tuple(action for action in night.person if action[2] in ids))
+    for name in ("windows", "kills", "person", "clock_steps"):
+        for values in _without_each(getattr(night, name)):
+            yield replace(night, **{name: values})
+    for position, plan in enumerate(night.streams):
+        for simpler in _simpler_streams(plan):
+            yield replace(night, streams=(*night.streams[:position], simpler, *night.streams[position + 1 :]))
+    for name in ("exit_on_blocked", "budget", "max_workers", "max_restarts", "finish_grace"):
+        if getattr(night.limits, name) != getattr(Limits(), name):
+            yield replace(night, limits=replace(night.limits, **{name: getattr(Limits(), name)}))
+
+
+def _simpler_streams(plan: StreamPlan) -> Iterator[StreamPlan]:
+    for name in ("needs", "incidents", "blocks", "changes"):
+        for values in _without_each(getattr(plan, name)):
+            yield replace(plan, **{name: values})
+    for name in ("hopeless", "lingers", "stubborn", "appears"):
+        if getattr(plan, name):
+            yield replace(plan, **{name: getattr(StreamPlan(""), name)})
+    if len(plan.tasks) > 1:
+        last = len(plan.tasks) - 1
+        yield replace(
+            plan,
+            tasks=plan.tasks[:-1],
+            incidents=tuple(incident for incident in plan.incidents if incident[0] < last),
+            blocks=tuple(block for block in plan.blocks if block[0] < last),
+            changes=tuple(change for change in plan.changes if change[2] < last),
+        )
+
+
+def find_violation(night: Night) -> Violation | None:
+    """Return what breaks in a night, an exception of the orchestrator's included; None where nothing does."""
+    try:
+        judge_night(night)
+    except Violation as violation:
+        return violation
+    except Exception as error:  # noqa: BLE001 - whatever the program raises is a finding
+        return Violation(type(error).__name__, str(error))
+    return None
+
+
+def shrink(night: Night, name: str) -> Night:
+    """Return the simplest night that can be found in which the same invariant breaks."""
+    while True:
+        for simpler in _simpler(night):
+            violation = find_violation(simpler)
+            if violation is not None and violation.name == name:
+                night = simpler
+                break
+        else:
+            return night
+
+
+def format_night(night: Night) -> str:
+    """Return the plan of a night as text."""
+    lines = [f"Limits: { {k: v for k, v in dataclasses.asdict(night.limits).items() if v != getattr(Limits(), k)} }"]
+    for plan in night.streams:
+        said = {k: v for k, v in dataclasses.asdict(plan).items() if v != getattr(StreamPlan(""), k) or k == "id"}
+        lines.append(f"Stream: {said}")
+    for name in ("windows", "kills", "person", "clock_steps"):
+        lines += [f"{name}: {value}" for value in getattr(night, name)]
+    return "\n".join(lines)
+
+
+def explain(seed: int) -> str:
+    """Return in words what breaks in a night: the plan, shrunk, and its trace. Empty where nothing does."""
+    night = draw_night(seed)
+    violation = find_violation(night)
+    if violation is None:
+        return ""
+    night = shrink(night, violation.name)
+    lines: list[str] = []
+    with contextlib.suppress(Exception):
+        play(night, lines.append)
+    return f"seed {seed}: {find_violation(night)}\n{format_night(night)}\n" + "\n".join(lines[-60:])
+
+
+# ── Many nights ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def try_night(seed: int) -> Outcome:
+    """Run a night; what breaks in it is its outcome."""
+    try:
+        return judge_night(draw_night(seed))
+    except Violation as violation:
+        return Outcome(seed, f"VIOLATION {violation.name}")
+    except Exception as error:  # noqa: BLE001 - whatever the program raises is a finding
+        return Outcome(seed, f"VIOLATION {type(error).__name__}")
+
+
+def play_nights(first: int, count: int, jobs: int) -> list[Outcome]:
+    """Run so many nights from a seed on."""
+    seeds = range(first, first + count)
+    if jobs == 1:
+        return [try_night(seed) for seed in seeds]
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        return pool.map(try_night, seeds, chunksize=max(count // (jobs * 20), 1))
+
+
+def _mean(values: list[float]) -> float:
+    return round(sum(values) / len(values), 4) if values else 0.0
+
+
+def summarize(outcomes: list[Outcome]) -> dict[str, Any]:
+    """Return the figures of many nights. Hours are simulated ones."""
+    wasted = [float(count) for outcome in outcomes for count in outcome.wasted]
+    hopeless = [float(count) for outcome in outcomes for count in outcome.wasted_on_hopeless]
+    lost = [outcome.lost / HOUR for outcome in outcomes if outcome.lost is not None]
+    kinds = [outcome.kind for outcome in outcomes]
+    worst = max((o for o in outcomes if o.lost is not None), key=lambda o: o.lost or 0.0, default=None)
+    return {
+        "nights": len(outcomes),
+        **{kind: kinds.count(kind) for kind in ("complete", "failed", "waiting")},
+        "streams": len(wasted) + len(hopeless),
+        "starts": sum(outcome.starts for outcome in outcomes),
+        "fewest_starts": sum(outcome.fewest for outcome in outcomes),
+        "wasted_starts_per_stream": {"mean": _mean(wasted), "worst": max(wasted, default=0.0)},
+        "starts_per_hopeless_stream": {"mean": _mean(hopeless), "worst": max(hopeless, default=0.0)},
+        "hours_lost_per_night": {"mean": _mean(lost), "worst": round(max(lost, default=0.0), 3)},
+        "seed_of_worst": worst and worst.seed,
+        "hours": round(sum(outcome.length for outcome in outcomes) / HOUR),
+        "violations": {o.seed: o.kind.split(" ", 1)[1] for o in outcomes if o.kind.startswith("VIOLATION")},
+    }
+
+
+def main() -> int:
+    """Run nights, say how they went; return 1 where an invariant broke."""
+    parser = argparse.ArgumentParser(description="Simulate nights of the orchestrator.")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--nights", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--trace", action="store_true", help="show the night of the seed step by step")
+    options = parser.parse_args()
+    print(f"seed {options.seed}")
+    if options.trace:
+        print(format_night(draw_night(options.seed)))
+        with contextlib.suppress(Violation):  # it is in the figures
+            play(draw_night(options.seed), print)
+    started = time.perf_counter()
+    figures = summarize(play_nights(options.seed, options.nights, options.jobs))
+    seconds = round(time.perf_counter() - started, 1)
+    for seed in list(figures["violations"])[:3]:
+        print(explain(seed) or f"seed {seed}: {try_night(seed).kind}")
+    print(json.dumps({"seed": options.seed, **figures, "seconds": seconds}))
+    return 1 if figures["violations"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
