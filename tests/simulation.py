@@ -274,7 +274,7 @@ class Process:
     is_hanging: bool = False
     is_child: bool = True
     is_known: bool = False
-    stopped_since: float = NEVER
+    unwanted_since: float = NEVER
     version: int = 0
 
     @property
@@ -381,7 +381,6 @@ class World:
 
     def signal(self, process: Process, signum: int) -> None:
         """Let a signal reach a worker and all that it left."""
-        process.stopped_since = min(process.stopped_since, self.now)
         is_ignored = signum == 15 and process.stream.plan.stubborn
         if not is_ignored:
             self.at(self.now + 0.3, self._obey, process, signum)
@@ -473,7 +472,7 @@ class World:
             stream.exists = what != "vanish"
             process = self.processes.get(stream_id)
             if process and not stream.exists:
-                process.stopped_since = min(process.stopped_since, self.now)
+                process.unwanted_since = self.now
         elif what == "add":
             stream.add(600.0)
         elif what == "archive" or stream.status[index] == "completed":
@@ -499,6 +498,7 @@ class World:
             self.marks.add(stream_id)
             process = self.processes.get(stream_id)
             if process and process.ending is None and not self.is_down:
+                process.unwanted_since = self.now
                 self.signal(process, 15)
                 self.at(self.now + 10, self.signal, process, 9)
         elif self.is_down and self.night.kills:
@@ -807,7 +807,7 @@ class Audit:
 
     def heed(self, event: Event) -> None:
         """Take note of what the orchestrator says that it did."""
-        if self.trace:
+        if self.trace and event["event"] != "worker_starting":
             words = format_event(event) or f"({event['event']}) {event.get('state', event.get('reason', ''))}"
             self.trace(f"{format_duration(self.world.now):>8}  {event.get('stream', ''):5} {words}")
         kind = event["event"]
@@ -926,8 +926,8 @@ class Audit:
     def _check_overdue(self, process: Process) -> None:
         stream, now = process.stream, self.world.now
         patience = self.limits.stop_timeout + 3.0
-        is_stopped = process.stopped_since < NEVER and (not stream.exists or stream.plan.id in self.world.marks)
-        if is_stopped and now > process.stopped_since + patience:
+        is_unwanted = process.unwanted_since < NEVER and (not stream.exists or stream.plan.id in self.world.marks)
+        if is_unwanted and now > max(process.unwanted_since, self.run_started_at) + patience:
             raise Violation("not stopped", f"{stream.plan.id} after {format_duration(now)}")
         blind_until = max(
             (end for _, end, kind, _ in self.world.night.windows if kind == "unreadable" and end <= now), default=0.0
@@ -954,6 +954,7 @@ class Audit:
             is_reopened = any(change[1] == "reopen" for change in stream.plan.changes)
             if event["restarts"] != self.restarts[stream_id] and not is_reopened:
                 raise Violation("count", f"{stream_id}: {event['restarts']} instead of {self.restarts[stream_id]}")
+            self.restarts[stream_id] = event["restarts"]
             self.not_before[stream_id] = self.world.now + 0.85 * self._backoff(stream_id)
         elif kind == "failed":
             self.failed.add(stream_id)
