@@ -110,6 +110,7 @@ BACKOFF_JITTER = 0.1  # share by which a pause is spread, so that workers do not
 LIMIT_PAUSE = 900.0  # seconds without a start after a usage limit whose end is unknown; doubles up to LIMIT_PAUSE_MAX
 LIMIT_PAUSE_MAX = 3600.0  # seconds
 LIMIT_RESET_MAX = 8 * 86400.0  # seconds, the longest time to a reset that is believed: a weekly limit's, and a day
+LIMIT_RETRY = 15.0  # seconds, the least pause after a reset that was none; doubles up to LIMIT_PAUSE
 LIMIT_MARGIN = 1.0  # seconds added to the reset time that a worker reported
 SILENT_AFTER = 300  # seconds without a sign of life until a worker is shown as silent
 CPU_INTERVAL = 15  # seconds between two looks at the CPU time of a worker that is silent otherwise
@@ -392,6 +393,7 @@ class Cause(enum.Enum):
     LIMIT = "the usage limit was hit"
     BUDGET = "its budget is spent"
     FINAL = "another try can't go better"
+    OUTAGE = "the API did not answer"
     OTHER = "anything else"
 
 
@@ -422,6 +424,7 @@ class Verdict:
     restarts: int = 0
     max_restarts: int = 0
     delay: float = 0.0
+    outages: int = 0
 
 
 @dataclass(frozen=True)
@@ -452,11 +455,13 @@ class Record:
     """What the journal says of one stream. Times in monotonic seconds.
 
     `best` is the most tasks that were ever seen completed: a task that is reopened and completed again is no progress.
-    `is_starting` says that a worker was about to be started, and nobody knows whether it was.
+    `is_starting` says that a worker was about to be started, and nobody knows whether it was. `outages` are the workers
+    in a row that could do nothing, because the API did not answer.
     """
 
     attempts: int = 0
     restarts: int = 0
+    outages: int = 0
     best: int = 0
     pid: int = 0
     run: str = ""
@@ -600,6 +605,7 @@ def _after_worker_ended(record: Record, event: Event) -> Record:
     return replace(
         record,
         restarts=int(event["restarts"]),
+        outages=int(event.get("outages", 0)),
         best=max(record.best, int(event["completed"])),
         retry_at=float(event["clock"]) + float(event["delay"]) if kind is VerdictKind.RESTART else 0.0,
         failure=str(event["reason"]) if kind is VerdictKind.FAILED else "",
@@ -1096,7 +1102,7 @@ def plan_backlog(streams: Sequence[Stream]) -> tuple[Stream, ...]:
         way = " -> ".join(f"{visible(name)} ({by_id[name].phase.value})" for name in cycle)
         for name in cycle[:-1]:
             problems.setdefault(name, f"its dependencies form a cycle: {way}")
-    return tuple(replace(stream, problem=problems.get(stream.id, "")) for stream in streams)
+    return tuple(replace(s, problem=problems[s.id]) if s.id in problems else s for s in streams)
 
 
 def plan_backoff(restarts: int, seed: str) -> float:
@@ -1139,6 +1145,12 @@ def _judge_cause(stream: Stream, worker: Worker, ending: Ending, snapshot: Snaps
     is_share_spent = cause is Cause.BUDGET and limits.budget and find_budget_left(snapshot, limits) >= BUDGET_LEAST
     if cause in (Cause.FINAL, Cause.BUDGET) and not is_share_spent:
         return Verdict(VerdictKind.FAILED, ending.summary, record.restarts)
+    if cause is Cause.OUTAGE and not ending.cost:
+        # It could do nothing and has cost nothing. However long the API is away, that is no reason to give up.
+        delay = plan_backoff(record.outages + 1, f"{stream.id} {worker.run}")
+        restarts = 0 if stream.completed > record.best else record.restarts
+        counts = restarts, limits.max_restarts
+        return Verdict(VerdictKind.RESTART, ending.summary, *counts, delay, record.outages + 1)
     open_tasks = f", {format_count(stream.total - stream.completed, 'task')} open" if ending.code == 0 else ""
     return _judge_restart(stream, worker.run, ending.summary + open_tasks, record, limits)
 
@@ -1149,6 +1161,9 @@ _FINAL_WORDS = re.compile(
     r"|OAuth token (has expired|revoked)|Credit balance is too low|--dangerously-skip-permissions cannot be used"
     r"|[Ee]rror: (unknown|invalid) |error: (option|missing|too many)"
     r"|Error: (Session ID |When using --print|Input must be provided|Invalid MCP)"
+)
+_OUTAGE_WORDS = re.compile(
+    r"API Error: (5\d\d\b|Unable to connect|Connection error|Request timed out|Server is temporarily)"
 )
 _LIMIT_WORDS = re.compile(r"You've hit your [^·]{1,60}\blimit\b|Claude AI usage limit reached")
 _BUDGET_WORDS = re.compile(r"Error: Exceeded USD budget")
@@ -1167,26 +1182,37 @@ def find_cause(ending: Ending) -> Cause:
         return _find_api_cause(ending) if ending.is_error else Cause.OTHER
     if ending.code == 0:
         return Cause.OTHER
-    by_words = ((_LIMIT_WORDS, Cause.LIMIT), (_BUDGET_WORDS, Cause.BUDGET), (_FINAL_WORDS, Cause.FINAL))
-    return next((cause for pattern, cause in by_words if pattern.match(ending.words)), Cause.OTHER)
+    return _find_cause_by_words(ending.words)
+
+
+def _find_cause_by_words(words: str) -> Cause:
+    by_words = (
+        (_LIMIT_WORDS, Cause.LIMIT),
+        (_BUDGET_WORDS, Cause.BUDGET),
+        (_FINAL_WORDS, Cause.FINAL),
+        (_OUTAGE_WORDS, Cause.OUTAGE),
+    )
+    return next((cause for pattern, cause in by_words if pattern.match(words)), Cause.OTHER)
 
 
 def _find_api_cause(ending: Ending) -> Cause:
     if ending.api_status == 429:
         # A rejection that is no usage limit passes by itself: the API is busy, or asks for fewer requests a minute.
         is_limit = ending.is_rejected and "not your usage limit" not in ending.words
-        return Cause.LIMIT if is_limit or _LIMIT_WORDS.match(ending.words) else Cause.OTHER
-    is_refused = ending.api_status in (401, 403, 404) or _FINAL_WORDS.match(ending.words)
-    return Cause.FINAL if is_refused else Cause.OTHER
+        return Cause.LIMIT if is_limit or _LIMIT_WORDS.match(ending.words) else Cause.OUTAGE
+    if ending.api_status in (401, 403, 404) or _FINAL_WORDS.match(ending.words):
+        return Cause.FINAL
+    return Cause.OUTAGE if ending.api_status >= 500 or _OUTAGE_WORDS.match(ending.words) else Cause.OTHER
 
 
 def plan_pause(reset_in: float | None, hits: int) -> float:
     """Return the seconds without a start after a usage limit: to its reset, or 15 min, doubling to 1 h, if unknown.
 
-    `hits` are the pauses in a row before this one. A reset that is always near is believed less each time.
+    `hits` are the pauses in a row before this one. A reset that is always near, or past, is believed less each time.
     """
-    if reset_in is not None and 0 < reset_in <= LIMIT_RESET_MAX:
-        return max(reset_in + LIMIT_MARGIN, min(2.0 ** min(hits, 30), LIMIT_PAUSE))
+    if reset_in is not None and reset_in <= LIMIT_RESET_MAX:
+        least = min(LIMIT_RETRY * 2.0 ** min(hits - 1, 30), LIMIT_PAUSE) if hits else LIMIT_MARGIN
+        return max(reset_in + LIMIT_MARGIN, least)
     return min(LIMIT_PAUSE * 2.0 ** min(hits, 30), LIMIT_PAUSE_MAX)
 
 
@@ -2349,6 +2375,7 @@ def make_end_event(
         reason=verdict.reason,
         restarts=verdict.restarts,
         max_restarts=verdict.max_restarts,
+        outages=verdict.outages,
         delay=round(verdict.delay, 3),
         completed=completed,
         seconds=round(clock.monotonic() - record.started_at, 3),

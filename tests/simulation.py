@@ -46,7 +46,6 @@ from orchestrate import (
     Standing,
     StoreError,
     Stream,
-    StreamState,
     Worker,
     format_duration,
     format_event,
@@ -63,7 +62,7 @@ EPOCH = 1_800_000_000.0
 NEVER = math.inf
 
 
-class Violation(Exception):
+class Violation(Exception):  # noqa: N818 - it is a finding, and no error of the simulation's
     """An invariant broke: its name, and what happened."""
 
     def __init__(self, name: str, what: str) -> None:
@@ -125,7 +124,7 @@ def _draw_stream(r: random.Random, number: int, before: list[StreamPlan], limits
     incidents = [
         (index, r.uniform(0, work), r.choice(kinds))
         for index, work in enumerate(tasks)
-        for _ in range(min(r.choice((0, 0, 0, 0, 1, 3)), limits.max_restarts))
+        for _ in range(r.choice((0, 0, 0, 0, 1, 2)))  # what max_restarts must allow for, with outages and a reboot
     ]
     blocks = [(i, r.uniform(0, NIGHT) if r.random() < 0.8 else NEVER) for i in range(len(tasks)) if r.random() < 0.06]
     changes: list[tuple[float, str, int]] = []
@@ -151,10 +150,14 @@ def _draw_stream(r: random.Random, number: int, before: list[StreamPlan], limits
 
 
 def _draw_windows(r: random.Random) -> Iterator[tuple[float, float, str, float]]:
-    for kind, chances, mean in (("limit", (5, 3, 2), 3600.0), ("outage", (7, 2, 1), 900.0), ("spawn", (19, 1), 200.0)):
+    for kind, chances, least, mean in (
+        ("limit", (5, 3, 2), 60.0, 3600.0),
+        ("outage", (7, 2, 1), 60.0, 900.0),
+        ("spawn", (9, 1), 1.0, 3.0),
+    ):
         for _ in range(r.choices(range(len(chances)), chances)[0]):
             start = r.uniform(0, NIGHT * 0.7)
-            end = start + 60 + min(r.expovariate(1 / mean), 4 * HOUR)
+            end = start + least + min(r.expovariate(1 / mean), 240 * least)
             # The reset is usually known; sometimes it is not said, and sometimes it is said too early.
             yield start, end, kind, r.choices((end, NEVER, r.uniform(start, end)), (8, 1, 1))[0]
     if r.random() < 0.2:
@@ -166,7 +169,7 @@ def draw_night(seed: int) -> Night:
     """Return the night of a seed."""
     r = random.Random(seed)
     limits = Limits(
-        max_restarts=r.choice((3, 10, 10)),
+        max_restarts=r.choice((5, 10, 10)),
         max_workers=r.choice((1, 2, 5, 5)),
         finish_grace=r.choice((30, 120)),
         exit_on_blocked=r.random() < 0.2,
@@ -301,6 +304,7 @@ class World:
         self.journal: list[Event] = []
         self.forgive: Callable[[str], None] = lambda _: None  # whoever has to know what a person asked for
         self.is_down = False
+        self.down_until = 0.0
         self.kills = sorted(night.kills, reverse=True)
         self.starts = dict.fromkeys(self.streams, 0)
         self.last_end = 0.0
@@ -310,22 +314,20 @@ class World:
         self._schedule()
 
     def _schedule(self) -> None:
-        for plan in self.night.streams:
-            if plan.appears:
-                self.at(plan.appears, self._change, plan.id, "appear", 0)
-            for at, what, index in plan.changes:
-                self.at(at, self._change, plan.id, what, index)
-            for index, until in plan.blocks:
-                self.at(until, self._unblock, plan.id, index)
-        for start, end, kind, _ in self.night.windows:
-            self.at(start, self._turn, kind)
-            self.at(end, self._turn, kind)
-        for at, what, stream_id in self.night.person:
-            self.at(at, self._act, what, stream_id)
-        for at, step in self.night.clock_steps:
-            self.at(at, self._step_clock, step)
-        for at, *_ in self.night.kills:
-            self.at(at, _nothing)
+        night = self.night
+        plans = [(plan.appears, self._change, plan.id, "appear", 0) for plan in night.streams if plan.appears]
+        plans += [(at, self._change, plan.id, what, i) for plan in night.streams for at, what, i in plan.changes]
+        plans += [(until, self._unblock, plan.id, i) for plan in night.streams for i, until in plan.blocks]
+        plans += [(moment, self._turn, kind) for start, end, kind, _ in night.windows for moment in (start, end)]
+        plans += [(at, self._act, what, stream_id) for at, what, stream_id in night.person]
+        plans += [(at, self._step_clock, step) for at, step in night.clock_steps]
+        if self.is_oracle:
+            plans += [(at, self._go_down, down, how) for at, _, down, how in night.kills]
+            plans += [(end - STARTUP, _nothing) for _, end, *_ in night.windows]
+        else:
+            plans += [(at, _nothing) for at, *_ in night.kills]
+        for at, what, *given in plans:
+            self.at(at, what, *given)
 
     def at(self, moment: float, what: Callable[..., None], *given: Any) -> None:
         """Let something happen at a moment, or at once where that is past."""
@@ -345,9 +347,10 @@ class World:
             what(*given)
         self.now = max(self.now, until)
 
-    def window(self, *kinds: str) -> tuple[float, float, str, float] | None:
-        """Return the window of these kinds that is open now."""
-        return next((w for w in self.night.windows if w[2] in kinds and w[0] <= self.now < w[1]), None)
+    def window(self, *kinds: str, ahead: float = 0.0) -> tuple[float, float, str, float] | None:
+        """Return the window of these kinds that is open now, and for so long from now on."""
+        then = self.now + ahead
+        return next((w for w in self.night.windows if w[2] in kinds and w[0] <= self.now and then < w[1]), None)
 
     def living(self) -> list[Process]:
         """Return the workers that live."""
@@ -456,7 +459,9 @@ class World:
             process.is_hanging, process.active_at = True, self.now
             process.version += 1
         else:
-            self.end(process, "incident", _ENDINGS[kind], leftovers=2 if kind == "leftovers" else 0)
+            self.end(
+                process, "incident", _ENDINGS[kind], leftovers=2 if kind == "leftovers" and not self.is_oracle else 0
+            )
 
     def _turn(self, kind: str) -> None:
         """A window opens or closes: whoever works feels it."""
@@ -476,15 +481,18 @@ class World:
         elif what == "add":
             stream.add(600.0)
         elif what == "archive" or stream.status[index] == "completed":
-            for process in self.living():  # the work until now is of the task as it was
-                if process.stream is stream:
-                    self._settle(process)
-            stream.change(index, "archived" if what == "archive" else "pending", self.now)
-            stream.done[index] = 0.0
-            for process in self.living():
-                if process.stream is stream:
-                    self._go_on(process)
+            self._take_back(stream, index, "archived" if what == "archive" else "pending")
         self.commit()
+
+    def _take_back(self, stream: SimulatedStream, index: int, status: str) -> None:
+        """Change a task under the hands of the worker: what it did until now was done on the tasks as they were."""
+        working = [process for process in self.living() if process.stream is stream]
+        for process in working:
+            self._settle(process)
+        stream.change(index, status, self.now)
+        stream.done[index] = 0.0
+        for process in working:
+            self._go_on(process)
 
     def _unblock(self, stream_id: str, index: int) -> None:
         stream = self.streams[stream_id]
@@ -511,6 +519,17 @@ class World:
     def _step_clock(self, step: float) -> None:
         self.wall_offset += step
 
+    def _go_down(self, seconds: float, how: str) -> None:
+        """Take from the oracle what a kill takes from the orchestrator: the time until somebody starts it again."""
+        if how == "reboot":
+            self.reboot()
+        self.is_down = True
+        self.down_until = max(self.down_until, self.now + seconds)
+        self.at(self.down_until, self._come_up)
+
+    def _come_up(self) -> None:
+        self.is_down = self.now < self.down_until
+
     def reboot(self) -> None:
         """End every process, and begin the monotonic clock anew."""
         for process in self.by_pid.values():
@@ -518,7 +537,7 @@ class World:
         self.booted_at = self.now - 20.0
 
 
-def _nothing() -> None:
+def _nothing(*_: object) -> None:
     """Let the orchestrator wake: something that only it can see is due."""
 
 
@@ -734,7 +753,7 @@ class SimulatedTable:
 
 
 class SimulatedClock(Reporter):
-    """The clock. It knows from the report when the orchestrator wants to do something, and skips the time until then."""
+    """The clock. It knows from the report when the orchestrator wants to act, and skips the time until then."""
 
     def __init__(self, host: Host) -> None:
         self.signals: list[int] = []
@@ -802,6 +821,7 @@ class Audit:
     def _forgive_all(self) -> None:
         self.failed: set[str] = set()
         self.restarts: dict[str, int] = {}
+        self.outages: dict[str, int] = {}
         self.progress: dict[str, int] = {}
         self.not_before: dict[str, float] = {}
 
@@ -810,23 +830,33 @@ class Audit:
         if self.trace and event["event"] != "worker_starting":
             words = format_event(event) or f"({event['event']}) {event.get('state', event.get('reason', ''))}"
             self.trace(f"{format_duration(self.world.now):>8}  {event.get('stream', ''):5} {words}")
-        kind = event["event"]
-        if kind == "run_started":
-            self.run_started_at = self.world.now
-            self._forgive_all()
-        elif kind in ("worker_started", "worker_adopted"):
-            if event["pid"]:
-                self.world.by_pid[event["pid"]].is_known = True  # by the journal
-            stream = self.world.streams[event["stream"]]
-            self.progress.setdefault(stream.plan.id, len(stream.was_completed))
-        elif kind == "worker_ended" and self.concluding is not None:
+        heeding = getattr(self, f"_heed_{event['event']}", None)
+        if heeding is not None:
+            heeding(event)
+
+    def _heed_run_started(self, _: Event) -> None:
+        self.run_started_at = self.world.now
+        self._forgive_all()
+
+    def _heed_worker_started(self, event: Event) -> None:
+        if event["pid"]:
+            self.world.by_pid[event["pid"]].is_known = True
+        self.progress.setdefault(event["stream"], len(self.world.streams[event["stream"]].was_completed))
+
+    _heed_worker_adopted = _heed_worker_started
+
+    def _heed_worker_ended(self, event: Event) -> None:
+        if self.concluding is not None:
             self._check_verdict(event, self.concluding)
-        elif kind == "run_paused":
-            self.pause_said = self.world.now + event["delay"]
-        elif kind == "run_waiting":
-            self.waiting = event["reason"]
-        elif kind == "run_ended":
-            self.outcome, self.exit_code = event["reason"], event["exit_code"]
+
+    def _heed_run_paused(self, event: Event) -> None:
+        self.pause_said = self.world.now + event["delay"]
+
+    def _heed_run_waiting(self, event: Event) -> None:
+        self.waiting = event["reason"]
+
+    def _heed_run_ended(self, event: Event) -> None:
+        self.outcome, self.exit_code = event["reason"], event["exit_code"]
 
     def forgive(self, stream_id: str) -> None:
         """A person starts a stream: what was is forgotten."""
@@ -899,10 +929,12 @@ class Audit:
             return
         foundation = [s for s in world.order if s.rank == 0 and s.exists and self._is_open(s)]
         for stream in world.order:
-            if self._could_start(stream) and not (stream.rank == 0 and len(foundation) > 1):
+            is_early = world.now < self.not_before.get(stream.plan.id, 0.0) + 0.35 * self._backoff(stream.plan.id)
+            if not is_early and self.could_start(stream) and not (stream.rank == 0 and len(foundation) > 1):
                 raise Violation("idle", f"{stream.plan.id} could start after {format_duration(world.now)}")
 
-    def _could_start(self, stream: SimulatedStream) -> bool:
+    def could_start(self, stream: SimulatedStream) -> bool:
+        """Whether nothing but a pause or a backoff keeps a worker from starting."""
         stream_id = stream.plan.id
         return not (
             not stream.exists
@@ -912,7 +944,6 @@ class Audit:
             or stream_id in self.world.marks
             or stream_id in self.failed
             or self.lacks_needed(stream)
-            or self.world.now < self.not_before.get(stream_id, 0.0) * 1.0 + 0.35 * self._backoff(stream_id)
             or self._find_obstacle(stream)
         )
 
@@ -921,7 +952,8 @@ class Audit:
         return any(not self.world.streams[needed].exists for needed in stream.plan.needs)
 
     def _backoff(self, stream_id: str) -> float:
-        return min(2.0 ** (max(self.restarts.get(stream_id, 0), 1) - 1), 60.0)
+        in_a_row = self.outages.get(stream_id) or self.restarts.get(stream_id, 0)
+        return min(2.0 ** (max(in_a_row, 1) - 1), 60.0)
 
     def _check_overdue(self, process: Process) -> None:
         stream, now = process.stream, self.world.now
@@ -944,11 +976,14 @@ class Audit:
         progress = len(stream.was_completed)
         has_progress = progress > self.progress.get(stream_id, 0)
         self.progress[stream_id] = progress
-        count = self.restarts.get(stream_id, 0)
-        expected = self._expect(process, 1 if has_progress else count + 1)
+        count = 0 if has_progress else self.restarts.get(stream_id, 0)
+        # The API did not answer, and it has cost nothing: no reason to give up.
+        is_free = process.cause == "outage" and process.ending is not None and not process.ending.cost
+        expected = self._expect(process, 0 if is_free else count + 1)
         if kind != expected:
             raise Violation("verdict", f"{stream_id}: {kind} instead of {expected} ({process.cause})")
-        self.restarts[stream_id] = (0 if has_progress else count) + (kind == "restart")
+        self.restarts[stream_id] = count + (kind == "restart" and not is_free)
+        self.outages[stream_id] = self.outages.get(stream_id, 0) + 1 if is_free else 0
         if kind == "restart":
             # A task that is reopened and done again is no progress, where anybody saw that it had been done before.
             is_reopened = any(change[1] == "reopen" for change in stream.plan.changes)
@@ -1031,10 +1066,8 @@ def play(night: Night, trace: Callable[[str], None] | None = None) -> Audit:
             clock = SimulatedClock(host)
             seams: tuple[Any, ...] = (SimulatedState(host), SimulatedStore(host), SimulatedTable(host))
             run = Orchestrator(*seams, night.limits, clock, [clock])
-            try:
+            with contextlib.suppress(Killed):
                 run.run()
-            except Killed:
-                pass
             if audit.exit_code is not None:
                 break
             _, _, down, how = world.kills.pop()
@@ -1053,14 +1086,18 @@ def play_oracle(night: Night, until: float) -> World:
     """Work through a night with knowledge of the future: no start that a limit, an outage or fate makes useless."""
     world = World(night, is_oracle=True)
     audit = Audit(world)
-    while world.now < until:
-        is_off = world.window("limit", "outage", "spawn", "unreadable")
-        for stream in world.order if not is_off else []:
-            is_free = len(world.living()) < night.limits.max_workers
-            if is_free and not stream.plan.hopeless and audit._could_start(stream):
-                if stream.blocked_until.get(World._next_task(stream) or 0, 0.0) <= world.now:
-                    world.spawn(stream.plan.id)
-        world.advance(max(min(world.next_moment, until), world.now + 0.001))
+    while world.now < until + 60:
+        # It starts a worker so that it is ready when the window closes.
+        is_off = world.window("limit", "outage", ahead=STARTUP) or world.window("spawn", "unreadable")
+        for stream in world.order if not (is_off or world.is_down) else []:
+            is_free = len(world.living()) < night.limits.max_workers and not stream.plan.hopeless
+            is_useful = any(
+                status == "pending" and stream.blocked_until.get(index, 0.0) <= world.now
+                for index, status in enumerate(stream.status)
+            )
+            if is_free and is_useful and audit.could_start(stream):
+                world.spawn(stream.plan.id)
+        world.advance(max(min(world.next_moment, until + 60), world.now + 0.001))
     return world
 
 

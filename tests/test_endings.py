@@ -83,9 +83,12 @@ def read_ending(tmp_path: Path, lines: list[Any], code: int | None) -> Ending:
         (["The file says: You've hit your 5-hour limit · resets 4:07am (UTC)"], 1, Cause.OTHER),
         ([rejected(), rejected(status="allowed"), {**FAILED, "result": "Crash"}], 1, Cause.OTHER),
         ([rejected(isUsingOverage=True), RESULT], 0, Cause.OTHER),
-        ([rejected(rateLimitType=None), {**FAILED, "api_error_status": 429, "result": THROTTLE}], 1, Cause.OTHER),
-        ([{**FAILED, "api_error_status": 429, "result": "API Error: Request rejected (429)"}], 1, Cause.OTHER),
-        ([THROTTLE], 1, Cause.OTHER),
+        ([rejected(rateLimitType=None), {**FAILED, "api_error_status": 429, "result": THROTTLE}], 1, Cause.OUTAGE),
+        ([{**FAILED, "api_error_status": 429, "result": "API Error: Request rejected (429)"}], 1, Cause.OUTAGE),
+        ([THROTTLE], 1, Cause.OUTAGE),
+        ([THROTTLE], 0, Cause.OTHER),
+        (["API Error: Unable to connect to API (ConnectionRefused)"], 1, Cause.OUTAGE),
+        (["The log says: API Error: Unable to connect to API"], 1, Cause.OTHER),
         # another try can't go better
         ([{**FAILED, "api_error_status": 401, "result": "Not logged in · Please run /login"}], 1, Cause.FINAL),
         ([{**FAILED, "result": "Not logged in · Please run /login"}], 1, Cause.FINAL),
@@ -107,7 +110,9 @@ def read_ending(tmp_path: Path, lines: list[Any], code: int | None) -> Ending:
         ([], None, Cause.OTHER),
         ([RESULT], 0, Cause.OTHER),
         ([{**FAILED, "subtype": "error_during_execution", "terminal_reason": "aborted_tools"}], 0, Cause.OTHER),
-        ([{**FAILED, "api_error_status": 529, "result": "API Error: 529 Overloaded."}], 1, Cause.OTHER),
+        ([{**FAILED, "api_error_status": 529, "result": "API Error: 529 Overloaded."}], 1, Cause.OUTAGE),
+        ([{**FAILED, "api_error_status": 500, "result": "API Error: 500 Internal server error."}], 1, Cause.OUTAGE),
+        ([{**FAILED, "api_error_status": 400, "result": "API Error: 400 Bad request"}], 1, Cause.OTHER),
         # several results in one process: the last counts
         ([INIT, rejected(), {**FAILED, "api_error_status": 429, "result": LIMIT}, INIT, RESULT], 0, Cause.OTHER),
         ([RESULT, {**FAILED, "api_error_status": 401, "result": "Not logged in"}], 1, Cause.FINAL),
@@ -131,7 +136,7 @@ SAMPLES = Path(__file__).parent / "samples"
     ("sample", "code", "cause", "summary"),
     [
         ("usage-limit.jsonl", 1, Cause.LIMIT, "exit code 1: You've hit your session limit · resets 8:24am (UTC)"),
-        ("throttle.jsonl", 1, Cause.OTHER, "exit code 1: API Error: Server is temporarily limiting requests"),
+        ("throttle.jsonl", 1, Cause.OUTAGE, "exit code 1: API Error: Server is temporarily limiting requests"),
         ("not-logged-in.jsonl", 1, Cause.FINAL, "exit code 1: Not logged in · Please run /login"),
         ("budget.jsonl", 1, Cause.BUDGET, "exit code 1: Reached maximum budget ($0.000001)"),
         ("sigint.jsonl", 0, Cause.OTHER, "exit code 0: aborted_tools"),
@@ -186,11 +191,33 @@ def test_the_verdict_table(
     assert verdict.restarts == (1 if kind is VerdictKind.RESTART else 0)
 
 
+DOWN = Ending(1, "API Error: 529 Overloaded.", has_result=True, is_error=True, api_status=529)
+
+
+def test_an_api_that_does_not_answer_is_waited_for_and_spends_no_restart() -> None:
+    record = Record(restarts=10, best=0)
+    delays = []
+    for _ in range(9):
+        worker = Worker("S", 7, "run", DOWN)
+        snapshot = Snapshot("p", workers={"S": worker}, history=History(records={"S": record}))
+        verdict = judge(stream(pending=1), worker, snapshot, Limits(max_restarts=10))
+        assert (verdict.kind, verdict.restarts) == (VerdictKind.RESTART, 10)
+        event = {**ended("S", 0, "restart"), "restarts": verdict.restarts, "outages": verdict.outages}
+        record = History(records={"S": record}).after(event).record("S")
+        delays.append(round(verdict.delay / 1.1))
+    assert delays == sorted(delays)
+    assert 50 <= delays[-1] <= 60
+    worked = Worker("S", 7, "run", replace(DOWN, cost=0.5))
+    verdict = judge(stream(pending=1), worked, replace(snapshot, workers={"S": worked}), Limits(max_restarts=10))
+    assert verdict.kind is VerdictKind.FAILED  # it has cost something, like any other that completes nothing
+
+
 @pytest.mark.parametrize(
     ("reset_in", "hits", "pause"),
     [
-        (20, 0, 21), (20, 4, 21), (20, 5, 32), (20, 99, 900), (18000, 99, 18001),  # a reset that is always near
-        (None, 0, 900), (None, 1, 1800), (None, 2, 3600), (None, 99, 3600), (-5, 0, 900), (0, 1, 1800),
+        (20, 0, 21), (20, 1, 21), (20, 2, 30), (20, 99, 900), (18000, 99, 18001),  # a reset that is always near
+        (-5, 0, 1), (-5, 1, 15), (0, 2, 30), (-4000, 99, 900),  # one that is past: it was looked at late, or is wrong
+        (None, 0, 900), (None, 1, 1800), (None, 2, 3600), (None, 99, 3600),
         (8 * 86400 + 1, 0, 900), (3e10, 0, 900),  # no limit lasts so long
     ],
 )  # fmt: skip
