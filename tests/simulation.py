@@ -790,6 +790,7 @@ class SimulatedClock(Reporter):
             return
         host.audit.check_idle()
         silent = [p.active_at + world.night.limits.stall_timeout for p in world.living() if p.is_hanging]
+        silent = [moment for moment in silent if moment >= world.now]
         then = min(world.next_moment, self._due + world.booted_at, *silent)
         if then == NEVER:
             raise NightOver
