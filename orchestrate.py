@@ -317,6 +317,11 @@ class Stream:
         return self.pending + self.in_progress + self.blocked + self.completed
 
     @property
+    def open(self) -> int:
+        """Tasks that are left to do."""
+        return self.total - self.completed
+
+    @property
     def is_complete(self) -> bool:
         """Whether every task is completed or cancelled."""
         return self.completed >= self.total
@@ -324,7 +329,7 @@ class Stream:
     @property
     def is_blocked(self) -> bool:
         """Whether there are open tasks and every one of them is blocked."""
-        return 0 < self.blocked == self.total - self.completed
+        return 0 < self.blocked == self.open
 
     @property
     def percent(self) -> int:
@@ -454,15 +459,17 @@ class Limits:
 class Record:
     """What the journal says of one stream. Times in monotonic seconds.
 
-    `best` is the most tasks that were ever seen completed: a task that is reopened and completed again is no progress.
-    `is_starting` says that a worker was about to be started, and nobody knows whether it was. `outages` are the workers
-    in a row that could do nothing, because the API did not answer.
+    `best` is the most tasks that were ever seen completed, `fewest` the fewest open: a task that is reopened and
+    completed again is no progress, and one that is completed and archived is. `is_starting` says that a worker was
+    about to be started, and nobody knows whether it was. `outages` are the workers in a row that could do nothing,
+    because the API did not answer.
     """
 
     attempts: int = 0
     restarts: int = 0
     outages: int = 0
     best: int = 0
+    fewest: int | None = None
     pid: int = 0
     run: str = ""
     started_at: float = 0.0
@@ -479,6 +486,10 @@ class Record:
     state: StreamState | None = None
     reason: str = ""
     since: float = 0.0
+
+    def is_outdone(self, completed: int, open_tasks: int) -> bool:
+        """Whether a task was completed since the last look."""
+        return completed > self.best or (self.fewest is not None and open_tasks < self.fewest)
 
 
 @dataclass(frozen=True)
@@ -566,13 +577,17 @@ def _after_worker_starting(record: Record, event: Event) -> Record:
     return replace(record, is_starting=True, raw_start=int(event["raw_start"]), budget=float(event["budget"]))
 
 
+def _after_look(record: Record, event: Event) -> Record:
+    counts = [count for count in (record.fewest, event.get("open")) if count is not None]
+    return replace(record, best=max(record.best, int(event["completed"])), fewest=min(map(int, counts), default=None))
+
+
 def _after_worker_started(record: Record, event: Event) -> Record:
-    best = max(record.best, int(event["completed"]))
+    seen = _after_look(record, event)
     return replace(
-        record,
+        seen,
         attempts=int(event["attempt"]),
-        restarts=0 if best > record.best else record.restarts,  # somebody else completed a task: that counts too
-        best=best,
+        restarts=record.restarts if seen == record else 0,  # somebody else completed a task: that counts too
         pid=int(event["pid"]),
         run=str(event["run"]),
         started_at=float(event["clock"]),
@@ -587,15 +602,12 @@ def _after_worker_started(record: Record, event: Event) -> Record:
 def _after_worker_adopted(record: Record, event: Event) -> Record:
     # Seen running for as long as the journal or, where it knows nothing, this orchestrator can tell.
     started_at = record.started_at if record.pid == event["pid"] else float(event["clock"])
-    best = max(record.best, int(event["completed"]))
-    attempts = max(record.attempts, 1)
     return replace(
-        record,
+        _after_look(record, event),
         pid=int(event["pid"]),
         run=str(event["run"]),
         started_at=started_at,
-        best=best,
-        attempts=attempts,
+        attempts=max(record.attempts, 1),
         is_starting=False,
     )
 
@@ -603,10 +615,9 @@ def _after_worker_adopted(record: Record, event: Event) -> Record:
 def _after_worker_ended(record: Record, event: Event) -> Record:
     kind = VerdictKind(event["verdict"])
     return replace(
-        record,
+        _after_look(record, event),
         restarts=int(event["restarts"]),
         outages=int(event.get("outages", 0)),
-        best=max(record.best, int(event["completed"])),
         retry_at=float(event["clock"]) + float(event["delay"]) if kind is VerdictKind.RESTART else 0.0,
         failure=str(event["reason"]) if kind is VerdictKind.FAILED else "",
         last_ending=str(event["ending"]),
@@ -1116,9 +1127,9 @@ def judge(stream: Stream | None, worker: Worker, snapshot: Snapshot, limits: Lim
     """Return what follows from a worker's end: by the tasks first, then by what was asked for, then by how it ended."""
     ending = worker.ending or Ending(None)
     record = snapshot.history.record(worker.stream_id)
-    restarts = 0 if stream is not None and stream.completed > record.best else record.restarts
     if stream is None:
-        return Verdict(VerdictKind.VANISHED, StopReason.VANISHED.value, restarts)
+        return Verdict(VerdictKind.VANISHED, StopReason.VANISHED.value, record.restarts)
+    restarts = _count_restarts(stream, record)
     if stream.is_complete:
         is_odd = ending.code not in (0, None) and record.stopping in (None, StopReason.LEFTOVERS)
         return Verdict(
@@ -1140,18 +1151,16 @@ def _judge_cause(stream: Stream, worker: Worker, ending: Ending, snapshot: Snaps
         # One that was started before the pause has hit the limit that the run is paused for.
         is_same = record.started_at < snapshot.history.paused_at
         pause = plan_pause(ending.reset_in, max(snapshot.history.limit_hits - is_same, 0))
-        restarts = 0 if stream.completed > record.best else record.restarts  # a completed task refills the budget
-        return Verdict(VerdictKind.PAUSED, ending.words or cause.value, restarts, delay=pause)
+        return Verdict(VerdictKind.PAUSED, ending.words or cause.value, _count_restarts(stream, record), delay=pause)
     is_share_spent = cause is Cause.BUDGET and limits.budget and find_budget_left(snapshot, limits) >= BUDGET_LEAST
     if cause in (Cause.FINAL, Cause.BUDGET) and not is_share_spent:
         return Verdict(VerdictKind.FAILED, ending.summary, record.restarts)
     if cause is Cause.OUTAGE and not ending.cost:
         # It could do nothing and has cost nothing. However long the API is away, that is no reason to give up.
         delay = plan_backoff(record.outages + 1, f"{stream.id} {worker.run}")
-        restarts = 0 if stream.completed > record.best else record.restarts
-        counts = restarts, limits.max_restarts
+        counts = _count_restarts(stream, record), limits.max_restarts
         return Verdict(VerdictKind.RESTART, ending.summary, *counts, delay, record.outages + 1)
-    open_tasks = f", {format_count(stream.total - stream.completed, 'task')} open" if ending.code == 0 else ""
+    open_tasks = f", {format_count(stream.open, 'task')} open" if ending.code == 0 else ""
     return _judge_restart(stream, worker.run, ending.summary + open_tasks, record, limits)
 
 
@@ -1240,8 +1249,13 @@ def plan_starts(ready: Sequence[Stream], snapshot: Snapshot, limits: Limits) -> 
     return [Start(stream, max(share, BUDGET_LEAST)) for stream in ready[: min(free, sharers)]]
 
 
+def _count_restarts(stream: Stream, record: Record) -> int:
+    """Return the restarts that are spent: none, where a task was completed since."""
+    return 0 if record.is_outdone(stream.completed, stream.open) else record.restarts
+
+
 def _judge_restart(stream: Stream, run: str, reason: str, record: Record, limits: Limits) -> Verdict:
-    restarts = 1 if stream.completed > record.best else record.restarts + 1
+    restarts = _count_restarts(stream, record) + 1
     if restarts > limits.max_restarts:
         times = format_count(limits.max_restarts, "restart")
         reason = f"gave up after {times} without a completed task; last: {reason}"
@@ -1345,9 +1359,7 @@ def plan(snapshot: Snapshot, limits: Limits, now: float) -> list[Action]:
     if limits.is_closing:
         return actions if actions or snapshot.workers else [Finish(EXIT_DONE, "stopped all workers")]
     if actions or snapshot.database_error:
-        return (
-            actions  # what a worker's end leads to, a pause perhaps, is known in the next tick, which follows at once
-        )
+        return actions  # what the end of a worker leads to, the next tick knows, and it follows at once
     standings = assess(snapshot, limits, now)
     ready = [s for s in snapshot.streams if standings[s.id].state is StreamState.QUEUED]
     return plan_starts(ready, snapshot, limits) or _plan_end(standings, snapshot, limits)
@@ -2360,9 +2372,10 @@ def make_event(clock: Clock, kind: str, **facts: Any) -> Event:
 
 
 def make_end_event(
-    clock: Clock, worker: Worker, ending: Ending, verdict: Verdict, record: Record, completed: int
+    clock: Clock, worker: Worker, ending: Ending, verdict: Verdict, record: Record, stream: Stream | None
 ) -> Event:
     """Return the event that says how a worker ended, and what follows. Times in seconds, the cost in US dollars."""
+    completed, open_tasks = (record.best, record.fewest) if stream is None else (stream.completed, stream.open)
     return make_event(
         clock,
         "worker_ended",
@@ -2378,6 +2391,7 @@ def make_end_event(
         outages=verdict.outages,
         delay=round(verdict.delay, 3),
         completed=completed,
+        open=open_tasks,
         seconds=round(clock.monotonic() - record.started_at, 3),
         turns=ending.turns,
         cost=ending.cost,
@@ -2712,14 +2726,15 @@ class Orchestrator:
         self._pause(self.history.pause_ends, self.history.pause_reason)
         if self.history.spent:
             self.warn(f"this run goes on: ${self.history.spent:.2f} were spent before")
-        completed = {stream.id: stream.completed for stream in self._backlog.streams}
-        found = self.table.adopt(completed, self.history.records)
+        streams = {stream.id: stream for stream in self._backlog.streams}
+        found = self.table.adopt(streams, self.history.records)
         for path, why in found.stale.items():
             self.emit("stale_pid_file", file=path.name, reason=why)
         for worker in found.workers.values():
             if worker.ending is None:
-                done = completed.get(worker.stream_id, 0)
-                self.emit("worker_adopted", stream=worker.stream_id, pid=worker.pid, run=worker.run, completed=done)
+                stream = streams.get(worker.stream_id)
+                counts = {"completed": stream.completed if stream else 0, "open": stream.open if stream else None}
+                self.emit("worker_adopted", stream=worker.stream_id, pid=worker.pid, run=worker.run, **counts)
 
     def tick(self) -> bool:
         """Observe, plan, apply, report; return whether the next tick must not wait."""
@@ -2835,6 +2850,7 @@ class Orchestrator:
             run=worker.run,
             attempt=record.attempts + 1,
             completed=stream.completed,
+            open=stream.open,
             folder=str(self.state.project.root),
             raw_start=raw_start,
             budget=budget,
@@ -2844,9 +2860,9 @@ class Orchestrator:
     def _conclude(self, worker: Worker, verdict: Verdict) -> None:
         ending = worker.ending or Ending(None)
         record = self.history.record(worker.stream_id)
-        completed = {stream.id: stream.completed for stream in self._backlog.streams}
+        stream = next((stream for stream in self._backlog.streams if stream.id == worker.stream_id), None)
         self.table.forget(worker.stream_id)
-        event = make_end_event(self.clock, worker, ending, verdict, record, completed.get(worker.stream_id, 0))
+        event = make_end_event(self.clock, worker, ending, verdict, record, stream)
         if verdict.kind is VerdictKind.PAUSED:  # first, so that no kill in between can lose it
             self._pause(format_time(self.clock.wall() + verdict.delay), verdict.reason)
         self.record(event)
@@ -3844,7 +3860,7 @@ def record_stop(project: Project, worker: Worker) -> None:
     """Write into the journal that a worker was stopped, where no orchestrator does."""
     verdict = Verdict(VerdictKind.STOPPED, StopReason.USER.value)
     record = read_history(project).record(worker.stream_id)
-    event = make_end_event(SystemClock(), worker, Ending(None, StopReason.USER.value), verdict, record, record.best)
+    event = make_end_event(SystemClock(), worker, Ending(None, StopReason.USER.value), verdict, record, None)
     Journal(project.journal).append(event)
 
 

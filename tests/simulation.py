@@ -986,9 +986,10 @@ class Audit:
         self.restarts[stream_id] = count + (kind == "restart" and not is_free)
         self.outages[stream_id] = self.outages.get(stream_id, 0) + 1 if is_free else 0
         if kind == "restart":
-            # A task that is reopened and done again is no progress, where anybody saw that it had been done before.
-            is_reopened = any(change[1] == "reopen" for change in stream.plan.changes)
-            if event["restarts"] != self.restarts[stream_id] and not is_reopened:
+            # A task that is reopened and done again between two looks, or archived undone, may be taken for progress.
+            is_unclear = any(change[1] in ("reopen", "archive") for change in stream.plan.changes)
+            is_lenient = is_unclear and event["restarts"] < self.restarts[stream_id]
+            if event["restarts"] != self.restarts[stream_id] and not is_lenient:
                 raise Violation("count", f"{stream_id}: {event['restarts']} instead of {self.restarts[stream_id]}")
             self.restarts[stream_id] = event["restarts"]
             self.not_before[stream_id] = self.world.now + 0.85 * self._backoff(stream_id)
@@ -1029,6 +1030,9 @@ class Audit:
         is_empty = not any(stream.exists for stream in world.order)
         if self.exit_code is not None and bool(left or is_empty) != bool(self.exit_code):
             raise Violation("exit code", f"{self.exit_code} with {len(left)} streams left: {self.outcome}")
+        known = sum(event["cost"] for event in world.journal if event["event"] == "worker_ended")
+        if self.exit_code is not None and abs(known - world.reported_cost) > 0.001:
+            raise Violation("cost", f"the journal knows of ${known:.2f} of ${world.reported_cost:.2f}")
         for stream in left:
             self._check_reason(stream)
 

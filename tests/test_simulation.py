@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -87,12 +88,22 @@ FOUND = {
             StreamPlan("S-2", Phase.FOUNDATION, tasks=(3000.0,)),
         ),
     ),
-    "a limit that is concluded together with an end lets the next stream start": Night(
+    "a limit that is concluded lets another stream start in the same breath": Night(
         5101,
-        Limits(max_workers=1),
-        (StreamPlan("S-1"), StreamPlan("S-2")),
+        streams=(StreamPlan("S-1"), StreamPlan("S-2", appears=150.0)),
         windows=((100.0, 9000.0, "limit", 9000.0),),
-        kills=((99.0, 0, 60.0, "kill"),),
+        kills=((99.0, 0, 100.0, "kill"),),
+    ),
+    "a task that is completed and then archived does not refill the budget": Night(
+        7879,
+        streams=(
+            StreamPlan(
+                "S-7",
+                tasks=(100.0, 100.0, 100.0),
+                incidents=((1, 50.0, "exit1"), (2, 50.0, "exit0")),
+                changes=((170.0, "archive", 0),),
+            ),
+        ),
     ),
     "a kill at the start of a run loses the pause": Night(
         5469,
@@ -132,8 +143,8 @@ def test_a_kill_at_any_call_of_a_run_loses_and_doubles_nothing() -> None:
         StreamPlan("S-3", tasks=(30.0,), lingers=True, stubborn=True),
     )
     night = Night(1, Limits(budget=5.0), streams, windows=((60.0, 100.0, "limit", 100.0),))
-    for step in range(150):
-        killed = replace(night, kills=((0.0, step, 20.0, "kill"),))
+    for step, down in itertools.product(range(120), (5.0, 400.0)):
+        killed = replace(night, kills=((0.0, step, down, "kill"),))
         assert find_violation(killed) is None, step
         assert play(killed).exit_code == 0, step
 
