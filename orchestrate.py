@@ -24,6 +24,7 @@ import contextlib
 import dataclasses
 import difflib
 import enum
+import errno
 import fcntl
 import functools
 import hashlib
@@ -39,6 +40,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -127,6 +129,7 @@ LOCK_RETRIES = 10  # looks at a taken lock, 20 ms apart: `status` holds it for a
 WATCH_INTERVAL = 15  # seconds between two frames of `status --watch`
 LOG_LINES = 50  # lines that `logs` shows before it follows
 FOLLOW_INTERVAL = 0.2  # seconds between two looks at a log that is followed
+PATH_LENGTH = 4096  # characters of a path in .mcp.json
 NAME_BYTES = 150  # longest file name made from a stream id, in bytes
 ITEMS_AT_MOST = 100  # items of a list in a worker's event that are shown
 WORDS_LENGTH = 4096  # characters of a text from a worker that are looked at
@@ -193,12 +196,19 @@ class OrchestrateError(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Write the error to stderr."""
-        click.echo(f"[ERROR] {self.message}\n{self.remedy}", file=file, err=True)
+        lines = [f"[ERROR] {self.message}", self.remedy]
+        click.echo("\n".join(visible(line) for text in lines for line in text.split("\n")), file=file, err=True)
 
 
 def visible(text: str) -> str:
     """Return one line of text from outside with its control characters made visible."""
     return text.translate(_CONTROL)
+
+
+def format_json(value: object, indent: int | None = None) -> str:
+    """Return JSON without a control character that a terminal obeys; json escapes those below 32 alone."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def natural_key(text: str) -> tuple[str, str]:
@@ -868,10 +878,10 @@ def read_server_environment(project: Project, environ: Mapping[str, str]) -> dic
     path = project.root / ".mcp.json"
     try:
         servers = json.loads(path.read_text(encoding="utf-8-sig"))["mcpServers"]
-        given = servers["task-copilot"].get("env", {}).items()
+        given = dict(servers["task-copilot"].get("env", {}))
     except (FileNotFoundError, KeyError):
         return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise OrchestrateError(
             f"{path} can't be read: {error}", "Repair it, or name the database with --db."
         ) from error
@@ -881,7 +891,10 @@ def read_server_environment(project: Project, environ: Mapping[str, str]) -> dic
         return known.get(match["braced"] or match["plain"]) or match["default"] or ""
 
     variable = re.compile(r"\$(?:\{(?P<braced>\w+)(?::-(?P<default>[^}]*))?\}|(?P<plain>\w+))")
-    return {key: variable.sub(expand, value) for key, value in given if isinstance(value, str)}
+    texts = {key: given[key] for key in ("TASK_DB_PATH", "WORKSPACE_ID") if isinstance(given.get(key), str)}
+    if any(len(text) > PATH_LENGTH or "\0" in text for text in texts.values()):
+        raise OrchestrateError(f"{path} names no path that could be", "Repair it, or name the database with --db.")
+    return {key: variable.sub(expand, text) for key, text in texts.items()}
 
 
 def find_database(project: Project, given: Path | None, environ: Mapping[str, str], home: Path) -> Database:
@@ -1330,13 +1343,14 @@ def find_obstacles(snapshot: Snapshot, limits: Limits) -> dict[str, list[str]]:
     obstacles: dict[str, list[str]] = {}
     for phase in Phase:
         open_ones: list[str] = []
-        streams = order_streams([s for s in snapshot.streams if s.phase is phase])[0]
-        queue: list[str] = []  # foundation streams run one after another, those that this run is about
-        if phase is Phase.FOUNDATION:
+        streams = [stream for stream in snapshot.streams if stream.phase is phase]
+        queue: list[str] = []
+        if phase is Phase.FOUNDATION:  # its streams run one after another, those that this run is about
+            streams = order_streams(streams)[0]
             queue += [stream.id for stream in streams if stream.id in snapshot.workers]
         for stream in streams:
-            needed = [name for name in stream.dependencies if name in unfinished]
-            more = [name for name in dict.fromkeys([*queue, *needed]) if name not in known]
+            needed = [*queue, *(name for name in stream.dependencies if name in unfinished)]
+            more = [name for name in dict.fromkeys(needed) if name not in known and name != stream.id]
             obstacles[stream.id] = [*before, *more] if more else before  # shared: a copy each would be quadratic
             if stream.id in unfinished:
                 open_ones.append(stream.id)
@@ -1505,13 +1519,13 @@ def worker_environment(
 
 
 def read_prompt_template(project: Project) -> str:
-    """Return the project's own prompt template where it has one, else the built-in one."""
+    """Return the project's own prompt template where it has one, else the built-in one. Raises OSError."""
     path = project.folder / "worker-prompt.md"
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return WORKER_PROMPT
-    except (OSError, ValueError) as error:
+    except (IsADirectoryError, PermissionError, ValueError) as error:
         raise OrchestrateError(
             f"{path} can't be read: {error}", "Repair it, or remove it to use the built-in prompt."
         ) from error
@@ -1569,7 +1583,8 @@ def find_trees(
     """Return by stream the processes that belong to its workers, by PID.
 
     A process belongs to a worker by its environment, by its session where a worker's process made that, and by
-    descent. `known` are workers whose environment the system hides, as PID and stream.
+    descent. `known` are processes that were found to be a stream's before, as PID and stream; one that is no longer
+    there may have left its session.
     """
     owner = {pid: stream_id for pid, stream_id in known.items() if pid in table}
     for pid, process in table.items():
@@ -1578,9 +1593,10 @@ def find_trees(
             owner[pid] = environ["ORCHESTRATE_STREAM"]
     sessions = {pid: sid for pid, sid in ((pid, _read_session(pid)) for pid in table) if sid > 0}
     # A session whose leader lives and is not ours is a person's terminal, and no sign of anything.
-    of_session = {
-        sid: owner[pid] for pid, sid in sessions.items() if pid in owner and (sid in owner or sid not in table)
-    }
+    of_session = {pid: stream_id for pid, stream_id in known.items() if pid not in table}
+    of_session.update(
+        (sid, owner[pid]) for pid, sid in sessions.items() if pid in owner and (sid in owner or sid not in table)
+    )
     owner.update({pid: of_session[sid] for pid, sid in sessions.items() if pid not in owner and sid in of_session})
     children: dict[int, list[int]] = {}
     for pid, process in table.items():
@@ -1701,16 +1717,42 @@ def read_cpu_time(tree: Mapping[int, psutil.Process]) -> float:
     return used
 
 
+def send_signal(process: psutil.Process, signum: int) -> None:
+    """Signal this very process, and never a newer one that has got its PID. Raises OSError, psutil.Error."""
+    open_process = getattr(os, "pidfd_open", None)  # Linux, and Python 3.9
+    if open_process is None:
+        process.send_signal(signum)  # psutil looks at the time of its start, in the instant before
+        return
+    descriptor = open_process(process.pid)
+    try:
+        if process.is_running():  # so the descriptor is that process's, whatever happens to the PID from here on
+            signal.pidfd_send_signal(descriptor, signum)  # type: ignore[attr-defined,unused-ignore]
+    finally:
+        os.close(descriptor)
+
+
 def signal_tree(tree: Mapping[int, psutil.Process], signum: int) -> None:
-    """Signal every process of a tree. psutil makes sure that none of them is a newer process with an old one's PID."""
+    """Signal every process of a tree. Raises OSError where a process can't be identified."""
     for process in tree.values():
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # gone; or not ours, then it survives
-            process.send_signal(signum)
+        # Gone; or not ours, and then it survives and is named.
+        with contextlib.suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess, psutil.AccessDenied):
+            send_signal(process, signum)
 
 
 def open_private(path: Path, flags: int) -> IO[bytes]:
-    """Open a file, unbuffered, that its owner alone can read; make it where it is missing. Raises OSError."""
-    return os.fdopen(os.open(path, flags | os.O_CREAT, 0o600), "r+b" if flags & os.O_RDWR else "wb", buffering=0)
+    """Open a file, unbuffered, that its owner alone can read; make it where it is missing. Raises OSError.
+
+    A symbolic link is refused: it would lead somebody else's words into a file of ours, or ours into theirs.
+    """
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    return os.fdopen(descriptor, "r+b" if flags & os.O_RDWR else "wb", buffering=0)
+
+
+def write_whole(file: IO[bytes], text: str) -> None:
+    """Write all of a text: on a full disk one write is cut short, and the next one fails. Raises OSError."""
+    rest = memoryview(text.encode("utf-8", "replace"))
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def write_file(path: Path, text: str) -> None:
@@ -1718,7 +1760,7 @@ def write_file(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open_private(temporary, os.O_WRONLY | os.O_TRUNC) as file:
-            file.write(text.encode("utf-8", "replace"))
+            write_whole(file, text)
         temporary.replace(path)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -1728,7 +1770,7 @@ def write_file(path: Path, text: str) -> None:
 def append_to_file(path: Path, text: str) -> None:
     """Append to a file in one write, readable by its owner alone. Raises OSError."""
     with open_private(path, os.O_WRONLY | os.O_APPEND) as file:
-        file.write(text.encode("utf-8", "replace"))
+        write_whole(file, text)
 
 
 def append_lines(path: Path, lines: Sequence[str]) -> None:
@@ -1881,8 +1923,8 @@ class Transcript:
     """Follows a worker's raw output and renders it as it grows, each line once.
 
     It reads from `start`, where the worker's output begins, and hands what stands from `position` on, as lines for
-    people, to `write`. Memory stays bounded whatever the length of a line. `words` is the last line that was no event:
-    an error message, often enough.
+    people, to `write`; what can't be written is kept for the next time. Memory stays bounded whatever the length of a
+    line. `words` is the last line that was no event: an error message, often enough.
     """
 
     def __init__(self, raw: Path, write: Callable[[Sequence[str]], None], start: int, position: int) -> None:
@@ -1891,7 +1933,9 @@ class Transcript:
         self._read_to = start
         self._line = bytearray()
         self._skipped = 0
-        self.position = max(start, position)
+        self.position = self._rendered_to = max(start, position)
+        self.is_drained = False
+        self._unwritten: list[str] = []
         self.words = ""
         self.notice = ""
         self.cost = 0.0
@@ -1906,30 +1950,36 @@ class Transcript:
 
     def pump(self) -> bool:
         """Render what came since the last time, up to a bound; return whether that was all. Raises OSError."""
-        rendered: list[str] = []
-        chunk = b""
+        self.is_drained = False
+        if len(self._unwritten) > LINES_AT_ONCE:
+            self._write_out()
+        self.is_drained = self._read()
+        self._write_out()
+        return self.is_drained
+
+    def _read(self) -> bool:
         try:
             with self._raw.open("rb") as file:
                 if os.fstat(file.fileno()).st_size < self._read_to:  # truncated by somebody
-                    self._read_to = self.position = self._skipped = 0
+                    self._read_to = self.position = self._rendered_to = self._skipped = 0
                     self._line.clear()
                 file.seek(self._read_to)
                 lines = 0
                 for _ in range(READS_AT_ONCE):
                     chunk = file.read(READ_BYTES)
-                    rendered += self._take(chunk)
+                    self._unwritten += self._take(chunk)
                     lines += chunk.count(b"\n")
                     if not chunk or lines > LINES_AT_ONCE:
                         break
         except FileNotFoundError:
-            pass  # removed by somebody: there is nothing to render
-        self._write(rendered)
+            return True  # removed by somebody: there is nothing to render
         return not chunk
 
     def finish(self) -> None:
         """Render a last line that was never ended. Raises OSError."""
         if self._line or self._skipped:
-            self._write(self._end_line(self._read_to))
+            self._unwritten += self._end_line(self._read_to)
+        self._write_out()
 
     def read_ending(self, code: int | None, wall: float) -> Ending:
         """Return how the worker ended, from its exit code and what it last said of itself."""
@@ -1954,6 +2004,11 @@ class Transcript:
             turns=int(_read_number(result, "num_turns")),
             cost=self.cost,
         )
+
+    def _write_out(self) -> None:
+        self._write(self._unwritten)
+        self._unwritten = []
+        self.position = self._rendered_to
 
     def _take(self, chunk: bytes) -> list[str]:
         rendered: list[str] = []
@@ -1985,9 +2040,9 @@ class Transcript:
         else:
             self.words = ""  # no longer the last line
             self._heed(event)
-        if end <= self.position:
+        if end <= self._rendered_to:
             return []
-        self.position = end
+        self._rendered_to = end
         return [text] if event is None else format_output(event, self._folder)
 
     def _heed(self, event: Event) -> None:
@@ -2017,7 +2072,10 @@ class LogFollower:
             self._file.seek(_find_last_lines(self._file, lines))
 
     def read(self) -> list[str]:
-        """Return the lines that were written since the last call. Raises OSError."""
+        """Return the lines that were written since the last call, with their ends. Raises OSError.
+
+        A line longer than LINE_BYTES comes in pieces; all but its last one have no end.
+        """
         lines = self._read_lines()
         if self._is_another_file():
             lines += self._read_lines()  # what the old file still got
@@ -2047,7 +2105,11 @@ class LogFollower:
             self._file.seek(0)
             self._rest = b""
         *whole, self._rest = (self._rest + self._file.read(READ_BYTES * READS_AT_ONCE)).split(b"\n")
-        return [line.decode("utf-8", "replace") for line in whole]
+        lines = [line.decode("utf-8", "replace") + "\n" for line in whole]
+        if len(self._rest) > LINE_BYTES:
+            lines.append(self._rest.decode("utf-8", "replace"))
+            self._rest = b""
+        return lines
 
     def _is_another_file(self) -> bool:
         if self._file is None:
@@ -2135,8 +2197,11 @@ class _Tracked:
         return self.leader is None or not is_alive(self.leader)
 
     def read_ending(self, wall: float) -> Ending:
-        self.transcript.finish()
         return self.transcript.read_ending(self.child.returncode if self.child is not None else None, wall)
+
+
+# A worker that can't be executed for one of these reasons can't be in a minute either.
+_FINAL_ERRORS = (OrchestrateError, FileNotFoundError, NotADirectoryError, PermissionError)
 
 
 class WorkerTable:
@@ -2150,6 +2215,7 @@ class WorkerTable:
         self.command = command
         self._environ = environ
         self._clock = clock
+        self.trouble: OSError | None = None  # what could not be written at the last poll
         self._tracked: dict[str, _Tracked] = {}
         self._positions: dict[str, int] = {}
 
@@ -2161,11 +2227,14 @@ class WorkerTable:
         """
         self._positions = read_positions(self.project)
         found = discover_workers(self.project, {*stream_ids, *records})
+        for path in found.stale:  # first: one may stand where that of a worker belongs
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
         living = {i: found.trees[i][worker.pid] for i, worker in found.workers.items() if worker.ending is None}
         known = {
             i: Worker(i, r.pid, r.run)
             for i, r in records.items()
-            if r.pid or (r.is_starting and self.measure_output(i) > r.raw_start)
+            if r.pid or (r.is_starting and self.open_output(i) > r.raw_start)
         }
         for stream_id, worker in {**known, **found.workers}.items():
             start = records[stream_id].raw_start if stream_id in records else 0
@@ -2175,33 +2244,57 @@ class WorkerTable:
             tracked = _Tracked(unjudged, transcript, leader=living.get(stream_id), active_at=self._clock.monotonic())
             self._tracked[stream_id] = tracked
             if stream_id in living:
-                write_file(self.project.pid_file(stream_id), f"{worker.pid}\n")
-        for path in found.stale:
-            path.unlink()
+                self._write_pid(worker)
         return found
 
     def poll(self) -> dict[str, Worker]:
-        """Return all workers, those that have ended included until they are forgotten. Raises OSError."""
+        """Return all workers, those that have ended included until they are forgotten.
+
+        Raises OSError where it can't look. What it can't write is its `trouble`, and is written at a later time.
+        """
         over = []
+        self.trouble = None
         for stream_id, tracked in self._tracked.items():
             has_ended = tracked.worker.ending is not None or tracked.has_ended()
             read_to = tracked.transcript.read_to
-            is_drained = tracked.transcript.pump()
+            self._attempt(tracked.transcript.pump)
             if tracked.transcript.read_to != read_to:
                 self.touch(stream_id)
+            if not has_ended and not self.project.pid_file(stream_id).exists():
+                self._attempt(functools.partial(self._write_pid, tracked.worker))  # somebody removed it
+            is_drained = tracked.transcript.is_drained
             if has_ended and is_drained and (tracked.worker.ending is None or tracked.worker.leftovers):
                 over.append(stream_id)
-        self._write_positions()
+        self._attempt(self._write_positions)
         self._look_for_cpu_use()
+        self._look_for_leftovers(over)
+        return {stream_id: self._describe(tracked) for stream_id, tracked in self._tracked.items()}
+
+    def _attempt(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            self.trouble = error
+
+    def _write_pid(self, worker: Worker) -> None:
+        write_file(self.project.pid_file(worker.stream_id), f"{worker.pid}\n")
+
+    def _look_for_leftovers(self, over: Sequence[str]) -> None:
+        """Take note of how workers ended, and of what is left of their trees."""
+        table = read_process_table() if over else {}
         known: dict[int, str] = {}
         for stream_id in over:
-            known.update(find_living(self._tracked[stream_id].tree, stream_id))
-        trees = find_trees(self.project, read_process_table(), known) if over else {}
+            tracked = self._tracked[stream_id]
+            known.update(find_living(tracked.tree, stream_id))
+            if (tracked.child or tracked.leader) and tracked.worker.pid not in table:
+                known[tracked.worker.pid] = stream_id  # as long as its session has a member, nobody gets that PID
+        trees = find_trees(self.project, table, known) if over else {}
         for stream_id in over:
             tracked = self._tracked[stream_id]
+            tracked.tree = trees.get(stream_id, {})
+            self._attempt(tracked.transcript.finish)
             ending = tracked.worker.ending or tracked.read_ending(self._clock.wall())
-            tracked.worker = replace(tracked.worker, ending=ending, leftovers=tuple(trees.get(stream_id, ())))
-        return {stream_id: self._describe(tracked) for stream_id, tracked in self._tracked.items()}
+            tracked.worker = replace(tracked.worker, ending=ending, leftovers=tuple(tracked.tree))
 
     def count(self) -> int:
         """Return how many workers live; touch nothing else."""
@@ -2232,10 +2325,13 @@ class WorkerTable:
                 tracked.active_at = now
             tracked.cpu_time, tracked.cpu_read_at = used, now
 
-    def measure_output(self, stream_id: str) -> int:
-        """Return the size of a stream's raw output in bytes: there its next worker's begins."""
-        raw = self.project.raw(stream_id)
-        return raw.stat().st_size if raw.exists() else 0
+    def open_output(self, stream_id: str) -> int:
+        """Make sure of a stream's raw output, and return its size in bytes: there its next worker's begins.
+
+        Raises OSError.
+        """
+        with open_private(self.project.raw(stream_id), os.O_WRONLY | os.O_APPEND) as output:
+            return output.seek(0, os.SEEK_END)
 
     def spawn(self, stream: Stream, record: Record, budget: float) -> Worker:
         """Start a worker.
@@ -2249,12 +2345,12 @@ class WorkerTable:
             child = self._execute(stream, record, run, budget)
             worker = Worker(stream.id, child.pid, f"{run}.{child.pid}")
         except (OSError, OrchestrateError) as error:
-            is_final = isinstance(error, (OrchestrateError, FileNotFoundError, NotADirectoryError, PermissionError))
+            is_final = isinstance(error, _FINAL_ERRORS) or getattr(error, "errno", 0) == errno.E2BIG
             worker = Worker(stream.id, 0, run, Ending(None, visible(str(error)), is_final))
         transcript = self._follow(stream.id, start, start)
         self._tracked[stream.id] = _Tracked(worker, transcript, child, active_at=self._clock.monotonic())
         if worker.ending is None:
-            write_file(self.project.pid_file(stream.id), f"{worker.pid}\n")
+            self._attempt(functools.partial(self._write_pid, worker))  # it runs: the next poll tries again
         return worker
 
     def signal(self, stream_id: str, signum: int) -> None:
@@ -2298,8 +2394,9 @@ class WorkerTable:
         """Remember how far the logs are rendered, for the orchestrator that comes next."""
         current = {file_name(stream_id): tracked.transcript.position for stream_id, tracked in self._tracked.items()}
         if any(self._positions.get(name) != position for name, position in current.items()):
-            self._positions.update(current)
-            write_file(self.project.positions, json.dumps(self._positions))
+            positions = {**self._positions, **current}
+            write_file(self.project.positions, json.dumps(positions))
+            self._positions = positions
 
 
 # ── 6. Orchestrator ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -2392,7 +2489,7 @@ def make_end_event(
         delay=round(verdict.delay, 3),
         completed=completed,
         open=open_tasks,
-        seconds=round(clock.monotonic() - record.started_at, 3),
+        seconds=round(max(clock.monotonic() - record.started_at, 0.0), 3),  # a reboot sets that clock back
         turns=ending.turns,
         cost=ending.cost,
     )
@@ -2403,12 +2500,19 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.unwritten: list[str] = []
         self._read_to = 0
 
     def append(self, event: Event) -> None:
-        """Append an event. Raises OSError."""
-        line = json.dumps(event, ensure_ascii=False)
-        append_to_file(self.path, f"{'' if self._ends_cleanly() else chr(10)}{line}\n")
+        """Append an event. Raises OSError; the event is then kept for the next `flush`."""
+        self.unwritten.append(json.dumps(event, ensure_ascii=False))
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what could not be written before. Raises OSError."""
+        if self.unwritten:
+            append_lines(self.path, [*([] if self._ends_cleanly() else [""]), *self.unwritten])
+            self.unwritten = []
 
     def read(self) -> list[Event]:
         """Return the events since the last call, and at first all of them; what is no event is passed over."""
@@ -2459,6 +2563,17 @@ def read_history(project: Project) -> History:
     return fold_events(History(), Journal(project.journal).read())
 
 
+def _check_folder(folder: Path) -> None:
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise OrchestrateError(f"{folder} is no folder of its own", "Look at what it is, and remove it.")
+    if status.st_uid != os.geteuid():
+        raise OrchestrateError(f"{folder} is another user's", "Run as that user, or remove it.")
+    if status.st_mode & stat.S_IWOTH:
+        remedy = f"Look at what they put there, then: chmod go-w {shlex.quote(str(folder))}"
+        raise OrchestrateError(f"{folder} can be written by others", remedy)
+
+
 class StateFolder:
     """The orchestrator's state on disk: the journal, the stop marks, and the lock that makes it the only one."""
 
@@ -2467,9 +2582,23 @@ class StateFolder:
         self.journal = Journal(project.journal)
         self._lock: IO[bytes] | None = None
 
+    def check(self) -> None:
+        """Raise OrchestrateError where others can change the state: its files are obeyed, written and signalled by."""
+        own = {self.project.journal.name, self.project.lock.name, ".gitignore"}
+        for folder in self._folders():
+            with contextlib.suppress(FileNotFoundError):
+                _check_folder(folder)
+                for entry in os.scandir(folder):
+                    is_state = entry.name in own or folder != self.project.folder
+                    if is_state and not entry.is_file(follow_symlinks=False):
+                        raise OrchestrateError(f"{entry.path} is no regular file", "Look at what it is, and remove it.")
+
+    def _folders(self) -> tuple[Path, Path, Path]:
+        return self.project.folder, self.project.pids, self.project.folder / "logs"
+
     def make(self) -> None:
         """Make the folders, closed to others and kept out of git. Raises OSError."""
-        for folder in (self.project.folder, self.project.pids, self.project.folder / "logs"):
+        for folder in self._folders():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)
         ignore = self.project.folder / ".gitignore"
@@ -2478,7 +2607,7 @@ class StateFolder:
 
     def keep(self) -> bool:
         """Make anew what somebody removed; return whether this is still the project's orchestrator. Raises OSError."""
-        if not (self.project.pids.is_dir() and (self.project.folder / "logs").is_dir()):
+        if not all(folder.is_dir() for folder in self._folders()):
             self.make()
         return self._is_locked() or self.acquire()
 
@@ -2696,14 +2825,13 @@ class Orchestrator:
         self._said: set[str] = set()
         self._changes: dict[str, tuple[str, int]] = {}
         self._slept = clock.slept()
+        self._trouble = ""
 
     def run(self) -> int:
         """Run to the end, and return the exit code."""
         self.begin()
         while self.finish is None and not self._is_left():
-            if not self.state.keep():
-                self.finish = Finish(EXIT_RUNNING, "another orchestrator has taken over")
-            elif not self.tick():
+            if not self._try_tick():
                 self.clock.wait(TICK)
         if self.finish is None or self.limits.is_closing:
             left = f"the orchestrator was ended; {format_count(self.table.count(), 'worker')} left running"
@@ -2736,6 +2864,28 @@ class Orchestrator:
                 counts = {"completed": stream.completed if stream else 0, "open": stream.open if stream else None}
                 self.emit("worker_adopted", stream=worker.stream_id, pid=worker.pid, run=worker.run, **counts)
 
+    def _try_tick(self) -> bool:
+        """Do a tick; where the disk is full, or a file is gone or can't be opened, say so and try again later."""
+        try:
+            if not self.state.keep():
+                self.finish = Finish(EXIT_RUNNING, "another orchestrator has taken over")
+                return True
+            is_busy = self.tick()
+            self.state.journal.flush()
+        except OSError as error:
+            self._complain(error)
+            return self.finish is not None
+        if self._trouble and self.table.trouble is None:
+            self._trouble = ""
+            self.emit("trouble_over")
+        return is_busy
+
+    def _complain(self, error: OSError) -> None:
+        """Say, once until it is over, what the system refuses. The workers live, and nothing starts meanwhile."""
+        if not self._trouble:
+            self._trouble = str(error)
+            self.emit("trouble", reason=self._trouble)
+
     def tick(self) -> bool:
         """Observe, plan, apply, report; return whether the next tick must not wait."""
         self._heed_sleep()
@@ -2751,6 +2901,8 @@ class Orchestrator:
     def observe(self) -> Snapshot:
         """Look at the workers, then at the database, so that a worker's last commit is seen with its end."""
         workers = self.table.poll()
+        if self.table.trouble is not None:
+            self._complain(self.table.trouble)
         for worker in workers.values():
             if worker.notice:
                 self.warn(worker.notice, worker.notice.partition(" is ")[0])
@@ -2778,11 +2930,11 @@ class Orchestrator:
         if isinstance(action, Start):
             return self._start(action.stream, action.budget)
         if isinstance(action, Stop):
-            self.emit("worker_stopping", stream=action.stream_id, why=action.why.name)
             self.table.signal(action.stream_id, signal.SIGTERM)
+            self.emit("worker_stopping", stream=action.stream_id, why=action.why.name)
         elif isinstance(action, Kill):
-            self.emit("worker_killed", stream=action.stream_id)
             self.table.signal(action.stream_id, signal.SIGKILL)
+            self.emit("worker_killed", stream=action.stream_id)
         elif isinstance(action, Conclude):
             self._conclude(action.worker, action.verdict)
         elif isinstance(action, Finish):
@@ -2808,10 +2960,13 @@ class Orchestrator:
     def record(self, event: Event) -> None:
         """Take an event into memory, the journal and the stream's log, and hand it to whoever watches."""
         self.history = self.history.after(event)
-        self.state.journal.append(event)
-        line = format_log_line(event)
-        if line and "stream" in event:
-            self.table.note(event["stream"], line)
+        try:
+            self.state.journal.append(event)
+            line = format_log_line(event)
+            if line and "stream" in event:
+                self.table.note(event["stream"], line)
+        except OSError as error:
+            self._complain(error)
         self._tell_event(event)
 
     def _tell_event(self, event: Event) -> None:
@@ -2834,11 +2989,13 @@ class Orchestrator:
 
     def _start(self, stream: Stream, budget: float) -> bool:
         with self.state.hold_marks():
-            if self.state.stopped([stream.id]):
-                return False
+            if self.state.journal.unwritten or self.state.stopped([stream.id]):
+                return False  # where nothing can be written down, nothing starts
             # First, so that a kill in between can't lose what the worker says and costs.
-            raw_start = self.table.measure_output(stream.id)
+            raw_start = self.table.open_output(stream.id)
             self.emit("worker_starting", stream=stream.id, raw_start=raw_start, budget=budget)
+            if self.state.journal.unwritten:
+                return False
             record = self.history.record(stream.id)
             worker = self.table.spawn(stream, record, budget)
         self.emit(
@@ -2984,6 +3141,8 @@ _EVENT_FORMATS: dict[str, Callable[[Event, str], str]] = {
     "stale_pid_file": lambda e, _: f"Removed stale PID file {visible(e['file'])}: {e['reason']}",
     "database_unreadable": lambda e, _: f"The database can't be read; nothing starts until it can: {e['reason']}",
     "database_readable": lambda *_: "The database can be read again",
+    "trouble": lambda e, _: f"Nothing starts until this is over: {visible(e['reason'])}",
+    "trouble_over": lambda *_: "That is over; going on",
     "run_waiting": lambda e, _: f"Waiting: {e['reason']}",
     "run_paused": lambda e, _: f"Paused, nothing starts for {format_duration(e['delay'])}: {visible(e['reason'])}",
     "warning": lambda e, _: f"Warning: {visible(e['message'])}",
@@ -3002,10 +3161,10 @@ def stop_orchestrator(project: Project, timeout: float) -> int:
         try:
             process = psutil.Process(pid)
             if any(project.lock.samefile(file.path) for file in process.open_files()):
-                process.send_signal(signum)
-        except (psutil.NoSuchProcess, FileNotFoundError):
+                send_signal(process, signum)
+        except (psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError):
             continue
-        except psutil.AccessDenied as error:
+        except (psutil.AccessDenied, PermissionError) as error:
             raise OrchestrateError(
                 f"The orchestrator (PID {pid}) is another user's", "Stop it as that user."
             ) from error
@@ -3296,7 +3455,7 @@ def format_status_json(
         "cost_usd": round(snapshot.history.spent, 6),
         "streams": [_describe_stream(stream, standings[stream.id], snapshot) for stream in snapshot.streams],
     }
-    return json.dumps(status, indent=2, ensure_ascii=False)
+    return format_json(status, indent=2)
 
 
 def _describe_stream(stream: Stream, standing: Standing, snapshot: Snapshot) -> dict[str, Any]:
@@ -3361,7 +3520,7 @@ class JsonReporter(Reporter):
 
     def event(self, event: Event) -> None:
         """Write the event."""
-        click.echo(json.dumps(event, ensure_ascii=False))
+        click.echo(format_json(event))
 
 
 # ── 8. Commands ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -3425,7 +3584,9 @@ def find_places() -> tuple[Project, Database]:
 def find_current_project() -> Project:
     """Return the project that the options and the working directory lead to."""
     given = click.get_current_context().ensure_object(dict).get("project")
-    return find_project(given, Path(__file__).resolve(), Path.cwd(), Path.home())
+    project = find_project(given, Path(__file__).resolve(), Path.cwd(), Path.home())
+    StateFolder(project).check()
+    return project
 
 
 def find_current_database(project: Project) -> Database:
@@ -3595,7 +3756,7 @@ def join_run(project: Project, streams: Sequence[str], running: int, as_json: bo
         request = make_event(SystemClock(), "start_requested", stream=stream_id)
         Journal(project.journal).append(request)
         if as_json:
-            click.echo(json.dumps(request, ensure_ascii=False))
+            click.echo(format_json(request))
     if not read_orchestrator_pid(project):
         raise OrchestrateError("The orchestrator that ran has just ended", "Start again.", EXIT_FAILED)
     if not as_json:
@@ -3655,8 +3816,9 @@ def print_plan(project: Project, store: TaskStore, database: Database, command: 
     """Write what a run would do: the order, the folder, the command."""
     snapshot = replace(read_snapshot(project, store), orchestrator=os.getpid())
     click.echo(f"Project   {project.root}\nDatabase  {database.path}\nCommand   {shlex.join(command.argv('PROMPT'))}")
+    standings = assess(snapshot, limits, time.monotonic())
     for stream in snapshot.streams:
-        standing = assess(snapshot, limits, time.monotonic())[stream.id]
+        standing = standings[stream.id]
         words = (
             "starts at once, or as soon as a worker is free"
             if standing.state is StreamState.QUEUED
@@ -3861,7 +4023,10 @@ def record_stop(project: Project, worker: Worker) -> None:
     verdict = Verdict(VerdictKind.STOPPED, StopReason.USER.value)
     record = read_history(project).record(worker.stream_id)
     event = make_end_event(SystemClock(), worker, Ending(None, StopReason.USER.value), verdict, record, None)
-    Journal(project.journal).append(event)
+    try:
+        Journal(project.journal).append(event)
+    except OSError as error:
+        click.echo(f"Warning: {visible(str(error))}: the journal does not tell of this stop", err=True)
 
 
 @cli.command("logs")
@@ -3905,7 +4070,7 @@ def logs_command(streams: tuple[str, ...], lines: int, follow: bool, raw: bool) 
             for place, (name, follower) in enumerate(followers.items()):
                 shown = follower.read()
                 if name in unrendered:
-                    shown = unrendered[name].complete(shown, has_orchestrator)
+                    shown = unrendered[name].complete([line.rstrip("\n") for line in shown], has_orchestrator)
                 print_log_lines(console, shown, name if len(names) > 1 else "", place, raw)
             if not follow and all(follower.is_at_end() for follower in followers.values()):
                 return EXIT_DONE
@@ -3923,9 +4088,11 @@ def print_log_lines(console: Console, lines: Sequence[str], name: str, place: in
     for line in lines:
         prefix = (f"{visible(name)} │ ", _STREAM_COLOURS[place % len(_STREAM_COLOURS)]) if name else ""
         if console.is_terminal:
-            console.print(Text.assemble(prefix, visible(line.expandtabs())), soft_wrap=True)
+            console.print(Text.assemble(prefix, visible(line.rstrip("\n").expandtabs())), soft_wrap=True)
+        elif is_raw:
+            click.echo(f"{prefix[0] if prefix else ''}{line}", nl=False)
         else:
-            click.echo(f"{prefix[0] if prefix else ''}{line if is_raw else visible(line.expandtabs())}")
+            click.echo(f"{prefix[0] if prefix else ''}{visible(line.expandtabs())}")
 
 
 _STREAM_COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright_green", "bright_magenta")
@@ -3949,9 +4116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT
     except OSError as error:
-        click.echo(
-            f"[ERROR] {error}\nLook at that file or folder: its owner, its mode, the room on its disk.", err=True
-        )
+        remedy = "Look at that file or folder: its owner, its mode, the room on its disk."
+        OrchestrateError(str(error), remedy).show()
         return EXIT_USAGE
 
 

@@ -587,9 +587,14 @@ class Host:
 class SimulatedJournal:
     """The journal in memory; a reader of its own for each orchestrator."""
 
+    unwritten = ()  # there is always room
+
     def __init__(self, host: Host) -> None:
         self._host = host
         self._read_to = 0
+
+    def flush(self) -> None:
+        """Nothing is left to write."""
 
     def append(self, event: Event) -> None:
         """Append an event."""
@@ -667,6 +672,8 @@ class SimulatedStore:
 class SimulatedTable:
     """The process table of one orchestrator."""
 
+    trouble = None  # there is always room
+
     def __init__(self, host: Host) -> None:
         self._host = host
         self._world = host.world
@@ -711,7 +718,7 @@ class SimulatedTable:
         leftovers = tuple(range(process.leftovers))
         return Worker(stream_id, process.pid, process.run, ending, leftovers, cost=ending.cost)
 
-    def measure_output(self, stream_id: str) -> int:  # noqa: ARG002
+    def open_output(self, stream_id: str) -> int:  # noqa: ARG002
         """Nobody reads it."""
         return 0
 

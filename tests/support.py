@@ -8,10 +8,17 @@ The worker is a script that plays `claude`. It does what its stream's *part* say
     sleep=S    sleep for S seconds                  hang    sleep for ever, SIGTERM ignored
     say=TEXT   print a line                         spawn   leave a child behind, in the same group
     setsid     leave a child behind, in a session of its own
+    stubborn   leave a child behind, in the same group, SIGTERM ignored
+    bare       leave a child behind, in the same group, its environment empty
+    daemon     leave a grandchild behind, in a session of its own, its parent gone
+    until=NAME wait until the project has this file
     burn=S     use CPU time for S seconds
     print=NAME print a line of lines.json: a text as it is, anything else as JSON
     limit=S    report a usage limit that ends in S seconds, as the CLI does, and exit with 1
     cost=USD   report a result with this cost
+    flood=MB   print so many megabytes of x without a newline
+    raw=HEX    print these bytes
+    survivors  note which of the children that this stream's workers left behind still live
 
 A part is `default` or that of the stream in `parts.json` of the project; a list of parts gives one to each attempt,
 the last one to all that follow. The worker notes its start and its end in `worker-times.txt`, so that a test can see
@@ -26,7 +33,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Callable, Mapping
 
@@ -51,7 +58,8 @@ stream = os.environ["ORCHESTRATE_STREAM"]
 project = pathlib.Path(os.environ["ORCHESTRATE_PROJECT"])
 database = pathlib.Path(os.environ["TASK_DB_PATH"], os.environ["WORKSPACE_ID"], "tasks.db")
 NOW = "strftime('%Y-%m-%dT%H:%M:%fZ')"
-MINE = "json_extract(metadata, '$.streamId') = ? AND status NOT IN ('completed', 'cancelled')"
+MINE = ("CASE WHEN json_valid(metadata) THEN json_extract(metadata, '$.streamId') END = ? "
+        "AND status NOT IN ('completed', 'cancelled')")
 
 
 def note(word):
@@ -70,6 +78,35 @@ def query(statement, *values):
 def change(status, limit):
     query(f"UPDATE tasks SET status = ?, updated_at = {{NOW}} WHERE id IN "
           f"(SELECT id FROM tasks WHERE {{MINE}} ORDER BY created_at, id LIMIT ?)", status, stream, limit)
+
+
+def put(content):
+    while content:
+        content = content[os.write(1, content):]
+
+
+def leave_daemon():
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            note(f"daemon {{os.getpid()}}")
+            os.execvp("sleep", ["sleep", "3600"])
+        os._exit(0)
+    os.wait()
+    while not any(word.startswith("daemon ") for word in my_notes()):
+        time.sleep(0.02)
+
+
+def my_notes():
+    notes = [json.loads(line) for line in (project / "worker-times.txt").read_text().splitlines()]
+    return [word for name, word, _, _ in notes if name == stream]
+
+
+def find_survivors():
+    import psutil
+
+    pids = [int(word.split()[1]) for word in my_notes() if word.split()[0] in ("spawn", "setsid", "daemon", "bare")]
+    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
 
 
 def act(word, value, **more):
@@ -107,6 +144,24 @@ def act(word, value, **more):
     elif word in ("spawn", "setsid"):
         child = subprocess.Popen(["sleep", "3600"], start_new_session=word == "setsid")
         note(f"{{word}} {{child.pid}}")
+    elif word in ("stubborn", "bare"):
+        if word == "stubborn":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        child = subprocess.Popen(["sleep", "3600"], env={{}} if word == "bare" else None)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        note(f"{{word}} {{child.pid}}")
+    elif word == "daemon":
+        leave_daemon()
+    elif word == "until":
+        while not (project / value).exists():
+            time.sleep(0.02)
+    elif word == "flood":
+        for _ in range(int(value)):
+            put(b"x" * 1000000)
+    elif word == "raw":
+        put(bytes.fromhex(value))
+    elif word == "survivors":
+        note(f"survivors {{find_survivors()}}")
     elif word == "exit":
         note("end")
         sys.exit(int(value))
@@ -123,7 +178,7 @@ parts = json.loads((project / "parts.json").read_text())
 part = parts.get(stream, parts["default"])
 if isinstance(part, list):
     counter = project / f"attempts-{{stream.encode().hex()[:80]}}"
-    done = int(counter.read_text()) if counter.exists() else 0
+    done = int(counter.read_text() or 0) if counter.exists() else 0  # a kill may have left it empty
     counter.write_text(str(done + 1))
     part = part[min(done, len(part) - 1)]
 for word in part.split():
@@ -221,6 +276,10 @@ class Workspace:
         rows = [json.loads(line) for line in (self.root / "argv.txt").read_text().splitlines()]
         return [words for name, words in rows if name == stream]
 
+    def open_gate(self, name: str) -> None:
+        """Let the workers go on that wait with `await=NAME`."""
+        (self.root / name).touch()
+
     @property
     def state(self) -> Path:
         """The orchestrator's folder."""
@@ -238,7 +297,7 @@ class Workspace:
             [sys.executable, str(options.pop("script", SCRIPT)), *words],
             cwd=options.pop("cwd", self.root),
             env=self.environment(**(env or {})),
-            stdin=subprocess.DEVNULL,
+            stdin=options.pop("stdin", subprocess.DEVNULL),
             stdout=options.pop("stdout", subprocess.PIPE),
             stderr=options.pop("stderr", subprocess.PIPE),
             text=True,
@@ -274,6 +333,11 @@ class Workspace:
         """The streams whose workers started, in order."""
         return [name for name, word, _, _ in self.times() if word == "start" and stream in (None, name)]
 
+    def children(self) -> list[int]:
+        """The processes that the workers noted to have left behind."""
+        words = [word.split() for _, word, _, _ in self.times()]
+        return [int(word[1]) for word in words if word[0] in ("spawn", "setsid", "daemon", "bare", "stubborn")]
+
     def pid(self, stream: str) -> int:
         """The PID in a stream's PID file; 0 without one."""
         path = self.state / "pids" / f"{stream}.pid"
@@ -281,6 +345,11 @@ class Workspace:
             return int(path.read_text())
         except (FileNotFoundError, ValueError):
             return 0
+
+    def left_behind(self, stream: str) -> dict[str, int]:
+        """The children that a stream's workers left behind, by the word of the part: their PIDs."""
+        words = [word.split() for name, word, _, _ in self.times() if name == stream]
+        return {word[0]: int(word[1]) for word in words if word[0] in ("spawn", "setsid", "daemon", "bare")}
 
     def wait_for_worker(self, stream: str) -> int:
         """Wait for a worker that has begun to work, and return its PID."""
@@ -293,9 +362,12 @@ class Workspace:
             if process.poll() is None:
                 process.kill()
             process.communicate()
-        for process in own_processes(self.root):
-            process.kill()
-            process.wait(timeout=10)
+        from psutil import NoSuchProcess
+
+        for process in [*own_processes(self.root), *left_behind(self.children())]:
+            with suppress(NoSuchProcess):  # it has just ended by itself
+                process.kill()
+        wait_until(lambda: not own_processes(self.root) + left_behind(self.children()), "the end of what was left")
 
 
 def own_processes(root: Path) -> list[Any]:
@@ -307,6 +379,19 @@ def own_processes(root: Path) -> list[Any]:
         environ = process.info["environ"] or {}
         if environ.get("ORCHESTRATE_PROJECT") == str(root) and process.info["status"] != psutil.STATUS_ZOMBIE:
             found.append(process)
+    return found
+
+
+def left_behind(pids: list[int]) -> list[Any]:
+    """Return those of these processes that live and are what workers leave behind, with any environment or none."""
+    import psutil
+
+    found = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            process = psutil.Process(pid)
+            if process.cmdline() == ["sleep", "3600"]:
+                found.append(process)
     return found
 
 

@@ -51,10 +51,10 @@ def said(text: str) -> bytes:
 def test_a_transcript_renders_each_line_once_as_the_output_grows(tmp_path: Path) -> None:
     transcript = follow(tmp_path)
     assert transcript.pump()
-    append(tmp_path / "raw", said("one") + b"plain\n" + said("two")[:20])
+    append(tmp_path / "raw", said("one") + b"plain\n" + said("two\n")[:20])
     transcript.pump()
     assert (tmp_path / "log").read_text() == "one\nplain\n"
-    append(tmp_path / "raw", said("two")[20:] + b"no newline")
+    append(tmp_path / "raw", said("two\n")[20:] + b"no newline")
     transcript.pump()
     transcript.finish()
     assert (tmp_path / "log").read_text() == "one\nplain\ntwo\nno newline\n"
@@ -115,20 +115,20 @@ def test_a_follower_survives_truncation_rotation_and_removal(tmp_path: Path) -> 
     path = tmp_path / "log"
     append(path, b"one\ntwo\nthree\n")
     follower = LogFollower(path, 2)
-    assert follower.read() == ["two", "three"]
+    assert follower.read() == ["two\n", "three\n"]
     path.write_bytes(b"cut\n")
-    assert follower.read() == ["cut"]
+    assert follower.read() == ["cut\n"]
     append(path, b"late")
     assert follower.read() == []
     append(path, b" line\n")
     path.rename(tmp_path / "log.1")
     append(tmp_path / "log.1", b"to the old file\n")
     append(path, b"to the new file\n")
-    assert follower.read() == ["late line", "to the old file", "to the new file"]
+    assert follower.read() == ["late line\n", "to the old file\n", "to the new file\n"]
     path.unlink()
     assert follower.read() == []
     append(path, b"there again\n")
-    assert follower.read() == ["there again"]
+    assert follower.read() == ["there again\n"]
     follower.close()
 
 
@@ -136,7 +136,7 @@ def test_a_follower_survives_truncation_rotation_and_removal(tmp_path: Path) -> 
 def test_a_follower_begins_with_so_many_lines(tmp_path: Path, lines: int, shown: list[str]) -> None:
     append(tmp_path / "log", b"a\nb\nc\n")
     follower = LogFollower(tmp_path / "log", lines)
-    assert follower.read() == shown
+    assert follower.read() == [f"{line}\n" for line in shown]
     follower.close()
 
 
