@@ -11,6 +11,7 @@ from support import SCRIPT
 import orchestrate
 
 README = (SCRIPT.parent / "README.md").read_text(encoding="utf-8")
+FAULTS = (SCRIPT.parent / "tests" / "test_faults.py").read_text(encoding="utf-8")
 OPTIONS = [
     (name, option)
     for name, command in sorted(orchestrate.cli.commands.items())
@@ -33,7 +34,8 @@ def test_every_option_stands_in_the_readme(command: str, option: str) -> None:
 
 def test_the_readme_names_no_option_that_does_not_exist() -> None:
     known = {option for _, option in OPTIONS} | {"--help", "--print", "--model", "--max-budget-usd"}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - known == set()
+    text = re.sub(r"`python (tests/|-m pytest)[^`]*`", "", README)  # these take options of their own
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - known == set()
 
 
 def test_the_built_in_prompt_is_the_guides_word_for_word() -> None:
@@ -46,3 +48,9 @@ def test_the_constants_that_the_guide_tells_people_to_edit_are_there() -> None:
     assert (orchestrate.POLL_INTERVAL, orchestrate.MAX_RESTARTS) == (30, 10)
     lines = (SCRIPT.read_text(encoding="utf-8")).splitlines()
     assert [line for line in lines if re.match(r"(POLL_INTERVAL|MAX_RESTARTS) = \d+  # ", line)]
+
+
+def test_the_fault_table_has_each_row_of_the_matrix_and_each_row_has_a_test() -> None:
+    rows = {int(number) for number in re.findall(r"\[(\d+)\]\(tests/test_faults\.py\)", README)}
+    tested = {int(number) for number in re.findall(r"^def test_fault_(\d\d)_", FAULTS, re.MULTILINE)}
+    assert rows == tested == set(range(1, 36)) - {33}  # that of worktrees
