@@ -1109,6 +1109,8 @@ def play_oracle(night: Night, until: float) -> World:
             )
             if is_free and is_useful and audit.could_start(stream):
                 world.spawn(stream.plan.id)
+        if world.next_moment == NEVER:
+            break
         world.advance(max(min(world.next_moment, until + 60), world.now + 0.001))
     return world
 
@@ -1127,21 +1129,27 @@ class Outcome:
     length: float = 0.0
 
 
+def _is_all_complete(world: World) -> bool:
+    there = [stream for stream in world.order if stream.exists]
+    return bool(there) and all(stream.is_complete for stream in there)
+
+
 def judge_night(night: Night) -> Outcome:
     """Run a night and compare it with the oracle's. Raises Violation."""
     audit = play(night)
     world = audit.world
     oracle = play_oracle(night, world.now)
     kind = "waiting" if audit.exit_code is None else "failed" if audit.exit_code else "complete"
-    there = [stream for stream in oracle.streams.values() if stream.exists]
-    could_end_well = bool(there) and all(stream.is_complete for stream in there)
-    if could_end_well and kind != "complete" and not night.limits.budget and not world.marks:
+    # What others change after the end of the run is not the run's fault.
+    is_over = all(max([plan.appears, *(change[0] for change in plan.changes)]) <= world.now for plan in night.streams)
+    is_free = is_over and not (night.limits.budget or night.limits.exit_on_blocked or world.marks)
+    if kind != "complete" and is_free and _is_all_complete(play_oracle(night, LONGEST)):
         raise Violation("could end well", f"but {audit.outcome or audit.waiting}")
     outcome = Outcome(night.seed, kind, sum(world.starts.values()), sum(oracle.starts.values()), length=world.now)
     for plan in night.streams:
         extra = world.starts[plan.id] - oracle.starts[plan.id]
         (outcome.wasted_on_hopeless if plan.hopeless else outcome.wasted).append(extra)
-    if kind == "complete" and could_end_well:
+    if kind == "complete" and _is_all_complete(oracle):
         outcome.lost = world.last_end - oracle.last_end
     return outcome
 

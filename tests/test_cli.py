@@ -177,6 +177,7 @@ def test_json_events_are_json_alone(workspace: Workspace) -> None:
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert [e["event"] for e in events if e["event"] != "state"] == [
         "run_started",
+        "worker_starting",
         "worker_started",
         "worker_ended",
         "run_ended",
