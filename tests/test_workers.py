@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import tracemalloc
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
+import psutil
 import pytest
 from support import Workspace, is_running, wait_until
 
 from orchestrate import (
     LINE_BYTES,
     WORKER_PROMPT,
+    Journal,
     LogFollower,
     Project,
     Record,
@@ -27,6 +31,7 @@ from orchestrate import (
     discover_workers,
     format_prompt,
     read_prompt_template,
+    send_signal,
     signal_tree,
 )
 
@@ -70,6 +75,73 @@ def test_a_transcript_goes_on_where_another_one_stopped(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "one\nhalf a line\n"
     ending = second.read_ending(0, 0)
     assert (ending.turns, ending.cost) == (3, 0.5)
+
+
+def test_a_transcript_keeps_what_it_can_not_write_and_writes_it_once_when_it_can(tmp_path: Path) -> None:
+    written: list[str] = []
+    room = False
+
+    def write(lines: Sequence[str]) -> None:
+        if lines and not room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.extend(lines)
+
+    transcript = Transcript(tmp_path / "raw", write, 0, 0)
+    for text in ("one", "two"):
+        append(tmp_path / "raw", said(text))
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            transcript.pump()
+        assert (transcript.is_drained, transcript.position) == (True, 0)
+    room = True
+    append(tmp_path / "raw", b"three")
+    transcript.pump()
+    transcript.finish()
+    assert written == ["one", "two", "three"]
+    assert transcript.position == (tmp_path / "raw").stat().st_size
+
+
+def test_a_transcript_that_can_not_write_stops_reading_at_a_bound(tmp_path: Path) -> None:
+    def write(lines: Sequence[str]) -> None:
+        if lines:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    transcript = Transcript(tmp_path / "raw", write, 0, 0)
+    append(tmp_path / "raw", b"x\n" * 500_000)
+    read_to = []
+    for _ in range(10):
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            transcript.pump()
+        read_to.append(transcript.read_to)
+    assert read_to[-1] == read_to[0]
+    assert not transcript.is_drained
+
+
+def test_a_journal_writes_later_what_it_could_not_write(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "gone" / "events.jsonl")
+    for number in (1, 2):
+        with pytest.raises(FileNotFoundError):
+            journal.append({"event": "warning", "message": number})
+    (tmp_path / "gone").mkdir()
+    journal.path.write_text('{"event": "half a li')
+    journal.flush()
+    journal.flush()
+    assert journal.unwritten == []
+    events = Journal(journal.path).read()
+    assert [event["message"] for event in events] == [1, 2]
+
+
+def test_a_signal_goes_to_the_very_process_or_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["sleep", "600"]) as child:
+        process = psutil.Process(child.pid)
+        monkeypatch.setattr(psutil.Process, "is_running", lambda _: False)  # another one has got its PID
+        send_signal(process, signal.SIGKILL)
+        monkeypatch.undo()
+        assert child.poll() is None
+        send_signal(process, signal.SIGTERM)
+        assert child.wait(timeout=20) == -signal.SIGTERM
+        with pytest.raises((ProcessLookupError, psutil.NoSuchProcess)):
+            send_signal(process, signal.SIGTERM)
+        signal_tree({child.pid: process}, signal.SIGTERM)
 
 
 def test_a_transcript_shows_tools_and_errors_and_obeys_nothing(tmp_path: Path) -> None:
