@@ -1768,9 +1768,14 @@ def write_file(path: Path, text: str) -> None:
 
 
 def append_to_file(path: Path, text: str) -> None:
-    """Append to a file in one write, readable by its owner alone. Raises OSError."""
+    """Append to a file, all or nothing, readable by its owner alone. Raises OSError."""
     with open_private(path, os.O_WRONLY | os.O_APPEND) as file:
-        write_whole(file, text)
+        size = file.seek(0, os.SEEK_END)
+        try:
+            write_whole(file, text)
+        except OSError:
+            file.truncate(size)  # what is tried again must not stand there twice
+            raise
 
 
 def append_lines(path: Path, lines: Sequence[str]) -> None:

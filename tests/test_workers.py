@@ -15,7 +15,7 @@ from typing import Any, Sequence
 
 import psutil
 import pytest
-from support import Workspace, is_running, wait_until
+from support import SCRIPT, Workspace, is_running, wait_until
 
 from orchestrate import (
     LINE_BYTES,
@@ -128,6 +128,28 @@ def test_a_journal_writes_later_what_it_could_not_write(tmp_path: Path) -> None:
     assert journal.unwritten == []
     events = Journal(journal.path).read()
     assert [event["message"] for event in events] == [1, 2]
+
+
+def test_what_does_not_fit_is_appended_wholly_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    script = """if True:
+        import resource, signal, sys
+        from pathlib import Path
+        import orchestrate
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+        for text in ("1234567\\n", "890\\n", "9\\n"):
+            try:
+                orchestrate.append_to_file(Path(sys.argv[1]), text)
+            except OSError as error:
+                print(error.strerror)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, resource.RLIM_INFINITY))
+        orchestrate.append_to_file(Path(sys.argv[1]), "890\\n")
+    """
+    words = [sys.executable, "-c", script, str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=SCRIPT.parent)
+    assert done.stdout == f"{os.strerror(errno.EFBIG)}\n"
+    assert path.read_text() == "1234567\n9\n890\n"
 
 
 def test_a_signal_goes_to_the_very_process_or_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
