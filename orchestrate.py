@@ -122,6 +122,7 @@ NOTIFICATIONS = 16  # commands of --notify that run at once
 NOTIFICATIONS_QUEUED = 100  # those that wait for their turn; of more, the oldest are dropped
 NOTIFICATION_TIMEOUT = 60  # seconds until such a command is killed
 NOTIFICATION_LENGTH = 4000  # characters of a message; an argument or variable of a process has its limit
+TROUBLE_CALM = 5.0  # seconds without another refusal of the system after which a trouble is over
 TICK = 0.2  # seconds between two cheap looks at the database, the marks and adopted workers
 BUSY_TIMEOUT = 0.2  # seconds that the orchestrator waits for a locked database, so that Ctrl+C stays prompt
 PATIENT_BUSY_TIMEOUT = 5.0  # seconds that the other commands wait for it
@@ -1748,11 +1749,14 @@ def open_private(path: Path, flags: int) -> IO[bytes]:
     return os.fdopen(descriptor, "r+b" if flags & os.O_RDWR else "wb", buffering=0)
 
 
-def write_whole(file: IO[bytes], text: str) -> None:
+def write_whole(file: IO[bytes], path: Path, text: str) -> None:
     """Write all of a text: on a full disk one write is cut short, and the next one fails. Raises OSError."""
     rest = memoryview(text.encode("utf-8", "replace"))
-    while rest:
-        rest = rest[file.write(rest) :]
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:  # the system does not say which file it was
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_file(path: Path, text: str) -> None:
@@ -1760,7 +1764,7 @@ def write_file(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open_private(temporary, os.O_WRONLY | os.O_TRUNC) as file:
-            write_whole(file, text)
+            write_whole(file, path, text)
         temporary.replace(path)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -1772,7 +1776,7 @@ def append_to_file(path: Path, text: str) -> None:
     with open_private(path, os.O_WRONLY | os.O_APPEND) as file:
         size = file.seek(0, os.SEEK_END)
         try:
-            write_whole(file, text)
+            write_whole(file, path, text)
         except OSError:
             file.truncate(size)  # what is tried again must not stand there twice
             raise
@@ -2831,6 +2835,7 @@ class Orchestrator:
         self._changes: dict[str, tuple[str, int]] = {}
         self._slept = clock.slept()
         self._trouble = ""
+        self._troubled_at = 0.0
 
     def run(self) -> int:
         """Run to the end, and return the exit code."""
@@ -2880,13 +2885,14 @@ class Orchestrator:
         except OSError as error:
             self._complain(error)
             return self.finish is not None
-        if self._trouble and self.table.trouble is None:
+        if self._trouble and self.clock.monotonic() > self._troubled_at + TROUBLE_CALM:
             self._trouble = ""
             self.emit("trouble_over")
         return is_busy
 
     def _complain(self, error: OSError) -> None:
-        """Say, once until it is over, what the system refuses. The workers live, and nothing starts meanwhile."""
+        """Say, once until it is over, what the system refuses. Whatever it is, the workers live, and it may pass."""
+        self._troubled_at = self.clock.monotonic()
         if not self._trouble:
             self._trouble = str(error)
             self.emit("trouble", reason=self._trouble)
@@ -3146,8 +3152,8 @@ _EVENT_FORMATS: dict[str, Callable[[Event, str], str]] = {
     "stale_pid_file": lambda e, _: f"Removed stale PID file {visible(e['file'])}: {e['reason']}",
     "database_unreadable": lambda e, _: f"The database can't be read; nothing starts until it can: {e['reason']}",
     "database_readable": lambda *_: "The database can be read again",
-    "trouble": lambda e, _: f"Nothing starts until this is over: {visible(e['reason'])}",
-    "trouble_over": lambda *_: "That is over; going on",
+    "trouble": lambda e, _: f"In trouble, trying on: {visible(e['reason'])}",
+    "trouble_over": lambda *_: "Out of trouble",
     "run_waiting": lambda e, _: f"Waiting: {e['reason']}",
     "run_paused": lambda e, _: f"Paused, nothing starts for {format_duration(e['delay'])}: {visible(e['reason'])}",
     "warning": lambda e, _: f"Warning: {visible(e['message'])}",
