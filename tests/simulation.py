@@ -441,7 +441,8 @@ class World:
         process.active_at = self.now
         if what in ("task", "block"):
             index = self._next_task(process.stream)
-            if index is not None:
+            is_moot = what == "block" and process.stream.blocked_until.get(index or 0, 0.0) <= self.now
+            if index is not None and not is_moot:
                 process.stream.change(index, "completed" if what == "task" else "blocked", self.now)
                 self.commit()
             self._go_on(process)
@@ -688,8 +689,6 @@ class SimulatedTable:
             for i, r in records.items()
             if r.is_starting and i in self._world.processes and not self._world.processes[i].is_known
         )
-        for process in known.values():
-            process.is_known = True
         found = {i: p for i, p in self._world.processes.items() if p.ending is None or p.leftovers}
         for process in {**known, **found}.values():
             process.is_child = False
@@ -1140,9 +1139,10 @@ def judge_night(night: Night) -> Outcome:
     world = audit.world
     oracle = play_oracle(night, world.now)
     kind = "waiting" if audit.exit_code is None else "failed" if audit.exit_code else "complete"
-    # What others change after the end of the run is not the run's fault.
+    # What others change after the end of the run is not the run's fault, nor that they take away what a stream needs.
     is_over = all(max([plan.appears, *(change[0] for change in plan.changes)]) <= world.now for plan in night.streams)
-    is_free = is_over and not (night.limits.budget or night.limits.exit_on_blocked or world.marks)
+    is_lost = any(audit.lacks_needed(stream) for stream in world.order)
+    is_free = is_over and not (is_lost or night.limits.budget or night.limits.exit_on_blocked or world.marks)
     if kind != "complete" and is_free and _is_all_complete(play_oracle(night, LONGEST)):
         raise Violation("could end well", f"but {audit.outcome or audit.waiting}")
     outcome = Outcome(night.seed, kind, sum(world.starts.values()), sum(oracle.starts.values()), length=world.now)
