@@ -2253,7 +2253,7 @@ class WorkerTable:
             tracked = _Tracked(unjudged, transcript, leader=living.get(stream_id), active_at=self._clock.monotonic())
             self._tracked[stream_id] = tracked
             if stream_id in living:
-                self._write_pid(worker)
+                self._attempt(functools.partial(self._write_pid, worker))
         return found
 
     def poll(self) -> dict[str, Worker]:
@@ -2655,7 +2655,11 @@ class StateFolder:
     @contextlib.contextmanager
     def hold_marks(self) -> Iterator[None]:
         """Keep others from starting a worker, or from marking one as stopped: a stop then sees it or prevents it."""
-        descriptor = os.open(self.project.pids, os.O_RDONLY)
+        try:
+            descriptor = os.open(self.project.pids, os.O_RDONLY)
+        except FileNotFoundError:
+            self.make()  # somebody has just removed it
+            descriptor = os.open(self.project.pids, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
