@@ -1066,7 +1066,8 @@ class Audit:
             raise Violation("reason", f"{stream_id}: {said!r}")
 
     def _waits_for_failed(self, stream: SimulatedStream) -> bool:
-        return any(self.world.streams[i].rank <= stream.rank for i in self.failed)
+        failed = [other for other in self.world.order if other.plan.id in self.failed or self.lacks_needed(other)]
+        return any(other.rank <= stream.rank and other.exists for other in failed)
 
 
 # ── A night from its beginning to its end ─────────────────────────────────────────────────────────────────────────────
