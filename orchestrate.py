@@ -137,6 +137,7 @@ WORDS_LENGTH = 4096  # characters of a text from a worker that are looked at
 LINE_BYTES = 512 << 10  # longest line of worker output that is parsed; a longer one is passed over with a word
 READ_BYTES = 1 << 16  # size of one read of worker output
 READS_AT_ONCE = 128  # reads of one worker's output in one tick, so that a flood of it can't hold up the loop
+UNWRITTEN_LINES = 100_000  # lines that are kept of those that can't be written to one file
 LINES_AT_ONCE = 2000  # lines of one worker's output in one tick after which no more is read, for the same reason
 BOX_WIDTH = 73  # columns of the box around a title
 BAR_WIDTH, OVERALL_BAR_WIDTH = 15, 40  # cells of a stream's bar, and of the bar over all streams
@@ -585,7 +586,15 @@ def _after_any_end(history: History, event: Event) -> History:
 
 
 def _after_worker_starting(record: Record, event: Event) -> Record:
-    return replace(record, is_starting=True, raw_start=int(event["raw_start"]), budget=float(event["budget"]))
+    return replace(
+        record,
+        is_starting=True,
+        pid=0,
+        run="",
+        started_at=float(event["clock"]),
+        raw_start=int(event["raw_start"]),
+        budget=float(event["budget"]),
+    )
 
 
 def _after_look(record: Record, event: Event) -> Record:
@@ -1570,6 +1579,8 @@ def is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+    except OSError:
+        return True  # nobody can look now: who is not known to be dead lives
 
 
 def read_process_table() -> dict[int, psutil.Process]:
@@ -1720,11 +1731,13 @@ def read_cpu_time(tree: Mapping[int, psutil.Process]) -> float:
 
 def send_signal(process: psutil.Process, signum: int) -> None:
     """Signal this very process, and never a newer one that has got its PID. Raises OSError, psutil.Error."""
-    open_process = getattr(os, "pidfd_open", None)  # Linux, and Python 3.9
-    if open_process is None:
+    try:
+        descriptor = os.pidfd_open(process.pid)  # type: ignore[attr-defined,unused-ignore]
+    except ProcessLookupError:
+        raise
+    except (AttributeError, OSError):  # before Python 3.9 or Linux 5.3, and where a sandbox forbids it
         process.send_signal(signum)  # psutil looks at the time of its start, in the instant before
         return
-    descriptor = open_process(process.pid)
     try:
         if process.is_running():  # so the descriptor is that process's, whatever happens to the PID from here on
             signal.pidfd_send_signal(descriptor, signum)  # type: ignore[attr-defined,unused-ignore]
@@ -1773,8 +1786,10 @@ def write_file(path: Path, text: str) -> None:
 
 def append_to_file(path: Path, text: str) -> None:
     """Append to a file, all or nothing, readable by its owner alone. Raises OSError."""
-    with open_private(path, os.O_WRONLY | os.O_APPEND) as file:
+    with open_private(path, os.O_RDWR | os.O_APPEND) as file:
         size = file.seek(0, os.SEEK_END)
+        if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+            text = f"\n{text}"  # somebody was killed in the middle of a line
         try:
             write_whole(file, path, text)
         except OSError:
@@ -1782,10 +1797,29 @@ def append_to_file(path: Path, text: str) -> None:
             raise
 
 
-def append_lines(path: Path, lines: Sequence[str]) -> None:
-    """Append lines to a file in one write. Raises OSError."""
-    if lines:
-        append_to_file(path, "".join(f"{line}\n" for line in lines))
+class Appender:
+    """Appends lines to a file. What can't be written is kept, in order, until it can; `trouble` says why it can't."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.unwritten: list[str] = []
+        self.trouble: OSError | None = None
+
+    def append(self, lines: Sequence[str]) -> None:
+        """Append lines, now or later."""
+        self.unwritten += lines
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what could not be written before."""
+        self.trouble = None
+        if self.unwritten:
+            del self.unwritten[:-UNWRITTEN_LINES]
+            try:
+                append_to_file(self.path, "".join(f"{line}\n" for line in self.unwritten))
+                self.unwritten = []
+            except OSError as error:
+                self.trouble = error
 
 
 def parse_event(line: str) -> Event | None:
@@ -1932,19 +1966,17 @@ class Transcript:
     """Follows a worker's raw output and renders it as it grows, each line once.
 
     It reads from `start`, where the worker's output begins, and hands what stands from `position` on, as lines for
-    people, to `write`; what can't be written is kept for the next time. Memory stays bounded whatever the length of a
-    line. `words` is the last line that was no event: an error message, often enough.
+    people, to `write`. Memory stays bounded whatever the length of a line. `words` is the last line that was no event:
+    an error message, often enough.
     """
 
-    def __init__(self, raw: Path, write: Callable[[Sequence[str]], None], start: int, position: int) -> None:
+    def __init__(self, raw: Path, write: Callable[[Sequence[str]], object], start: int, position: int) -> None:
         self._raw = raw
         self._write = write
         self._read_to = start
         self._line = bytearray()
         self._skipped = 0
-        self.position = self._rendered_to = max(start, position)
-        self.is_drained = False
-        self._unwritten: list[str] = []
+        self.position = max(start, position)
         self.words = ""
         self.notice = ""
         self.cost = 0.0
@@ -1959,36 +1991,30 @@ class Transcript:
 
     def pump(self) -> bool:
         """Render what came since the last time, up to a bound; return whether that was all. Raises OSError."""
-        self.is_drained = False
-        if len(self._unwritten) > LINES_AT_ONCE:
-            self._write_out()
-        self.is_drained = self._read()
-        self._write_out()
-        return self.is_drained
-
-    def _read(self) -> bool:
+        rendered: list[str] = []
+        chunk = b""
         try:
             with self._raw.open("rb") as file:
                 if os.fstat(file.fileno()).st_size < self._read_to:  # truncated by somebody
-                    self._read_to = self.position = self._rendered_to = self._skipped = 0
+                    self._read_to = self.position = self._skipped = 0
                     self._line.clear()
                 file.seek(self._read_to)
                 lines = 0
                 for _ in range(READS_AT_ONCE):
                     chunk = file.read(READ_BYTES)
-                    self._unwritten += self._take(chunk)
+                    rendered += self._take(chunk)
                     lines += chunk.count(b"\n")
                     if not chunk or lines > LINES_AT_ONCE:
                         break
         except FileNotFoundError:
-            return True  # removed by somebody: there is nothing to render
+            pass  # removed by somebody: there is nothing to render
+        self._write(rendered)
         return not chunk
 
     def finish(self) -> None:
-        """Render a last line that was never ended. Raises OSError."""
+        """Render a last line that was never ended."""
         if self._line or self._skipped:
-            self._unwritten += self._end_line(self._read_to)
-        self._write_out()
+            self._write(self._end_line(self._read_to))
 
     def read_ending(self, code: int | None, wall: float) -> Ending:
         """Return how the worker ended, from its exit code and what it last said of itself."""
@@ -2013,11 +2039,6 @@ class Transcript:
             turns=int(_read_number(result, "num_turns")),
             cost=self.cost,
         )
-
-    def _write_out(self) -> None:
-        self._write(self._unwritten)
-        self._unwritten = []
-        self.position = self._rendered_to
 
     def _take(self, chunk: bytes) -> list[str]:
         rendered: list[str] = []
@@ -2049,9 +2070,9 @@ class Transcript:
         else:
             self.words = ""  # no longer the last line
             self._heed(event)
-        if end <= self._rendered_to:
+        if end <= self.position:
             return []
-        self._rendered_to = end
+        self.position = end
         return [text] if event is None else format_output(event, self._folder)
 
     def _heed(self, event: Event) -> None:
@@ -2116,8 +2137,11 @@ class LogFollower:
         *whole, self._rest = (self._rest + self._file.read(READ_BYTES * READS_AT_ONCE)).split(b"\n")
         lines = [line.decode("utf-8", "replace") + "\n" for line in whole]
         if len(self._rest) > LINE_BYTES:
-            lines.append(self._rest.decode("utf-8", "replace"))
-            self._rest = b""
+            cut = len(self._rest) - 4
+            while cut < len(self._rest) and self._rest[cut] & 0xC0 == 0x80:
+                cut += 1  # not in the middle of a character
+            lines.append(self._rest[:cut].decode("utf-8", "replace"))
+            self._rest = self._rest[cut:]
         return lines
 
     def _is_another_file(self) -> bool:
@@ -2206,6 +2230,7 @@ class _Tracked:
         return self.leader is None or not is_alive(self.leader)
 
     def read_ending(self, wall: float) -> Ending:
+        self.transcript.finish()
         return self.transcript.read_ending(self.child.returncode if self.child is not None else None, wall)
 
 
@@ -2224,7 +2249,8 @@ class WorkerTable:
         self.command = command
         self._environ = environ
         self._clock = clock
-        self.trouble: OSError | None = None  # what could not be written at the last poll
+        self._trouble: OSError | None = None
+        self._logs: dict[str, Appender] = {}
         self._tracked: dict[str, _Tracked] = {}
         self._positions: dict[str, int] = {}
 
@@ -2262,16 +2288,17 @@ class WorkerTable:
         Raises OSError where it can't look. What it can't write is its `trouble`, and is written at a later time.
         """
         over = []
-        self.trouble = None
+        self._trouble = None
+        for log in self._logs.values():
+            log.flush()
         for stream_id, tracked in self._tracked.items():
             has_ended = tracked.worker.ending is not None or tracked.has_ended()
             read_to = tracked.transcript.read_to
-            self._attempt(tracked.transcript.pump)
+            is_drained = self._attempt(tracked.transcript.pump)
             if tracked.transcript.read_to != read_to:
                 self.touch(stream_id)
             if not has_ended and not self.project.pid_file(stream_id).exists():
                 self._attempt(functools.partial(self._write_pid, tracked.worker))  # somebody removed it
-            is_drained = tracked.transcript.is_drained
             if has_ended and is_drained and (tracked.worker.ending is None or tracked.worker.leftovers):
                 over.append(stream_id)
         self._attempt(self._write_positions)
@@ -2279,11 +2306,17 @@ class WorkerTable:
         self._look_for_leftovers(over)
         return {stream_id: self._describe(tracked) for stream_id, tracked in self._tracked.items()}
 
-    def _attempt(self, write: Callable[[], object]) -> None:
+    @property
+    def trouble(self) -> OSError | None:
+        """What could not be done for one worker at the last poll or since, and keeps no other one waiting."""
+        return next((log.trouble for log in self._logs.values() if log.trouble is not None), self._trouble)
+
+    def _attempt(self, act: Callable[[], object]) -> object:
         try:
-            write()
+            return act()
         except OSError as error:
-            self.trouble = error
+            self._trouble = error
+            return None
 
     def _write_pid(self, worker: Worker) -> None:
         write_file(self.project.pid_file(worker.stream_id), f"{worker.pid}\n")
@@ -2301,7 +2334,6 @@ class WorkerTable:
         for stream_id in over:
             tracked = self._tracked[stream_id]
             tracked.tree = trees.get(stream_id, {})
-            self._attempt(tracked.transcript.finish)
             ending = tracked.worker.ending or tracked.read_ending(self._clock.wall())
             tracked.worker = replace(tracked.worker, ending=ending, leftovers=tuple(tracked.tree))
 
@@ -2373,12 +2405,12 @@ class WorkerTable:
 
     def forget(self, stream_id: str) -> None:
         """Drop a worker that has ended."""
-        self.project.remove_pid_file(stream_id)
+        self._attempt(functools.partial(self.project.remove_pid_file, stream_id))  # what stays is stale, and no harm
         del self._tracked[stream_id]
 
     def note(self, stream_id: str, line: str) -> None:
-        """Write a line of the orchestrator's own into a stream's log. Raises OSError."""
-        append_lines(self.project.log(stream_id), [line])
+        """Write a line of the orchestrator's own into a stream's log."""
+        self._log(stream_id).append([line])
 
     def _execute(self, stream: Stream, record: Record, run: str, budget: float) -> subprocess.Popen[bytes]:
         prompt = format_prompt(read_prompt_template(self.project), stream, record)
@@ -2396,12 +2428,18 @@ class WorkerTable:
             )
 
     def _follow(self, stream_id: str, start: int, position: int) -> Transcript:
-        write = functools.partial(append_lines, self.project.log(stream_id))
-        return Transcript(self.project.raw(stream_id), write, start, position)
+        return Transcript(self.project.raw(stream_id), self._log(stream_id).append, start, position)
+
+    def _log(self, stream_id: str) -> Appender:
+        return self._logs.setdefault(stream_id, Appender(self.project.log(stream_id)))
 
     def _write_positions(self) -> None:
         """Remember how far the logs are rendered, for the orchestrator that comes next."""
-        current = {file_name(stream_id): tracked.transcript.position for stream_id, tracked in self._tracked.items()}
+        current = {
+            file_name(stream_id): tracked.transcript.position
+            for stream_id, tracked in self._tracked.items()
+            if not self._log(stream_id).unwritten
+        }
         if any(self._positions.get(name) != position for name, position in current.items()):
             positions = {**self._positions, **current}
             write_file(self.project.positions, json.dumps(positions))
@@ -2454,10 +2492,8 @@ class SystemClock:
         return time.time()
 
     def slept(self) -> float:
-        """Seconds for which the machine slept since its boot; 0 where the system does not tell."""
-        if not hasattr(time, "CLOCK_BOOTTIME"):
-            return 0.0
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+        """Seconds for which the machine slept since its boot: by Linux' clock, or by macOS' that goes on in sleep."""
+        return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC_RAW)) - time.monotonic()
 
     def wait(self, seconds: float) -> None:
         """Wait that long, or until a signal comes."""
@@ -2509,19 +2545,21 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.unwritten: list[str] = []
+        self.lines = Appender(path)
         self._read_to = 0
 
+    @property
+    def trouble(self) -> OSError | None:
+        """Why events can't be written, where they can't."""
+        return self.lines.trouble
+
     def append(self, event: Event) -> None:
-        """Append an event. Raises OSError; the event is then kept for the next `flush`."""
-        self.unwritten.append(json.dumps(event, ensure_ascii=False))
-        self.flush()
+        """Append an event, now or at a later `flush`."""
+        self.lines.append([json.dumps(event, ensure_ascii=False)])
 
     def flush(self) -> None:
-        """Write what could not be written before. Raises OSError."""
-        if self.unwritten:
-            append_lines(self.path, [*([] if self._ends_cleanly() else [""]), *self.unwritten])
-            self.unwritten = []
+        """Write what could not be written before."""
+        self.lines.flush()
 
     def read(self) -> list[Event]:
         """Return the events since the last call, and at first all of them; what is no event is passed over."""
@@ -2544,13 +2582,6 @@ class Journal:
         except FileNotFoundError:
             return False
 
-    def _ends_cleanly(self) -> bool:
-        try:
-            with self.path.open("rb") as file:
-                return file.seek(0, os.SEEK_END) == 0 or (file.seek(-1, os.SEEK_END) >= 0 and file.read(1) == b"\n")
-        except FileNotFoundError:
-            return True
-
 
 def _parse_journal_line(line: bytes) -> Event | None:
     with contextlib.suppress(ValueError, RecursionError):
@@ -2570,6 +2601,9 @@ def fold_events(history: History, events: Iterable[Event]) -> History:
 def read_history(project: Project) -> History:
     """Return what the journal says of all that was done. Raises OSError."""
     return fold_events(History(), Journal(project.journal).read())
+
+
+_STATE_SUFFIXES = (".pid", ".stop", ".log", ".jsonl", ".json")
 
 
 def _check_folder(folder: Path) -> None:
@@ -2598,8 +2632,8 @@ class StateFolder:
             with contextlib.suppress(FileNotFoundError):
                 _check_folder(folder)
                 for entry in os.scandir(folder):
-                    is_state = entry.name in own or folder != self.project.folder
-                    if is_state and not entry.is_file(follow_symlinks=False):
+                    is_state = folder != self.project.folder and entry.name.endswith(_STATE_SUFFIXES)
+                    if (is_state or entry.name in own) and not entry.is_file(follow_symlinks=False):
                         raise OrchestrateError(f"{entry.path} is no regular file", "Look at what it is, and remove it.")
 
     def _folders(self) -> tuple[Path, Path, Path]:
@@ -2631,12 +2665,23 @@ class StateFolder:
             else:
                 if not self._is_locked():
                     break  # removed in between: the lock is on a file that nobody else sees
-                self._lock.truncate(0)
-                self._lock.write(f"{os.getpid()}\n".encode())
-                return True
+                return self._sign()
         self._lock.close()
         self._lock = None
         return False
+
+    def _sign(self) -> bool:
+        """Write our PID into the lock; without it nobody could stop us, so the lock is given back where that fails."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            try:
+                lock.truncate(0)
+                write_whole(lock, self.project.lock, f"{os.getpid()}\n")
+            except OSError:
+                lock.close()
+                raise
+        self._lock = lock
+        return True
 
     def release(self) -> None:
         """Leave no PID behind, then let go of the lock."""
@@ -2880,19 +2925,30 @@ class Orchestrator:
 
     def _try_tick(self) -> bool:
         """Do a tick; where the disk is full, or a file is gone or can't be opened, say so and try again later."""
+        is_busy = False
         try:
+            self.state.journal.flush()
             if not self.state.keep():
                 self.finish = Finish(EXIT_RUNNING, "another orchestrator has taken over")
                 return True
             is_busy = self.tick()
-            self.state.journal.flush()
         except OSError as error:
             self._complain(error)
-            return self.finish is not None
+        trouble = self.state.journal.trouble or self.table.trouble
+        if trouble is not None:
+            self._complain(trouble)
         if self._trouble and self.clock.monotonic() > self._troubled_at + TROUBLE_CALM:
             self._trouble = ""
             self.emit("trouble_over")
-        return is_busy
+        return is_busy or self.finish is not None
+
+    def _try_apply(self, action: Action) -> bool:
+        """Carry out an action; one that fails keeps no other from being tried."""
+        try:
+            return self.apply(action)
+        except OSError as error:
+            self._complain(error)
+            return False
 
     def _complain(self, error: OSError) -> None:
         """Say, once until it is over, what the system refuses. Whatever it is, the workers live, and it may pass."""
@@ -2907,7 +2963,7 @@ class Orchestrator:
         snapshot = self.observe()
         now = self.clock.monotonic()
         actions = plan(snapshot, self.limits, now)
-        done = [self.apply(action) for action in actions]
+        done = [self._try_apply(action) for action in actions]
         if any(done) and self.finish is None:
             return True  # what the snapshot shows is past: the next tick follows at once, and reports
         self.report(snapshot, now)
@@ -2916,8 +2972,6 @@ class Orchestrator:
     def observe(self) -> Snapshot:
         """Look at the workers, then at the database, so that a worker's last commit is seen with its end."""
         workers = self.table.poll()
-        if self.table.trouble is not None:
-            self._complain(self.table.trouble)
         for worker in workers.values():
             if worker.notice:
                 self.warn(worker.notice, worker.notice.partition(" is ")[0])
@@ -2975,13 +3029,10 @@ class Orchestrator:
     def record(self, event: Event) -> None:
         """Take an event into memory, the journal and the stream's log, and hand it to whoever watches."""
         self.history = self.history.after(event)
-        try:
-            self.state.journal.append(event)
-            line = format_log_line(event)
-            if line and "stream" in event:
-                self.table.note(event["stream"], line)
-        except OSError as error:
-            self._complain(error)
+        self.state.journal.append(event)
+        line = format_log_line(event)
+        if line and "stream" in event:
+            self.table.note(event["stream"], line)
         self._tell_event(event)
 
     def _tell_event(self, event: Event) -> None:
@@ -3004,12 +3055,12 @@ class Orchestrator:
 
     def _start(self, stream: Stream, budget: float) -> bool:
         with self.state.hold_marks():
-            if self.state.journal.unwritten or self.state.stopped([stream.id]):
+            if self.state.journal.trouble or self.state.stopped([stream.id]):
                 return False  # where nothing can be written down, nothing starts
             # First, so that a kill in between can't lose what the worker says and costs.
             raw_start = self.table.open_output(stream.id)
             self.emit("worker_starting", stream=stream.id, raw_start=raw_start, budget=budget)
-            if self.state.journal.unwritten:
+            if self.state.journal.trouble:
                 return False
             record = self.history.record(stream.id)
             worker = self.table.spawn(stream, record, budget)
@@ -3058,7 +3109,7 @@ class Orchestrator:
         signal makes it less patient."""
         if not self.clock.signals:
             return False
-        if self.stop_on_exit:
+        if self.stop_on_exit and len(self.clock.signals) < 3:
             patience = STOP_TIMEOUT if len(self.clock.signals) == 1 else 0
             self.limits = replace(self.limits, is_closing=True, stop_timeout=patience)
             return False
@@ -3124,6 +3175,8 @@ def _format_worker_ended(event: Event, stream: str) -> str:
     verdict, reason = VerdictKind(event["verdict"]), visible(event["reason"])
     if verdict is VerdictKind.RESTART:
         pause = f"{event['delay']:.0f}s"
+        if event.get("outages"):
+            return f"Trying {stream} again in {pause}: {reason}"
         return f"Restarting worker for {stream} ({event['restarts']}/{event['max_restarts']}) in {pause}: {reason}"
     if verdict is VerdictKind.COMPLETE:
         took = format_duration(event["seconds"])
@@ -3198,7 +3251,11 @@ def stop_workers(project: Project, stream_ids: Iterable[str], selected: set[str]
     stream_ids = set(stream_ids)
     found = discover_workers(project, stream_ids)
     targets = set(found.trees) if selected is None else selected
-    StateFolder(project).mark_stopped(targets)
+    try:
+        StateFolder(project).mark_stopped(targets)
+    except OSError:
+        if read_orchestrator_pid(project):
+            raise  # it would start them again
     trees: dict[str, dict[int, psutil.Process]] = {}
     seen = {stream_id: dict(tree) for stream_id, tree in found.trees.items() if stream_id in targets}
     for signum, patience in ((signal.SIGTERM, timeout), (signal.SIGKILL, KILL_TIMEOUT)):
@@ -3769,7 +3826,10 @@ def join_run(project: Project, streams: Sequence[str], running: int, as_json: bo
     for stream_id in streams:
         StateFolder(project).clear_stops([stream_id])
         request = make_event(SystemClock(), "start_requested", stream=stream_id)
-        Journal(project.journal).append(request)
+        journal = Journal(project.journal)
+        journal.append(request)
+        if journal.trouble:
+            raise journal.trouble
         if as_json:
             click.echo(format_json(request))
     if not read_orchestrator_pid(project):
@@ -4038,10 +4098,10 @@ def record_stop(project: Project, worker: Worker) -> None:
     verdict = Verdict(VerdictKind.STOPPED, StopReason.USER.value)
     record = read_history(project).record(worker.stream_id)
     event = make_end_event(SystemClock(), worker, Ending(None, StopReason.USER.value), verdict, record, None)
-    try:
-        Journal(project.journal).append(event)
-    except OSError as error:
-        click.echo(f"Warning: {visible(str(error))}: the journal does not tell of this stop", err=True)
+    journal = Journal(project.journal)
+    journal.append(event)
+    if journal.trouble:
+        click.echo(f"Warning: {visible(str(journal.trouble))}: the journal does not tell of this stop", err=True)
 
 
 @cli.command("logs")

@@ -593,7 +593,7 @@ class Host:
 class SimulatedJournal:
     """The journal in memory; a reader of its own for each orchestrator."""
 
-    unwritten = ()  # there is always room
+    trouble = None  # there is always room
 
     def __init__(self, host: Host) -> None:
         self._host = host

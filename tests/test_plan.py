@@ -470,7 +470,7 @@ KILLED = make_event("worker_killed", clock=7.0)
 BLOCKED = make_event("state", state="BLOCKED", reason="why", clock=4.0)
 ADOPTED = make_event("worker_adopted", pid=9, run="r.9", completed=3, clock=20.0)
 REQUESTED = make_event("start_requested")
-STARTING = make_event("worker_starting", raw_start=70, budget=0.5)
+STARTING = make_event("worker_starting", raw_start=70, budget=0.5, clock=4.0)
 BEGUN = make_event("run_started", limits=LIMITS, clock=9.0)
 
 AT_WORK = Record(attempts=1, best=2, pid=9, run="r.9", started_at=5.0, raw_start=70)
@@ -480,9 +480,9 @@ OVER = replace(AT_WORK, restarts=1, best=3, pid=0, last_ending="code 1")
 @pytest.mark.parametrize(
     ("events", "expected"),
     [
-        ([STARTING], Record(is_starting=True, raw_start=70, budget=0.5)),
+        ([STARTING], Record(is_starting=True, started_at=4.0, raw_start=70, budget=0.5)),
         ([STARTING, STARTED], AT_WORK),
-        ([STARTING, BEGUN], Record(is_starting=True, raw_start=70, budget=0.5)),
+        ([STARTING, BEGUN], Record(is_starting=True, started_at=4.0, raw_start=70, budget=0.5)),
         ([STARTED], AT_WORK),
         ([STARTED, {**STARTED, "completed": 1, "attempt": 2}], replace(AT_WORK, attempts=2)),
         ([STARTED, ENDED], replace(OVER, retry_at=10.0)),

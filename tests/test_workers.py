@@ -9,9 +9,8 @@ import signal
 import subprocess
 import sys
 import tracemalloc
-from functools import partial
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import psutil
 import pytest
@@ -19,7 +18,9 @@ from support import SCRIPT, Workspace, is_running, wait_until
 
 from orchestrate import (
     LINE_BYTES,
+    UNWRITTEN_LINES,
     WORKER_PROMPT,
+    Appender,
     Journal,
     LogFollower,
     Project,
@@ -27,7 +28,6 @@ from orchestrate import (
     Stream,
     Task,
     Transcript,
-    append_lines,
     discover_workers,
     format_prompt,
     read_prompt_template,
@@ -37,7 +37,7 @@ from orchestrate import (
 
 
 def follow(tmp_path: Path, start: int = 0, position: int = 0) -> Transcript:
-    return Transcript(tmp_path / "raw", partial(append_lines, tmp_path / "log"), start, position)
+    return Transcript(tmp_path / "raw", Appender(tmp_path / "log").append, start, position)
 
 
 def append(path: Path, content: bytes) -> None:
@@ -77,55 +77,38 @@ def test_a_transcript_goes_on_where_another_one_stopped(tmp_path: Path) -> None:
     assert (ending.turns, ending.cost) == (3, 0.5)
 
 
-def test_a_transcript_keeps_what_it_can_not_write_and_writes_it_once_when_it_can(tmp_path: Path) -> None:
-    written: list[str] = []
-    room = False
-
-    def write(lines: Sequence[str]) -> None:
-        if lines and not room:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        written.extend(lines)
-
-    transcript = Transcript(tmp_path / "raw", write, 0, 0)
+def test_what_can_not_be_written_is_kept_and_written_once_when_it_can(tmp_path: Path) -> None:
+    log = Appender(tmp_path / "gone" / "log")
     for text in ("one", "two"):
-        append(tmp_path / "raw", said(text))
-        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-            transcript.pump()
-        assert (transcript.is_drained, transcript.position) == (True, 0)
-    room = True
-    append(tmp_path / "raw", b"three")
-    transcript.pump()
-    transcript.finish()
-    assert written == ["one", "two", "three"]
-    assert transcript.position == (tmp_path / "raw").stat().st_size
+        log.append([text])
+        assert isinstance(log.trouble, FileNotFoundError)
+    assert log.unwritten == ["one", "two"]
+    (tmp_path / "gone").mkdir()
+    log.path.write_text("half a li")
+    log.append(["three"])
+    log.flush()
+    assert log.path.read_text() == "half a li\none\ntwo\nthree\n"
+    assert (log.unwritten, log.trouble) == ([], None)
 
 
-def test_a_transcript_that_can_not_write_stops_reading_at_a_bound(tmp_path: Path) -> None:
-    def write(lines: Sequence[str]) -> None:
-        if lines:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    transcript = Transcript(tmp_path / "raw", write, 0, 0)
-    append(tmp_path / "raw", b"x\n" * 500_000)
-    read_to = []
-    for _ in range(10):
-        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-            transcript.pump()
-        read_to.append(transcript.read_to)
-    assert read_to[-1] == read_to[0]
-    assert not transcript.is_drained
+def test_what_is_kept_has_a_bound(tmp_path: Path) -> None:
+    log = Appender(tmp_path / "gone" / "log")
+    for _ in range(4):
+        log.append(["x"] * (UNWRITTEN_LINES // 2))
+    log.flush()
+    assert len(log.unwritten) == UNWRITTEN_LINES
 
 
 def test_a_journal_writes_later_what_it_could_not_write(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "gone" / "events.jsonl")
     for number in (1, 2):
-        with pytest.raises(FileNotFoundError):
-            journal.append({"event": "warning", "message": number})
+        journal.append({"event": "warning", "message": number})
+        assert isinstance(journal.trouble, FileNotFoundError)
     (tmp_path / "gone").mkdir()
     journal.path.write_text('{"event": "half a li')
     journal.flush()
     journal.flush()
-    assert journal.unwritten == []
+    assert journal.trouble is None
     events = Journal(journal.path).read()
     assert [event["message"] for event in events] == [1, 2]
 
@@ -223,6 +206,20 @@ def test_a_follower_survives_truncation_rotation_and_removal(tmp_path: Path) -> 
     assert follower.read() == []
     append(path, b"there again\n")
     assert follower.read() == ["there again\n"]
+    follower.close()
+
+
+def test_a_follower_cuts_no_character_of_a_line_that_is_too_long(tmp_path: Path) -> None:
+    path = tmp_path / "raw"
+    path.touch()
+    follower = LogFollower(path, 0)
+    text = "x" + "é€😀" * (LINE_BYTES // 4)
+    content, pieces = f"{text}\n".encode(), []
+    for start in range(0, len(content), LINE_BYTES + 7):
+        append(path, content[start : start + LINE_BYTES + 7])
+        pieces += follower.read()
+    assert "".join(pieces) == f"{text}\n"
+    assert len(pieces) > 2
     follower.close()
 
 
