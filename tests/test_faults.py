@@ -1270,13 +1270,13 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 FULL_WORDS = (os.strerror(errno.ENOSPC), os.strerror(errno.EFBIG))
 
 
-def begin_full_run(workspace: Workspace, disk: Any) -> tuple[subprocess.Popen[str], Output]:
+def begin_full_run(workspace: Workspace, disk: Any, *words: str) -> tuple[subprocess.Popen[str], Output]:
     """Start a run with the workers A and B, a blocked stream C and a stopped one D, and take away the room."""
     for stream in "ABCD":
         workspace.database.add_stream(stream, tasks=2)
     workspace.database.set_status("blocked", "C")
     workspace.play("all", A="say=hello until=a all", B=["next until=b exit=1", "all"], D="sleep=600")
-    run, output = start_run(workspace)
+    run, output = start_run(workspace, *words)
     for stream in "ABD":
         workspace.wait_for_worker(stream)
     assert workspace.run("stop", "D").returncode == 0
@@ -1317,6 +1317,16 @@ def test_fault_24_a_full_disk_harms_no_worker_and_nothing_that_is_written(worksp
     assert [e["stream"] for e in told if e["event"] == "worker_started"].count("A") == 1
     run.send_signal(signal.SIGTERM)
     assert run.wait(timeout=20) == 143
+
+
+def test_fault_24_a_run_that_stops_its_workers_ends_on_a_full_disk_too(workspace: Workspace, disk: Any) -> None:
+    """Row 24: a worker has ended, and neither its log nor the journal can say so."""
+    run, output = begin_full_run(workspace, disk, "--stop-on-exit")
+    workspace.open_gate("b")
+    wait_until(lambda: any(words in output.text for words in FULL_WORDS), "the failure to be said")
+    run.send_signal(signal.SIGINT)
+    assert run.wait(timeout=30) == 130
+    assert own_processes(workspace.root) == []
 
 
 def test_fault_24_stop_status_and_logs_work_on_a_full_disk(workspace: Workspace, disk: Any) -> None:

@@ -149,6 +149,17 @@ def test_a_signal_goes_to_the_very_process_or_to_nobody(monkeypatch: pytest.Monk
         signal_tree({child.pid: process}, signal.SIGTERM)
 
 
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, errno.EMFILE])
+def test_a_signal_arrives_where_the_system_has_or_allows_no_pidfd(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(_: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pidfd_open", refuse, raising=False)
+    with subprocess.Popen(["sleep", "600"]) as child:
+        signal_tree({child.pid: psutil.Process(child.pid)}, signal.SIGTERM)
+        assert child.wait(timeout=20) == -signal.SIGTERM
+
+
 def test_a_transcript_shows_tools_and_errors_and_obeys_nothing(tmp_path: Path) -> None:
     transcript = follow(tmp_path)
     tools = [
