@@ -70,6 +70,7 @@ def read_ending(tmp_path: Path, lines: list[Any], code: int | None) -> Ending:
         ([INIT, rejected(), {**FAILED, "api_error_status": 429, "result": LIMIT}], 1, Cause.LIMIT),
         ([{**FAILED, "api_error_status": 429, "result": LIMIT}], 1, Cause.LIMIT),
         ([rejected(), {**FAILED, "api_error_status": 429, "result": LIMIT}], None, Cause.LIMIT),
+        ([rejected(), {**FAILED, "api_error_status": 429, "result": "Come back later"}], 1, Cause.LIMIT),
         (["Working.", LIMIT], 1, Cause.LIMIT),
         (["You've hit your weekly limit · resets Nov 26, 6:07am (UTC)"], 1, Cause.LIMIT),
         (["You've hit your Opus limit · resets 8pm (Europe/Berlin)"], 1, Cause.LIMIT),
@@ -92,6 +93,9 @@ def read_ending(tmp_path: Path, lines: list[Any], code: int | None) -> Ending:
         # another try can't go better
         ([{**FAILED, "api_error_status": 401, "result": "Not logged in · Please run /login"}], 1, Cause.FINAL),
         ([{**FAILED, "result": "Not logged in · Please run /login"}], 1, Cause.FINAL),
+        ([{**RESULT, "result": "Not logged in · Please run /login"}], 0, Cause.OTHER),
+        ([{**FAILED, "api_error_status": 401, "result": "Unauthorized"}], 1, Cause.FINAL),
+        ([{**FAILED, "api_error_status": 403, "result": "Forbidden"}], 1, Cause.FINAL),
         ([{**FAILED, "api_error_status": 400, "result": "Credit balance is too low"}], 1, Cause.FINAL),
         ([{**FAILED, "api_error_status": 404, "result": "There's an issue with the selected model"}], 1, Cause.FINAL),
         (["Not logged in · Please run /login"], 1, Cause.FINAL),
@@ -112,6 +116,8 @@ def read_ending(tmp_path: Path, lines: list[Any], code: int | None) -> Ending:
         ([{**FAILED, "subtype": "error_during_execution", "terminal_reason": "aborted_tools"}], 0, Cause.OTHER),
         ([{**FAILED, "api_error_status": 529, "result": "API Error: 529 Overloaded."}], 1, Cause.OUTAGE),
         ([{**FAILED, "api_error_status": 500, "result": "API Error: 500 Internal server error."}], 1, Cause.OUTAGE),
+        ([{**FAILED, "api_error_status": 500, "result": "Internal server error"}], 1, Cause.OUTAGE),
+        ([{**FAILED, "result": "API Error: Connection error."}], 1, Cause.OUTAGE),
         ([{**FAILED, "api_error_status": 400, "result": "API Error: 400 Bad request"}], 1, Cause.OTHER),
         # several results in one process: the last counts
         ([INIT, rejected(), {**FAILED, "api_error_status": 429, "result": LIMIT}, INIT, RESULT], 0, Cause.OTHER),
@@ -127,6 +133,36 @@ def test_the_cause_is_found_in_what_the_worker_last_said_of_itself(
     tmp_path: Path, lines: list[Any], code: int | None, cause: Cause
 ) -> None:
     assert find_cause(read_ending(tmp_path, lines, code)) is cause
+
+
+@pytest.mark.parametrize(
+    ("cause", "words"),
+    [
+        (Cause.FINAL, "Failed to authenticate. API Error: 401 Invalid authentication credentials"),
+        (Cause.FINAL, "Please run /login · API Error: 403 forbidden"),
+        (Cause.FINAL, "Invalid bearer token"),
+        (Cause.FINAL, "OAuth token has expired"),
+        (Cause.FINAL, "OAuth token revoked · Please run /login"),
+        (Cause.FINAL, "Credit balance is too low"),
+        (Cause.FINAL, "Error: unknown command"),
+        (Cause.FINAL, "error: invalid value"),
+        (Cause.FINAL, "error: option '--model <model>' argument missing"),
+        (Cause.FINAL, "error: missing required argument"),
+        (Cause.FINAL, "error: too many arguments"),
+        (Cause.FINAL, "Error: When using --print, --output-format=stream-json requires --verbose"),
+        (Cause.FINAL, "Error: Input must be provided either through stdin or as a prompt argument"),
+        (Cause.FINAL, "Error: Invalid MCP configuration"),
+        (Cause.OUTAGE, "API Error: 529 Overloaded."),
+        (Cause.OUTAGE, "API Error: Connection error."),
+        (Cause.OUTAGE, "API Error: Request timed out."),
+        (Cause.OTHER, "API Error: 5290 tokens"),
+        (Cause.OTHER, "Error: the tests fail"),
+    ],
+)
+def test_the_cause_is_found_in_the_words_of_the_cli(cause: Cause, words: str) -> None:
+    assert find_cause(Ending(1, words)) is cause
+    assert find_cause(Ending(1, words, has_result=True, is_error=True)) is cause
+    assert find_cause(Ending(1, f"The log says: {words}")) is Cause.OTHER
 
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -170,16 +206,19 @@ SPENT = Ending(1, "Reached", has_result=True, is_error=True, subtype="error_max_
         ({"completed": 1, "blocked": 1}, Ending(0), Limits(), VerdictKind.BLOCKED, ""),
         ({"completed": 1, "blocked": 1}, LIMITED, Limits(), VerdictKind.BLOCKED, ""),
         ({"pending": 1}, LIMITED, Limits(), VerdictKind.PAUSED, LIMIT),
+        ({"pending": 1}, replace(LIMITED, words=""), Limits(), VerdictKind.PAUSED, "the usage limit was hit"),
         ({"pending": 1}, LIMITED, Limits(max_restarts=0), VerdictKind.PAUSED, LIMIT),
         ({"pending": 1}, REFUSED, Limits(), VerdictKind.FAILED, "exit code 1: Not logged in"),
         ({"pending": 1}, SPENT, Limits(), VerdictKind.FAILED, "exit code 1: Reached"),
         ({"pending": 1}, SPENT, Limits(budget=5), VerdictKind.RESTART, "exit code 1: Reached"),
         ({"pending": 1}, SPENT, Limits(budget=1), VerdictKind.FAILED, "exit code 1: Reached"),
+        ({"pending": 1}, replace(SPENT, cost=0), Limits(budget=0.01), VerdictKind.RESTART, "exit code 1: Reached"),
         ({"pending": 1}, Ending(0), Limits(), VerdictKind.RESTART, "exit code 0, 1 task open"),
         ({"pending": 2}, Ending(0, denials=3), Limits(), VerdictKind.RESTART, "exit code 0, 3 permission denials, 2 tasks open"),
         ({"pending": 1}, Ending(-9), Limits(), VerdictKind.RESTART, "killed by SIGKILL"),
         ({"pending": 1}, Ending(None), Limits(), VerdictKind.RESTART, "ended unseen"),
         ({"blocked": 1, "pending": 1}, Ending(0), Limits(), VerdictKind.RESTART, "exit code 0, 2 tasks open"),
+        ({"completed": 1, "pending": 2}, Ending(0), Limits(), VerdictKind.RESTART, "exit code 0, 2 tasks open"),
     ],
 )  # fmt: skip
 def test_the_verdict_table(
@@ -218,7 +257,7 @@ def test_an_api_that_does_not_answer_is_waited_for_and_spends_no_restart() -> No
         (20, 0, 21), (20, 1, 21), (20, 2, 30), (20, 99, 900), (18000, 99, 18001),  # a reset that is always near
         (-5, 0, 1), (-5, 1, 15), (0, 2, 30), (-4000, 99, 900),  # one that is past: it was looked at late, or is wrong
         (None, 0, 900), (None, 1, 1800), (None, 2, 3600), (None, 99, 3600),
-        (8 * 86400 + 1, 0, 900), (3e10, 0, 900),  # no limit lasts so long
+        (8 * 86400, 0, 8 * 86400 + 1), (8 * 86400 + 1, 0, 900), (3e10, 0, 900),  # no limit lasts so long
     ],
 )  # fmt: skip
 def test_a_pause_lasts_to_the_reset_or_doubles_where_that_is_unknown(
@@ -229,7 +268,7 @@ def test_a_pause_lasts_to_the_reset_or_doubles_where_that_is_unknown(
 
 def test_a_completed_task_refills_the_budget_whatever_ended_the_worker() -> None:
     history = History(records={"S": Record(restarts=2, best=1)})
-    for ending in (Ending(1), LIMITED):
+    for ending in (Ending(1), LIMITED, DOWN):
         worker = Worker("S", 7, "run", ending)
         snapshot = Snapshot("p", workers={"S": worker}, history=history)
         refilled = judge(stream(completed=2, pending=1), worker, snapshot, Limits())
@@ -257,7 +296,8 @@ def test_one_limit_that_several_workers_hit_counts_once_and_the_next_one_doubles
             history = history.after(ended(name, clock, "paused"))
         clock = history.paused_until + 1
     assert lengths == [900] * 3 + [1800] * 3 + [3600] * 3
-    assert history.after(ended("A", clock, "restart")).limit_hits == 0
+    early, late = (history.after(ended("A", history.paused_until - wait, "restart")) for wait in (0.1, 0))
+    assert (early.limit_hits, late.limit_hits, late.spent) == (3, 0, 0)
 
 
 def started(name: str, clock: float) -> dict[str, Any]:
@@ -331,6 +371,22 @@ def test_a_budget_is_shared_and_never_promised_twice() -> None:
     greedy = History(records={name: Record(budget=5) for name in "AB"}, spent=0)
     assert shares(Snapshot("p", workers=busy, history=greedy), limits, 1) == []
     assert shares(Snapshot("p"), Limits(), 3) == [0] * 3
+
+
+@pytest.mark.parametrize(
+    ("budget", "held", "costs", "ready", "expected"),
+    [
+        (12, 6, [0], 2, [3, 3]),  # half of what the worker leaves, less than a third of everything
+        (10, 5, [2], 1, [4]),  # the worker holds what it has not spent yet
+        (8, 2, [3, 3], 1, [pytest.approx(2 / 3)]),  # those that have spent more than they hold
+    ],
+)
+def test_a_worker_holds_its_budget_less_its_cost(
+    budget: float, held: float, costs: list[float], ready: int, expected: list[float]
+) -> None:
+    workers = {f"W{number}": Worker(f"W{number}", 7, cost=cost) for number, cost in enumerate(costs)}
+    history = History(records={name: Record(budget=held) for name in workers})
+    assert shares(Snapshot("p", workers=workers, history=history), Limits(budget=budget), ready) == expected
 
 
 def test_a_budget_that_does_not_go_round_starts_fewer_workers_and_never_none() -> None:

@@ -23,6 +23,7 @@ from orchestrate import (
     Phase,
     Record,
     Snapshot,
+    Standing,
     Start,
     Stop,
     StopReason,
@@ -172,6 +173,10 @@ def test_plan_backoff_doubles_from_one_second_to_a_minute_within_a_tenth() -> No
     assert plan_backoff(3, "seed \ud800") == plan_backoff(3, "seed \ud800")
 
 
+ODD = "all tasks are complete, but "
+STALLED = "stopped: it gave no sign of life"
+
+
 def judge_one(text: str, ending: Ending, record: Record = Record(), max_restarts: int = 2) -> Verdict:  # noqa: B008
     snapshot = make_snapshot(text, {"P1": record})
     stream = next(iter(snapshot.streams), None)
@@ -184,13 +189,15 @@ def judge_one(text: str, ending: Ending, record: Record = Record(), max_restarts
         ("", Ending(0), Record(), VerdictKind.VANISHED, "its stream is no longer in the database"),
         ("P1+", Ending(0), Record(), VerdictKind.COMPLETE, ""),
         ("P1+", Ending(None), Record(), VerdictKind.COMPLETE, ""),
-        ("P1+", Ending(1, "boom"), Record(), VerdictKind.COMPLETE, "all tasks are complete, but exit code 1: boom"),
+        ("P1+", Ending(1, "boom"), Record(), VerdictKind.COMPLETE, f"{ODD}exit code 1: boom"),
         ("P1+", Ending(1, "boom", is_final=True), Record(), VerdictKind.COMPLETE, None),
         ("P1+", Ending(-15), Record(stopping=StopReason.GRACE), VerdictKind.COMPLETE, ""),
+        ("P1+", Ending(1), Record(stopping=StopReason.LEFTOVERS), VerdictKind.COMPLETE, f"{ODD}exit code 1"),
         ("P1+s", Ending(-15), Record(stopping=StopReason.USER), VerdictKind.COMPLETE, ""),
         ("P1s", Ending(0), Record(), VerdictKind.STOPPED, "stopped by the user"),
         ("P1", Ending(-15), Record(stopping=StopReason.USER), VerdictKind.STOPPED, "stopped by the user"),
         ("P1", Ending(-15), Record(stopping=StopReason.EXIT), VerdictKind.STOPPED, None),
+        ("P1", Ending(-15), Record(stopping=StopReason.VANISHED), VerdictKind.STOPPED, None),  # it is back
         ("P1!s", Ending(0), Record(), VerdictKind.STOPPED, None),
         ("P1!", Ending(1, "boom", is_final=True), Record(restarts=9), VerdictKind.BLOCKED, "why (T)"),
         ("P1", Ending(127, "not found", is_final=True), Record(), VerdictKind.FAILED, "exit code 127: not found"),
@@ -199,6 +206,8 @@ def judge_one(text: str, ending: Ending, record: Record = Record(), max_restarts
         ("P1", Ending(-9), Record(), VerdictKind.RESTART, "killed by SIGKILL"),
         ("P1", Ending(-40), Record(), VerdictKind.RESTART, "killed by signal 40"),  # a real-time signal has no name
         ("P1", Ending(0), Record(stopping=StopReason.LEFTOVERS), VerdictKind.RESTART, None),
+        ("P1", Ending(1, "Not logged in"), Record(stopping=StopReason.STALLED), VerdictKind.RESTART, STALLED),
+        ("P1", Ending(1, "Not logged in"), Record(stopping=StopReason.GRACE), VerdictKind.RESTART, None),  # reopened
         ("P1", Ending(None, "unseen"), Record(), VerdictKind.RESTART, "unseen"),
     ],
 )
@@ -227,16 +236,40 @@ def test_judge_gives_exactly_max_restarts_restarts_and_then_fails(max_restarts: 
 
 
 @pytest.mark.parametrize(("best", "restarts"), [(0, 1), (1, 6), (2, 6)])
-def test_judge_refills_the_budget_for_a_newly_completed_task_alone(best: int, restarts: int) -> None:
+@pytest.mark.parametrize("stopping", [None, StopReason.STALLED, StopReason.GRACE])
+def test_judge_refills_the_budget_for_a_newly_completed_task_alone(
+    best: int, restarts: int, stopping: StopReason | None
+) -> None:
     stream = make_stream("P1", completed=1, pending=1)
-    snapshot = Snapshot("p", (stream,), history=History(records={"P1": Record(restarts=5, best=best)}))
+    record = Record(restarts=5, best=best, stopping=stopping)
+    snapshot = Snapshot("p", (stream,), history=History(records={"P1": record}))
     verdict = judge(stream, Worker("P1", 9, "run", Ending(1)), snapshot, Limits())
     assert (verdict.restarts, verdict.delay) == (restarts, plan_backoff(restarts, "P1 run"))
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "best", "kind", "restarts"),
+    [
+        ("", 0, 0, VerdictKind.VANISHED, 2),
+        ("P1+", 0, 1, VerdictKind.COMPLETE, 2),
+        ("P1+", 0, 0, VerdictKind.COMPLETE, 0),
+        ("P1s", 0, 0, VerdictKind.STOPPED, 2),
+        ("P1!", 0, 0, VerdictKind.BLOCKED, 2),
+        ("P1", 127, 0, VerdictKind.FAILED, 2),
+        ("P1", 1, 0, VerdictKind.FAILED, 2),
+    ],
+)
+def test_an_end_that_is_no_restart_spends_none_and_gives_none_back(
+    text: str, code: int, best: int, kind: VerdictKind, restarts: int
+) -> None:
+    verdict = judge_one(text, Ending(code), Record(restarts=2, best=best))
+    assert (verdict.kind, verdict.restarts) == (kind, restarts)
 
 
 # ── Who may start ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 NEVER = "I1 never ran: it waits for"
+SPENT = "is not complete: the budget of $0.00 is spent"
 
 
 @pytest.mark.parametrize(
@@ -301,6 +334,14 @@ def test_plan(text: str, expected: list[str]) -> None:
         ("P1 P2", {"max_workers": 1}, "start P1"),
         ("P1! I1", {"exit_on_blocked": True}, f"finish 1: P1 blocked: why (T)\n{NEVER} P1"),
         ("P1s P2+", {"exit_on_blocked": True}, "finish 1: P1 stopped: stopped by the user"),
+        ("P1", {"budget": 0.01}, "start P1"),
+        ("P1!", {"budget": 0.01}, "wait: P1 is blocked: why (T)"),
+        ("P1!", {"budget": 0.009}, "finish 1: P1 blocked: why (T)\nThe budget of $0.01 is spent"),
+        (
+            "P1! P2",
+            {"budget": 0.009},
+            "finish 1: P1 blocked: why (T)\nP2 is not complete: the budget of $0.01 is spent",
+        ),
     ],
 )
 def test_plan_keeps_to_what_the_run_may_do(text: str, limits: dict[str, Any], expected: str) -> None:
@@ -340,6 +381,24 @@ def test_plan_acts_at_the_deadline_and_not_before(text: str, record: Record, now
     assert tell_plan(make_snapshot(text, {"P1": record}), now, finish_grace=120, stop_timeout=10) == expected
 
 
+@pytest.mark.parametrize(
+    ("stall_timeout", "active_at", "now", "expected"),
+    [
+        (60, 100, 159.9, []),
+        (60, 100, 160, ["stop P1: STALLED"]),
+        (1, 100, 144.9, []),  # CPU time is looked at every 15 s, and two looks are needed
+        (1, 100, 145, ["stop P1: STALLED"]),
+        (60, 0, 1000, []),  # nobody knows
+        (0, 100, 1000, []),
+    ],
+)
+def test_plan_stops_a_silent_worker_at_the_deadline(
+    stall_timeout: float, active_at: float, now: float, expected: list[str]
+) -> None:
+    snapshot = make_snapshot("P1", workers={"P1": Worker("P1", 9, active_at=active_at)})
+    assert tell_plan(snapshot, now, stall_timeout=stall_timeout) == expected
+
+
 def test_plan_ends_what_a_worker_has_left_running_before_it_concludes() -> None:
     left = {"P1": Worker("P1", 9, "", Ending(0), leftovers=(10,))}
     snapshot = make_snapshot("P1+ I1", workers=left)
@@ -375,6 +434,8 @@ def test_plan_at_closing_stops_every_worker_starts_none_and_finishes(database_er
     assert all(action.startswith(("conclude", "finish")) for action in tell_closing("P1. P2 P3!"))
     assert tell_closing("P1. P2 P3!")
     assert tell_closing("P1 P2+ P3!") == ["finish 0: stopped all workers"]
+    asked = {"P1": Record(stopping=StopReason.EXIT, stopping_at=100)}
+    assert tell_plan(make_snapshot("P1* P2", asked, database_error=database_error), 101, is_closing=True) == []
 
 
 # ── Where a stream stands ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -388,13 +449,16 @@ def test_plan_at_closing_stops_every_worker_starts_none_and_finishes(database_er
         ("P1*+", Record(), FINISHING, "its tasks are complete", 220),
         ("P1*+", Record(state=FINISHING, since=90), FINISHING, "its tasks are complete", 210),
         ("P1*", Record(stopping=STOPPING), StreamState.STOPPING, "stopped by the user", 0),
+        ("P1.", Record(), StreamState.STOPPING, "its worker ended", 0),
         ("P1+sx", Record(failure="old"), StreamState.COMPLETE, "", 0),
         ("P1s!", Record(failure="it broke"), StreamState.FAILED, "it broke", 0),
         ("P1!s", Record(), StreamState.STOPPED, "stopped by the user", 0),
         ("P1!", Record(), StreamState.BLOCKED, "why (T)", 0),
         ("P1", Record(retry_at=105, last_ending="exit code 1"), StreamState.RESTARTING, "exit code 1", 105),
         ("P1 F1", Record(retry_at=105), StreamState.WAITING, "waits for F1", 0),
+        ("P1<F1 F1", Record(), StreamState.WAITING, "waits for F1", 0),
         ("P1<P2,P3,P4 P2 P3 P4 F1", Record(), StreamState.WAITING, "waits for F1, P2, P3 and 1 more", 0),
+        ("P1", Record(), StreamState.QUEUED, "", 0),
         ("P1 P2* P3* P4* P5* P6*", Record(), StreamState.QUEUED, "all 5 workers are busy", 0),
     ],
 )
@@ -403,6 +467,25 @@ def test_assess_says_where_a_stream_stands_why_and_until_when(
 ) -> None:
     standing = assess(make_snapshot(text, {"P1": record}), Limits(), 100)["P1"]
     assert (standing.state, standing.reason, standing.until) == (state, reason, until)
+
+
+def test_assess_says_what_the_whole_run_waits_for() -> None:
+    snapshot = make_snapshot("P1 P2*")
+    held = assess(snapshot, Limits(budget=5), 100)["P1"]
+    assert (held.state, held.reason) == (StreamState.QUEUED, "running workers hold the budget")
+    limit = replace(snapshot.history, paused_until=105.0, pause_reason="the limit was hit")
+    paused = assess(replace(snapshot, history=limit), Limits(), 104.9)["P1"]
+    assert paused == Standing(StreamState.PAUSED, "the limit was hit", 105.0)
+    assert assess(replace(snapshot, history=limit), Limits(), 105)["P1"].state is StreamState.QUEUED
+
+
+def test_each_reason_of_a_blocked_stream_is_given() -> None:
+    tasks = tuple(Task(task_id, "", "blocked", f"no {task_id}") for task_id in ("key", "disk"))
+    stream = make_stream("P1", blocked=2, named_tasks=tasks)
+    snapshot = Snapshot("p", (stream,), orchestrator=1)
+    verdict = judge(stream, Worker("P1", 9, "run", Ending(0)), snapshot, Limits())
+    standing = assess(snapshot, Limits(), 0)["P1"]
+    assert verdict.reason == standing.reason == "no key (key); no disk (disk)"
 
 
 def test_assess_without_an_orchestrator_or_beside_the_selection_finds_a_stream_idle() -> None:
@@ -461,6 +544,7 @@ def make_event(kind: str, **facts: Any) -> dict[str, Any]:
 
 LIMITS = {"max_workers": 2, "streams": ["A"], "phase": "parallel", "from_the_future": 1}
 STARTED = make_event("worker_started", attempt=1, completed=2, pid=9, run="r.9", clock=5.0, raw_start=70)
+STARTING = make_event("worker_starting", raw_start=70, budget=2.5)
 ENDED = make_event(
     "worker_ended", verdict="restart", restarts=1, completed=3, clock=8.0, delay=2.0, reason="boom", ending="code 1"
 )
@@ -474,6 +558,7 @@ STARTING = make_event("worker_starting", raw_start=70, budget=0.5, clock=4.0)
 BEGUN = make_event("run_started", limits=LIMITS, clock=9.0)
 
 AT_WORK = Record(attempts=1, best=2, pid=9, run="r.9", started_at=5.0, raw_start=70)
+FOUND = Record(attempts=1, best=3, pid=9, run="r.9", started_at=20.0)
 OVER = replace(AT_WORK, restarts=1, best=3, pid=0, last_ending="code 1")
 
 
@@ -484,15 +569,22 @@ OVER = replace(AT_WORK, restarts=1, best=3, pid=0, last_ending="code 1")
         ([STARTING, STARTED], AT_WORK),
         ([STARTING, BEGUN], Record(is_starting=True, started_at=4.0, raw_start=70, budget=0.5)),
         ([STARTED], AT_WORK),
+        ([STARTING], Record(is_starting=True, raw_start=70, budget=2.5)),
+        ([STARTING, STARTED], AT_WORK),
+        ([STARTING, ADOPTED], replace(FOUND, raw_start=70, budget=2.5)),
         ([STARTED, {**STARTED, "completed": 1, "attempt": 2}], replace(AT_WORK, attempts=2)),
         ([STARTED, ENDED], replace(OVER, retry_at=10.0)),
+        ([ENDED, STARTED], replace(OVER, pid=9)),
+        ([STOPPED, STARTED], replace(AT_WORK, stopping_at=6.0)),
+        ([STARTED, STARTING, ENDED], replace(OVER, budget=2.5, retry_at=10.0)),
         ([STARTED, FAILED], replace(OVER, failure="boom")),
         ([STARTED, COMPLETE], replace(OVER, attempts=0)),
         ([STARTED, STOPPED], replace(AT_WORK, stopping=StopReason.USER, stopping_at=6.0)),
         ([STARTED, KILLED], replace(AT_WORK, killed_at=7.0)),
         ([BLOCKED], Record(state=StreamState.BLOCKED, reason="why", since=4.0)),
         ([STARTED, FAILED, REQUESTED], replace(OVER, restarts=0, requested=True)),
-        ([ADOPTED], Record(attempts=1, best=3, pid=9, run="r.9", started_at=20.0)),
+        ([STARTED, ENDED, REQUESTED], replace(OVER, restarts=0, requested=True)),
+        ([ADOPTED], FOUND),
         ([STARTED, ADOPTED], replace(AT_WORK, best=3)),  # at work since it was started
         ([STARTED, FAILED, BEGUN], replace(OVER, restarts=0, best=0)),  # a start by a person forgives
         ([STARTED, ENDED, STOPPED, BLOCKED, BEGUN], replace(OVER, restarts=0, best=0)),
@@ -514,6 +606,22 @@ def test_the_fold_knows_the_run() -> None:
     assert history.after(STARTED).waiting == ""
     ended = history.after(make_event("run_ended", reason="all complete"))
     assert (ended.waiting, ended.outcome, ended.after(BEGUN).outcome) == ("", "all complete", "")
+
+
+def test_a_run_that_did_not_come_to_its_end_goes_on_in_its_pause_and_with_its_cost() -> None:
+    history = History(spent=2.0, pause_ends="2026-11-23T04:07:00Z", pause_reason="the limit was hit")
+    begun = history.after(BEGUN)
+    assert (begun.spent, begun.pause_ends, begun.pause_reason) == (2.0, history.pause_ends, history.pause_reason)
+    assert replace(history, outcome="all complete").after(BEGUN) == replace(begun, spent=0.0)
+
+
+def test_a_pause_that_is_made_longer_is_one_pause_and_the_next_one_begins_where_it_ends() -> None:
+    until = "2026-11-23T04:07:00Z"
+    pauses = [{"event": "run_paused", "clock": c, "delay": 10, "until": until, "reason": f"at {c}"} for c in (5, 8, 18)]
+    first = History(paused_at=5, paused_until=15, pause_ends=until, pause_reason="at 5", limit_hits=1)
+    longer = replace(first, paused_until=18, pause_reason="at 8")
+    again = replace(longer, paused_at=18, paused_until=28, pause_reason="at 18", limit_hits=2)
+    assert [fold_events(History(), pauses[:count]) for count in (1, 2, 3)] == [first, longer, again]
 
 
 kinds = st.sampled_from([event["event"] for event in (STARTED, ENDED, STOPPED, KILLED, BLOCKED, ADOPTED, BEGUN)])
