@@ -621,7 +621,8 @@ def _after_worker_started(record: Record, event: Event) -> Record:
 
 def _after_worker_adopted(record: Record, event: Event) -> Record:
     # Seen running for as long as the journal or, where it knows nothing, this orchestrator can tell.
-    started_at = record.started_at if record.pid == event["pid"] else float(event["clock"])
+    is_known = record.is_starting or record.pid == event["pid"]
+    started_at = record.started_at if is_known else float(event["clock"])
     return replace(
         _after_look(record, event),
         pid=int(event["pid"]),

@@ -544,7 +544,6 @@ def make_event(kind: str, **facts: Any) -> dict[str, Any]:
 
 LIMITS = {"max_workers": 2, "streams": ["A"], "phase": "parallel", "from_the_future": 1}
 STARTED = make_event("worker_started", attempt=1, completed=2, pid=9, run="r.9", clock=5.0, raw_start=70)
-STARTING = make_event("worker_starting", raw_start=70, budget=2.5)
 ENDED = make_event(
     "worker_ended", verdict="restart", restarts=1, completed=3, clock=8.0, delay=2.0, reason="boom", ending="code 1"
 )
@@ -569,14 +568,12 @@ OVER = replace(AT_WORK, restarts=1, best=3, pid=0, last_ending="code 1")
         ([STARTING, STARTED], AT_WORK),
         ([STARTING, BEGUN], Record(is_starting=True, started_at=4.0, raw_start=70, budget=0.5)),
         ([STARTED], AT_WORK),
-        ([STARTING], Record(is_starting=True, raw_start=70, budget=2.5)),
-        ([STARTING, STARTED], AT_WORK),
-        ([STARTING, ADOPTED], replace(FOUND, raw_start=70, budget=2.5)),
+        ([STARTING, ADOPTED], replace(FOUND, started_at=4.0, raw_start=70, budget=0.5)),
         ([STARTED, {**STARTED, "completed": 1, "attempt": 2}], replace(AT_WORK, attempts=2)),
         ([STARTED, ENDED], replace(OVER, retry_at=10.0)),
         ([ENDED, STARTED], replace(OVER, pid=9)),
         ([STOPPED, STARTED], replace(AT_WORK, stopping_at=6.0)),
-        ([STARTED, STARTING, ENDED], replace(OVER, budget=2.5, retry_at=10.0)),
+        ([STARTED, STARTING, ENDED], replace(OVER, run="", started_at=4.0, budget=0.5, retry_at=10.0)),
         ([STARTED, FAILED], replace(OVER, failure="boom")),
         ([STARTED, COMPLETE], replace(OVER, attempts=0)),
         ([STARTED, STOPPED], replace(AT_WORK, stopping=StopReason.USER, stopping_at=6.0)),
