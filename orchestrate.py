@@ -2304,7 +2304,8 @@ class WorkerTable:
                 over.append(stream_id)
         self._attempt(self._write_positions)
         self._look_for_cpu_use()
-        self._look_for_leftovers(over)
+        if over:
+            self._look_for_leftovers(over)
         return {stream_id: self._describe(tracked) for stream_id, tracked in self._tracked.items()}
 
     @property
@@ -2324,14 +2325,14 @@ class WorkerTable:
 
     def _look_for_leftovers(self, over: Sequence[str]) -> None:
         """Take note of how workers ended, and of what is left of their trees."""
-        table = read_process_table() if over else {}
+        table = read_process_table()
         known: dict[int, str] = {}
         for stream_id in over:
             tracked = self._tracked[stream_id]
             known.update(find_living(tracked.tree, stream_id))
             if (tracked.child or tracked.leader) and tracked.worker.pid not in table:
                 known[tracked.worker.pid] = stream_id  # as long as its session has a member, nobody gets that PID
-        trees = find_trees(self.project, table, known) if over else {}
+        trees = find_trees(self.project, table, known)
         for stream_id in over:
             tracked = self._tracked[stream_id]
             tracked.tree = trees.get(stream_id, {})

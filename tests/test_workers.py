@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -135,13 +136,14 @@ def test_what_does_not_fit_is_appended_wholly_or_not_at_all(tmp_path: Path) -> N
     assert path.read_text() == "1234567\n9\n890\n"
 
 
-def test_a_signal_goes_to_the_very_process_or_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_goes_to_the_very_process_or_to_nobody() -> None:
     with subprocess.Popen(["sleep", "600"]) as child:
-        process = psutil.Process(child.pid)
-        monkeypatch.setattr(psutil.Process, "is_running", lambda _: False)  # another one has got its PID
-        send_signal(process, signal.SIGKILL)
-        monkeypatch.undo()
+        gone = psutil.Process(child.pid)
+        gone._ident = (child.pid, 1.0)  # started at another time: the PID is another one's by now
+        signal_tree({child.pid: gone}, signal.SIGKILL)
+        time.sleep(0.1)  # a signal would have ended it
         assert child.poll() is None
+        process = psutil.Process(child.pid)
         send_signal(process, signal.SIGTERM)
         assert child.wait(timeout=20) == -signal.SIGTERM
         with pytest.raises((ProcessLookupError, psutil.NoSuchProcess)):
