@@ -2373,8 +2373,11 @@ class WorkerTable:
 
         Raises OSError.
         """
-        with open_private(self.project.raw(stream_id), os.O_WRONLY | os.O_APPEND) as output:
+        with self._open_output(stream_id) as output:
             return output.seek(0, os.SEEK_END)
+
+    def _open_output(self, stream_id: str) -> IO[bytes]:
+        return open_private(self.project.raw(stream_id), os.O_WRONLY | os.O_APPEND)
 
     def spawn(self, stream: Stream, record: Record, budget: float) -> Worker:
         """Start a worker.
@@ -2384,12 +2387,13 @@ class WorkerTable:
         start = record.raw_start
         run = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         child = None
-        try:
-            child = self._execute(stream, record, run, budget)
-            worker = Worker(stream.id, child.pid, f"{run}.{child.pid}")
-        except (OSError, OrchestrateError) as error:
-            is_final = isinstance(error, _FINAL_ERRORS) or getattr(error, "errno", 0) == errno.E2BIG
-            worker = Worker(stream.id, 0, run, Ending(None, visible(str(error)), is_final))
+        with self._open_output(stream.id) as output:  # a file of ours that can't be opened is no failed start
+            try:
+                child = self._execute(stream, record, run, budget, output)
+                worker = Worker(stream.id, child.pid, f"{run}.{child.pid}")
+            except (OSError, OrchestrateError) as error:
+                is_final = isinstance(error, _FINAL_ERRORS) or getattr(error, "errno", 0) == errno.E2BIG
+                worker = Worker(stream.id, 0, run, Ending(None, visible(str(error)), is_final))
         transcript = self._follow(stream.id, start, start)
         self._tracked[stream.id] = _Tracked(worker, transcript, child, active_at=self._clock.monotonic())
         if worker.ending is None:
@@ -2414,20 +2418,21 @@ class WorkerTable:
         """Write a line of the orchestrator's own into a stream's log."""
         self._log(stream_id).append([line])
 
-    def _execute(self, stream: Stream, record: Record, run: str, budget: float) -> subprocess.Popen[bytes]:
+    def _execute(
+        self, stream: Stream, record: Record, run: str, budget: float, output: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
         prompt = format_prompt(read_prompt_template(self.project), stream, record)
         if shutil.which(self.command.words[0], path=self._environ.get("PATH")) is None:
             raise OrchestrateError(*self.command.describe_missing())
-        with open_private(self.project.raw(stream.id), os.O_WRONLY | os.O_APPEND) as output:
-            return subprocess.Popen(
-                ["/bin/sh", "-c", LAUNCHER, "orchestrate", *self.command.argv(prompt, budget)],
-                cwd=self.project.root,
-                env=worker_environment(self._environ, self.project, self.database, stream.id, run),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        return subprocess.Popen(
+            ["/bin/sh", "-c", LAUNCHER, "orchestrate", *self.command.argv(prompt, budget)],
+            cwd=self.project.root,
+            env=worker_environment(self._environ, self.project, self.database, stream.id, run),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
 
     def _follow(self, stream_id: str, start: int, position: int) -> Transcript:
         return Transcript(self.project.raw(stream_id), self._log(stream_id).append, start, position)

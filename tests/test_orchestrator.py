@@ -185,16 +185,19 @@ def test_nohup_stays_in_force(workspace: Workspace) -> None:
 @pytest.mark.parametrize("lose_pid_file", [False, True])
 def test_start_after_a_kill_takes_the_workers_over(workspace: Workspace, lose_pid_file: bool) -> None:
     workspace.database.add_stream("Stream-A")
-    workspace.play("say=hello setsid sleep=2 all")
+    workspace.play("say=hello setsid until=go all")
     first = workspace.popen("start")
     pid = workspace.wait_for_worker("Stream-A")
     first.kill()
     first.wait()
     if lose_pid_file:
         (workspace.state / "pids" / "Stream-A.pid").unlink()
-    done = workspace.run("start", *NO_POLL)
-    assert done.returncode == 0
-    assert f"Took over the worker of Stream-A that still runs (PID {pid})" in done.stdout
+    second = workspace.popen("start", *NO_POLL)
+    wait_until(lambda: workspace.events("worker_adopted"), "the worker to be taken over")
+    workspace.open_gate("go")
+    out, _ = second.communicate(timeout=60)
+    assert second.returncode == 0
+    assert f"Took over the worker of Stream-A that still runs (PID {pid})" in out
     assert workspace.starts() == ["Stream-A"]
     assert own_processes(workspace.root) == []
     assert (workspace.state / "logs" / "Stream-A.log").read_text().splitlines().count("hello") == 1
