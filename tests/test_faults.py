@@ -1278,7 +1278,7 @@ def begin_full_run(workspace: Workspace, disk: Any, *words: str) -> tuple[subpro
         workspace.database.add_stream(stream, tasks=2)
     workspace.database.set_status("blocked", "C")
     workspace.play("all", A="say=hello until=a all", B=["next until=b exit=1", "all"], D="sleep=600")
-    run, output = start_run(workspace, *words)
+    run, output = start_run(workspace, *words, env=UNMEASURED)
     for stream in "ABD":
         workspace.wait_for_worker(stream)
     assert workspace.run("stop", "D").returncode == 0
