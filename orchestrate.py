@@ -30,6 +30,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -56,6 +57,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Callable,
+    Container,
     Dict,
     Iterable,
     Iterator,
@@ -123,6 +125,8 @@ NOTIFICATIONS_QUEUED = 100  # those that wait for their turn; of more, the oldes
 NOTIFICATION_TIMEOUT = 60  # seconds until such a command is killed
 NOTIFICATION_LENGTH = 4000  # characters of a message; an argument or variable of a process has its limit
 TROUBLE_CALM = 5.0  # seconds without another refusal of the system after which a trouble is over
+GIT_TIMEOUT = 10.0  # seconds for a git command that only asks, or changes what git has registered
+CHECKOUT_TIMEOUT = 600  # seconds for one that writes a whole working tree
 TICK = 0.2  # seconds between two cheap looks at the database, the marks and adopted workers
 BUSY_TIMEOUT = 0.2  # seconds that the orchestrator waits for a locked database, so that Ctrl+C stays prompt
 PATIENT_BUSY_TIMEOUT = 5.0  # seconds that the other commands wait for it
@@ -146,11 +150,28 @@ EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_RUNNING = 0, 1, 2, 75
 EXIT_INCOMPLETE, EXIT_NO_PROJECT = 3, 4  # of `status --check` alone
 
 WORKER_FLAGS = ["--print", "--dangerously-skip-permissions"]
-REMOVED_VARIABLES = re.compile(r"CLAUDECODE|CLAUDE_CODE_ENTRYPOINT|CLAUDE_CODE_SSE_.*")  # they say "nested" to claude
+REMOVED_VARIABLES = re.compile(
+    r"CLAUDECODE|CLAUDE_CODE_ENTRYPOINT|CLAUDE_CODE_SSE_.*"  # they say "nested" to claude
+    r"|GIT_(DIR|WORK_TREE|INDEX_FILE|COMMON_DIR|OBJECT_DIRECTORY|NAMESPACE|PREFIX)"  # not the folder's own repository
+)
+
+# What a person has set up for git at his desk must hang no run: hooks, a file system monitor, maintenance.
+GIT = ["git", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "gc.auto=0"]
+GIT += ["-c", "maintenance.auto=false"]
+GIT_VARIABLES = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
 
 # The worker's shell adds its own PID to ORCHESTRATE_RUN and becomes the worker. A process whose ORCHESTRATE_RUN ends
 # in its own PID is therefore a worker itself, and one that has inherited it is not, even where every file is lost.
 LAUNCHER = 'export ORCHESTRATE_RUN="$ORCHESTRATE_RUN.$$"; exec "$@"'
+
+# Before that it fills its worktree, which is new as long as it has no index; one that is behind is brought forward.
+CHECKOUT = """\
+if [ -e "$(git rev-parse --git-path index)" ]; then {git} merge --quiet --ff-only {base} || :
+else rm -f "$(git rev-parse --git-path index.lock)"; {git} reset --quiet --hard {base} || exit
+fi
+mkdir -p {folder} && cd {folder} || exit
+"""
+ALARM = f"import os, signal, sys; signal.alarm({CHECKOUT_TIMEOUT}); os.execvp(sys.argv[1], sys.argv[1:])"
 
 WORKER_PROMPT = """\
 You are a worker agent in the Claude Copilot orchestration system.
@@ -322,6 +343,8 @@ class Stream:
     named_tasks: tuple[Task, ...] = ()
     changed_at: str = ""
     problem: str = ""
+    worktree_path: str = ""
+    branch_name: str = ""
 
     @property
     def total(self) -> int:
@@ -419,7 +442,8 @@ class Worker:
     """A worker that was started or found. `leftovers` are processes of its tree that outlived it.
 
     `active_at` is when it last gave a sign of life, in monotonic seconds, 0 where nobody knows; `cost` is what it has
-    reported so far, in US dollars; `notice` is what it said of a usage limit that comes near.
+    reported so far, in US dollars; `notice` is what it said of a usage limit that comes near. Of one that was just
+    started, `folder` and `branch` say where it works, and `warnings` what a person should know about that.
     """
 
     stream_id: str
@@ -430,6 +454,36 @@ class Worker:
     active_at: float = 0.0
     cost: float = 0.0
     notice: str = ""
+    folder: str = ""
+    branch: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The branch of a stream, seen from the project's HEAD.
+
+    `worktree` is the folder that it is checked out in, empty where there is none; `ahead` counts its commits that HEAD
+    lacks, `files` are what they change; `uncommitted` are the files in its worktree that no commit has; `elsewhere` is
+    what the worktree is on where that is not this branch.
+    """
+
+    name: str
+    stream_id: str = ""
+    worktree: str = ""
+    ahead: int = 0
+    files: tuple[str, ...] = ()
+    uncommitted: tuple[str, ...] = ()
+    elsewhere: str = ""
+
+    @property
+    def summary(self) -> str:
+        """How it stands, in words."""
+        work = f"{format_count(self.ahead, 'commit')} to merge, {format_count(len(self.files), 'file')} changed"
+        words = [work if self.ahead else "nothing to merge"]
+        words += [f"{format_count(len(self.uncommitted), 'file')} uncommitted"] if self.uncommitted else []
+        words += [f"its worktree is on {visible(self.elsewhere)} instead"] if self.elsewhere else []
+        return ", ".join(words)
 
 
 @dataclass(frozen=True)
@@ -487,6 +541,7 @@ class Record:
     started_at: float = 0.0
     raw_start: int = 0
     budget: float = 0.0
+    folder: str = ""
     is_starting: bool = False
     retry_at: float = 0.0
     failure: str = ""
@@ -550,7 +605,7 @@ def _after_run_started(history: History, event: Event) -> History:
     known = {key: value for key, value in event["limits"].items() if key in Limits.__dataclass_fields__}
     known["streams"] = None if known.get("streams") is None else frozenset(known["streams"])
     known["phase"] = Phase(known["phase"]) if known.get("phase") else None
-    kept = ("attempts", "pid", "run", "started_at", "raw_start", "budget", "is_starting", "last_ending")
+    kept = ("attempts", "pid", "run", "started_at", "raw_start", "budget", "folder", "is_starting", "last_ending")
     records = {
         stream_id: Record(**{name: getattr(record, name) for name in kept})
         for stream_id, record in history.records.items()
@@ -613,6 +668,7 @@ def _after_worker_started(record: Record, event: Event) -> Record:
         started_at=float(event["clock"]),
         raw_start=int(event["raw_start"]),
         budget=float(event.get("budget", 0)),
+        folder=str(event.get("folder", "")),
         is_starting=False,
         retry_at=0.0,
         stopping=None,
@@ -692,7 +748,8 @@ class Snapshot:
     """Everything that a decision or a display is made from.
 
     `stopped` are the streams that the user stopped, `orchestrator` is the PID of the one that runs (0: none), and
-    `database_error` says why the streams are older than they should be.
+    `database_error` says why the streams are older than they should be. `branches`, by stream, are read for displays
+    alone.
     """
 
     project: str
@@ -703,6 +760,7 @@ class Snapshot:
     orchestrator: int = 0
     database_error: str = ""
     warnings: tuple[str, ...] = ()
+    branches: Mapping[str, Branch] = field(default_factory=dict)
 
     def includes(self, stream: Stream, limits: Limits) -> bool:
         """Whether the run is about this stream: selected at its start, or requested since."""
@@ -802,6 +860,11 @@ class Project:
     def folder(self) -> Path:
         """Where the orchestrator keeps its state."""
         return self.root / ".claude" / "orchestrator"
+
+    @property
+    def worktrees(self) -> Path:
+        """Where the streams' worktrees are made."""
+        return self.root / ".claude" / "worktrees"
 
     @property
     def journal(self) -> Path:
@@ -953,7 +1016,8 @@ class TaskStore:
             SELECT id, title, status, blocked_reason, created_at, updated_at,
             metadata IS NOT NULL AND NOT json_valid(metadata) AS is_bad,
             CASE WHEN json_valid(metadata) THEN
-                json_extract(metadata, '$.streamId', '$.streamName', '$.streamPhase', '$.streamDependencies')
+                json_extract(metadata, '$.streamId', '$.streamName', '$.streamPhase', '$.streamDependencies',
+                    '$.worktreePath', '$.branchName')
             END AS stream
             FROM tasks WHERE {is_active})
         GROUP BY stream, status"""
@@ -1016,6 +1080,7 @@ class TaskStore:
 
 
 _Row = Tuple[Optional[str], str, int, str, int, Optional[str], str]
+_KEYS = ("streamName", "streamPhase", "streamDependencies", "worktreePath", "branchName")  # behind the stream's id
 _STATUSES = ("pending", "in_progress", "blocked", "completed", "cancelled")
 
 
@@ -1056,7 +1121,7 @@ def read_backlog(rows: Iterable[_Row]) -> Backlog:
 def _read_stream(stream_id: str, group: Sequence[tuple[_Row, list[Any]]]) -> tuple[Stream, list[str]]:
     """Return a stream from its rows, oldest first, and a warning for each thing that its tasks disagree about."""
     values, warnings = {}, []
-    for position, key in enumerate(("streamName", "streamPhase", "streamDependencies"), start=1):
+    for position, key in enumerate(_KEYS, start=1):
         given = [(identity[position], row[3].partition("\x1f")[2]) for row, identity in group]
         given = [entry for entry in given if entry[0] is not None]
         values[key] = given[0] if given else (None, "")
@@ -1070,10 +1135,12 @@ def _read_stream(stream_id: str, group: Sequence[tuple[_Row, list[Any]]]) -> tup
         tasks += [Task(**_read_json(line)) for line in (row[5] or "").split("\n") if line]
     phase, problem = _read_phase(*values["streamPhase"])
     needs, trouble = _read_dependencies(*values["streamDependencies"])
-    name = values["streamName"][0]
+    texts = {key: value if isinstance(value, str) else "" for key, (value, _) in values.items()}
     return Stream(
         id=stream_id,
-        name=name if isinstance(name, str) and name else stream_id,
+        name=texts["streamName"] or stream_id,
+        worktree_path=texts["worktreePath"],
+        branch_name=texts["branchName"],
         phase=phase,
         dependencies=needs,
         named_tasks=tuple(sorted(tasks, key=lambda task: natural_key(task.id))),
@@ -1478,14 +1545,15 @@ class Command:
     words: tuple[str, ...] = ("claude",)
     output_format: str = "stream-json"
 
-    def argv(self, prompt: str, budget: float = 0.0) -> list[str]:
-        """Return the whole command; the budget is in US dollars, 0 for none.
+    def argv(self, prompt: str, budget: float = 0.0, mcp_config: str = "") -> list[str]:
+        """Return the whole command; the budget is in US dollars, 0 for none, and `mcp_config` a file, empty for none.
 
         `-p PROMPT` stays last: an option with several values would swallow the prompt.
         """
         form = ["--output-format", self.output_format, "--verbose"] if self.output_format != "text" else []
         limit = ["--max-budget-usd", f"{int(budget * 100) / 100:.2f}"] if budget else []
-        return [*self.words, *WORKER_FLAGS, *form, *limit, "-p", prompt]
+        servers = ["--mcp-config", mcp_config] if mcp_config else []
+        return [*self.words, *WORKER_FLAGS, *form, *limit, *servers, "-p", prompt]
 
     def check(self, environ: Mapping[str, str], is_root: bool) -> None:
         """Raise OrchestrateError where this command can't run at all."""
@@ -1542,8 +1610,11 @@ def read_prompt_template(project: Project) -> str:
         ) from error
 
 
-def format_prompt(template: str, stream: Stream, record: Record) -> str:
-    """Return a worker's prompt; one that follows another worker's end is told how that went and what it left."""
+def format_prompt(template: str, stream: Stream, record: Record, more: Sequence[str] = ()) -> str:
+    """Return a worker's prompt, with `more` lines behind the template.
+
+    One that follows another worker's end is told how that went and what it left.
+    """
     values = {
         "id": stream.id,
         "stream_id": stream.id,
@@ -1551,13 +1622,14 @@ def format_prompt(template: str, stream: Stream, record: Record) -> str:
         "name": textwrap.shorten(stream.name, 200),
     }
     prompt = re.sub(r"\{stream\.(id|stream_id|phase|name)\}", lambda match: values[match[1]], template)
+    lines = list(more)
     if record.last_ending and record.attempts:
         begun = [
             f"- {task.id}: {textwrap.shorten(task.title, 200)}"
             for task in stream.named_tasks
             if task.status == "in_progress"
         ]
-        lines = [
+        lines += [
             "",
             "## This is a restart",
             f"- This is attempt {record.attempts + 1} on {stream.id}. The last worker ended: {record.last_ending}",
@@ -1569,6 +1641,7 @@ def format_prompt(template: str, stream: Stream, record: Record) -> str:
                 *(f"  {line}" for line in begun[:50]),
             ]
             lines += [f"  - and {len(begun) - 50} more"] if len(begun) > 50 else []
+    if lines:
         prompt = "\n".join([prompt.rstrip("\n"), *lines, ""])
     prompt = prompt.replace("\0", "\ufffd")
     return f"\n{prompt}" if prompt.startswith("-") else prompt  # else the CLI takes it for an option
@@ -2235,6 +2308,462 @@ class _Tracked:
         return self.transcript.read_ending(self.child.returncode if self.child is not None else None, wall)
 
 
+class GitError(OSError):
+    """git failed, or took too long; its own words say why."""
+
+
+def run_git(folder: Path, *words: str, timeout: float = GIT_TIMEOUT, most: int = 0) -> str:
+    """Return what a git command prints. It asks nobody and runs no hook; it is ended after `timeout` seconds.
+
+    Raises GitError where its exit code is more than `most`, OrchestrateError where there is no git.
+    """
+    environ = {key: value for key, value in os.environ.items() if not REMOVED_VARIABLES.fullmatch(key)}
+    null, pipe = subprocess.DEVNULL, subprocess.PIPE
+    try:
+        child = subprocess.Popen(
+            [*GIT, *words],
+            cwd=folder,
+            env={**environ, **GIT_VARIABLES},
+            stdin=null,
+            stdout=pipe,
+            stderr=pipe,
+            start_new_session=True,
+        )
+    except OSError as error:
+        if error.filename != GIT[0]:
+            raise
+        raise OrchestrateError("git: command not found", "Install git, or start with --no-worktrees.") from error
+    with child:
+        try:
+            out, err = child.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            raise GitError(f"git {words[0]} took longer than {timeout:.0f} s") from error
+        finally:
+            _end_group(child)
+    if not 0 <= child.returncode <= most:
+        raise GitError(f"git {words[0]}: {_find_git_words(err) or f'exit code {child.returncode}'}")
+    return out.decode("utf-8", "surrogateescape")
+
+
+def _end_group(child: subprocess.Popen[bytes]) -> None:
+    """End a child of ours that still runs, with its group: first so that it can let go of its locks."""
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        if child.returncode is None:
+            os.killpg(child.pid, signum)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(1)
+
+
+def _find_git_words(err: bytes) -> str:
+    lines = [line for line in err.decode("utf-8", "replace").splitlines() if line]
+    telling = [line for line in lines if line.startswith(("fatal: ", "error: "))]
+    return (telling or lines[-1:] or [""])[0]
+
+
+@dataclass(frozen=True)
+class Repository:
+    """The git repository of a project, as it stands now.
+
+    `head` is the commit that streams branch from, `branch` the branch that is checked out, empty where none is;
+    `prefix` leads from the top of the working tree to the project. `obstacle` says why there can be no worktrees.
+    """
+
+    root: Path
+    prefix: str = ""
+    head: str = ""
+    branch: str = ""
+    obstacle: str = ""
+
+    @property
+    def place(self) -> str:
+        """What is checked out, in words."""
+        return self.branch or f"a detached HEAD at {self.head[:10]}"
+
+
+def read_repository(root: Path) -> Repository:
+    """Return the repository that a project lies in. Raises GitError, OrchestrateError."""
+    if not any((folder / ".git").exists() for folder in (root, *root.parents)):
+        return Repository(root, obstacle="it lies in no git repository")
+    try:
+        inside, prefix = run_git(root, "rev-parse", "--is-inside-work-tree", "--show-prefix").split("\n")[:2]
+    except GitError as error:
+        if "not a git repository" not in str(error):
+            raise
+        return Repository(root, obstacle=str(error))
+    head = run_git(root, "rev-parse", "--verify", "--quiet", "HEAD^{commit}", most=1).strip()
+    branch = run_git(root, "symbolic-ref", "--quiet", "--short", "HEAD", most=1).strip()
+    obstacle = ""
+    if inside != "true":
+        obstacle = "its git repository is bare"
+    elif not head:
+        obstacle = "its git repository has no commit yet"
+    elif prefix and not run_git(root, "ls-tree", head):
+        obstacle = "the last commit of its git repository has nothing of this folder"
+    return Repository(root, prefix, head, branch, obstacle)
+
+
+@dataclass(frozen=True)
+class Worktree:
+    """A working tree that git has registered; `branch` is empty where none is checked out in it."""
+
+    folder: Path
+    branch: str = ""
+    is_locked: bool = False
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it still is what git has registered."""
+        return (self.folder / ".git").exists()
+
+
+def read_worktrees(root: Path) -> dict[Path, Worktree]:
+    """Return all working trees of a repository, by their folders. Raises GitError."""
+    found = {}
+    for block in run_git(root, "worktree", "list", "--porcelain").split("\n\n"):
+        facts = dict(line.partition(" ")[::2] for line in block.split("\n"))
+        if "worktree" in facts:
+            folder, branch = Path(facts["worktree"]), facts.get("branch", "")
+            found[folder] = Worktree(folder, branch.replace("refs/heads/", "", 1), "locked" in facts)
+    return found
+
+
+def name_worktree(project: Project, stream: Stream) -> tuple[Path, str]:
+    """Return the folder of a stream's worktree and its branch: those that its tasks name, else those of its id."""
+    given = os.path.expanduser(stream.worktree_path)  # noqa: PTH111 - pathlib's fails where there is no such user
+    folder = os.path.realpath(project.root / given if given else project.worktrees / file_name(stream.id))
+    # git takes no tilde, no two dots in a row, no dot and no `.lock` at the end; no other id gives what stands for them
+    safe = re.sub(r"~|\.(?=\.|lock\Z|\Z)", lambda match: f"%{ord(match[0]):02X}", file_name(stream.id))
+    return Path(folder), stream.branch_name or f"stream/{safe}"
+
+
+def _check_worktree(folder: Path, branch: str, worktrees: Mapping[Path, Worktree], is_known: bool) -> None:
+    """Raise OrchestrateError where a worktree can't be had without the risk of losing something."""
+    here = worktrees.get(folder)
+    there = next((str(tree.folder) for tree in worktrees.values() if tree.branch == branch and tree != here), "")
+    is_filled = os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir()))
+    look = "Look at what it holds, and move it away."
+    if there:
+        raise OrchestrateError(f"branch {branch} is checked out in {there}", "Switch to another branch there.")
+    if here is None and is_filled:
+        raise OrchestrateError(f"{folder} exists, and is no worktree of this repository", look)
+    if here is None:
+        return
+    if not here.is_there and is_filled:
+        raise OrchestrateError(f"{folder} is a worktree without .git", f"git worktree repair. Or: {look}")
+    if not here.is_there and here.is_locked:
+        raise OrchestrateError(
+            f"the worktree {folder} is locked, and is not there", "git worktree unlock, or mount it."
+        )
+    if here.branch != branch and not (is_known and here.is_there):
+        is_on = f"on branch {here.branch}" if here.branch else "on no branch"
+        raise OrchestrateError(f"the worktree {folder} is {is_on}, not on {branch}", f"git switch {branch} there.")
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a worker works.
+
+    `worktree` is the top of its working tree, None where that is the project's own; `base` is the commit that it
+    begins at, or its branch where that has commits already. `elsewhere` is what it was left on where that is not
+    `branch`, `missing` are claude's files that it lacks, `mcp_config` is the project's where it is one of these.
+    `lines` tell the worker about all this, `warnings` a person.
+    """
+
+    folder: Path
+    branch: str = ""
+    worktree: Path | None = None
+    base: str = ""
+    elsewhere: str = ""
+    missing: tuple[str, ...] = ()
+    mcp_config: str = ""
+    lines: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def launcher(self) -> str:
+        """Return the shell script that becomes the worker."""
+        if self.worktree is None:
+            return LAUNCHER
+        git = shlex.join([sys.executable, "-SEc", ALARM, *GIT])  # Python is up in 10 ms; macOS has no timeout(1)
+        folder, base = shlex.quote(str(self.folder)), shlex.quote(self.base)
+        return CHECKOUT.format(git=git, base=base, folder=folder) + LAUNCHER
+
+
+def open_workplace(project: Project, stream: Stream, record: Record, streams: Sequence[Stream]) -> Workplace:
+    """Return where a stream's worker works: a parallel one in a worktree of its own, made where it is missing.
+
+    `streams` are all there are. Raises GitError; OrchestrateError where a person has to look.
+    """
+    is_parallel = stream.phase is Phase.PARALLEL
+    try:
+        repository = read_repository(project.root)
+    except (GitError, OrchestrateError) as error:
+        if is_parallel:
+            raise
+        return Workplace(project.root, warnings=(f"git can't be asked: {error}",))
+    if repository.obstacle:
+        return share_workplace(project, stream, repository.obstacle)
+    place = Workplace(project.root, repository.place)
+    if is_parallel:
+        place = _open_worktree(project, repository, stream, bool(record.attempts))
+    needed = [s for s in streams if s.id in stream.dependencies] if is_parallel else streams
+    has_others = is_parallel or stream.phase is Phase.INTEGRATION
+    branches = read_branches(project, repository, needed).values() if has_others else ()
+    return replace(place, lines=(*_format_workplace(place, project), *_format_branches(place, repository, branches)))
+
+
+def share_workplace(project: Project, stream: Stream, reason: str) -> Workplace:
+    """Return the project's own folder as a workplace; where parallel streams share it, that is worth a word."""
+    is_shared = stream.phase is Phase.PARALLEL
+    return Workplace(
+        project.root, warnings=(f"No worktrees, all streams work in {project.root}: {reason}",) if is_shared else ()
+    )
+
+
+def _open_worktree(project: Project, repository: Repository, stream: Stream, is_known: bool) -> Workplace:
+    """Return a stream's worktree. A new one is registered, and filled by the worker's own process."""
+    root, (folder, branch) = project.root, name_worktree(project, stream)
+    if stream.branch_name and run_git(root, "check-ref-format", "--branch", branch, most=128).strip() != branch:
+        raise OrchestrateError(f"{branch!r} is no name for a branch", "Correct the branchName of its tasks.")
+    worktrees = read_worktrees(root)
+    _check_worktree(folder, branch, worktrees, is_known)
+    here, ref = worktrees.get(folder), f"refs/heads/{branch}"
+    has_branch = run_git(root, "rev-parse", "--verify", "--quiet", ref, most=1)
+    is_ahead = has_branch and run_git(root, "rev-list", "--max-count=1", f"{repository.head}..{ref}")
+    place = Workplace(folder / repository.prefix, branch, folder, ref if is_ahead else repository.head)
+    place = replace(place, warnings=() if here else _find_unseen(root))
+    if here is None or not here.is_there:
+        _make_parent(project, folder)
+        start = [str(folder), branch] if has_branch else ["-b", branch, str(folder), repository.head]
+        run_git(root, "worktree", "add", "--quiet", "--no-checkout", *(["--force"] if here else []), *start)
+    elif here.branch != branch:
+        place = replace(place, base="HEAD", elsewhere=here.branch or "no branch")
+    return _equip(place, project, stream)
+
+
+def _make_parent(project: Project, folder: Path) -> None:
+    """Make the folder that a worktree comes into; where that lies in the project, git must not see it."""
+    if not folder.parent.is_dir():
+        folder.parent.mkdir(parents=True)
+    ignore = folder.parent / ".gitignore"
+    if folder.parent == project.worktrees.resolve() and not ignore.exists():
+        write_file(ignore, "*\n")
+
+
+def _find_unseen(root: Path) -> tuple[str, ...]:
+    """Return a warning where the project has changes that no commit has, so that no worktree will."""
+    files = format_names(read_uncommitted(root))
+    return (f"Uncommitted changes: the streams branch from the last commit, without {files}",) if files else ()
+
+
+def read_uncommitted(folder: Path) -> tuple[str, ...]:
+    """Return the files in a folder that are changed, or new to git and not ignored. Raises GitError."""
+    listed = run_git(folder, "status", "--porcelain", "-z", "--no-renames", "--", ".")
+    return tuple(line[3:] for line in listed.split("\0") if line)
+
+
+# What makes claude what it is in a project; git may be told to ignore it.
+_TOOLS = (".mcp.json", ".claude/commands", ".claude/agents", ".claude/skills", ".claude/settings.json")
+
+
+def _equip(place: Workplace, project: Project, stream: Stream) -> Workplace:
+    """Return a worktree with what its worker lacks there: `.mcp.json` is carried over, the rest is said."""
+    tracked = set(run_git(project.root, "ls-tree", "-r", "-z", "--name-only", place.base, "--", *_TOOLS).split("\0"))
+    found = [path for name in _TOOLS for path in [project.root / name, *sorted((project.root / name).rglob("*"))]]
+    names = [path.relative_to(project.root).as_posix() for path in found if path.is_file()]
+    missing = [name for name in names if name not in tracked and not (place.folder / name).exists()]
+    mcp_config = str(project.root / missing.pop(0)) if missing[:1] == [".mcp.json"] else ""
+    said = f"{visible(stream.id)}: not in git, so not in its worktree: {format_names(missing)}"
+    warnings = (*place.warnings, said) if missing else place.warnings
+    return replace(place, mcp_config=mcp_config, missing=tuple(missing), warnings=warnings)
+
+
+def read_branches(project: Project, repository: Repository, streams: Iterable[Stream]) -> dict[str, Branch]:
+    """Return the branches of those parallel streams that have one, as they stand now. Raises GitError."""
+    worktrees = read_worktrees(project.root)
+    listed = run_git(project.root, "for-each-ref", "--format=%(refname)", "refs/heads").split("\n")
+    names = {ref.replace("refs/heads/", "", 1) for ref in listed}
+    branches = {}
+    for stream in streams:
+        folder, name = name_worktree(project, stream)
+        here = worktrees.get(folder)
+        here = here if here is not None and here.is_there else None
+        if stream.phase is Phase.PARALLEL and (here or name in names):
+            branch = read_branch(repository, name) if name in names else Branch(name)
+            branches[stream.id] = replace(add_worktree(branch, here), stream_id=stream.id)
+    return branches
+
+
+def read_branch(repository: Repository, name: str) -> Branch:
+    """Return a branch as it stands against HEAD. Raises GitError."""
+    ref = f"refs/heads/{name}"
+    ahead = int(run_git(repository.root, "rev-list", "--count", f"{repository.head}..{ref}"))
+    words = ("diff", "--name-only", "-z", f"{repository.head}...{ref}")
+    files = run_git(repository.root, *words) if ahead else ""
+    return Branch(name, ahead=ahead, files=tuple(files.split("\0")[:-1]))
+
+
+def add_worktree(branch: Branch, here: Worktree | None) -> Branch:
+    """Return a branch with what its worktree, where it has one, holds beside its commits. Raises GitError."""
+    if here is None:
+        return branch
+    elsewhere = "" if here.branch == branch.name else here.branch or "no branch"
+    return replace(branch, worktree=str(here.folder), uncommitted=read_uncommitted(here.folder), elsewhere=elsewhere)
+
+
+def find_conflicts(repository: Repository, branches: Iterable[Branch]) -> dict[str, str]:
+    """Return by branch, in words, with what it can't be merged without a hand: with HEAD, and with those before it.
+
+    It merges in git's own store, and touches no working tree. Source: git merge-tree --write-tree, of git 2.38.
+    """
+    others = [Branch(repository.head)]
+    conflicts: dict[str, str] = {}
+    for branch in branches:
+        clashes = [_find_clash(repository, branch, other) for other in others]
+        conflicts[branch.name] = "; ".join(clash for clash in clashes if clash)
+        others.append(branch)
+    return conflicts
+
+
+def _find_clash(repository: Repository, branch: Branch, other: Branch) -> str:
+    if other.stream_id and not set(branch.files) & set(other.files):
+        return ""
+    label, ref = (other.name, f"refs/heads/{other.name}") if other.stream_id else (repository.place, other.name)
+    words = ("merge-tree", "--write-tree", "--name-only", "--no-messages", "-z", ref, f"refs/heads/{branch.name}")
+    try:
+        files = run_git(repository.root, *words, most=1).split("\0")[1:-1]
+    except GitError as error:
+        return f"whether it conflicts with {label} is not known ({error})"
+    return f"conflicts with {label} in {format_names(files)}" if files else ""
+
+
+def describe_branches(repository: Repository, branches: Iterable[Branch]) -> list[tuple[Branch, str]]:
+    """Return each branch with how it stands and what it conflicts with, in words."""
+    branches = list(branches)
+    conflicts = find_conflicts(repository, [branch for branch in branches if branch.ahead])
+    return [(b, "; ".join(filter(None, [b.summary, conflicts.get(b.name, "")]))) for b in branches]
+
+
+def merge_branch(repository: Repository, branch: Branch, name: str) -> None:
+    """Merge a stream's branch into the one that is checked out, with a merge commit.
+
+    Raises OrchestrateError where that takes a hand; the tree is then as it was.
+    """
+    root, message = repository.root, f"Merge {branch.stream_id}: {textwrap.shorten(name, 100)}"
+    try:
+        words = ("merge", "--no-ff", "--no-edit", "--quiet", "-m", visible(message))
+        run_git(root, *words, f"refs/heads/{branch.name}", timeout=CHECKOUT_TIMEOUT)
+    except GitError as error:
+        files = run_git(root, "diff", "--name-only", "--diff-filter=U", "-z").split("\0")[:-1]
+        why = f"conflicts with {repository.place} in {format_names(files, 10)}" if files else str(error)
+        if is_merging(root):
+            run_git(root, "merge", "--abort", timeout=CHECKOUT_TIMEOUT)
+        left = f"what it left: {format_names(read_changed(root))}" if read_changed(root) else "the tree is as it was"
+        by_hand = f"git merge --no-ff {shlex.quote(branch.name)}, resolve, git commit"
+        raise OrchestrateError(
+            f"{branch.name} was not merged, {left}: {why}",
+            f"Merge it by hand ({by_hand}), then go on: python orchestrate.py merge",
+            EXIT_FAILED,
+        ) from error
+
+
+def is_merging(root: Path) -> bool:
+    """Whether a merge was begun and not concluded. Raises GitError."""
+    return bool(run_git(root, "rev-parse", "--verify", "--quiet", "MERGE_HEAD", most=1))
+
+
+def read_changed(root: Path) -> list[str]:
+    """Return the files of a working tree that git knows and that differ from the last commit. Raises GitError."""
+    listed = run_git(root, "status", "--porcelain", "-z", "--untracked-files=no", "--no-renames")
+    return [line[3:] for line in listed.split("\0") if line]
+
+
+def _format_workplace(place: Workplace, project: Project) -> list[str]:
+    """Return what a worker is told about its folder."""
+    lines = ["", "## Where you work", f"- Folder: {place.folder}", f"- Branch: {place.branch}"]
+    if place.worktree is None:
+        return lines
+    lines += [f"- This is a git worktree of {project.root}: other streams work in others at this time"]
+    lines += ["- Change nothing outside of it, commit to this branch, and do not switch to another one"]
+    if place.elsewhere:
+        lines += [f"- The last worker left it on {place.elsewhere}: bring its work to {place.branch} first"]
+    if (project.root / ".gitmodules").exists():
+        lines += ["- Submodules are empty here; fill those that you need: git submodule update --init"]
+    if place.missing:
+        lines += [f"- Not in git, so not here; read them in {project.root}: {format_names(place.missing, 20)}"]
+    return lines
+
+
+def _format_branches(place: Workplace, repository: Repository, branches: Iterable[Branch]) -> list[str]:
+    """Return what a worker is told of the branches that hold the work of others."""
+    lines = [
+        f"- {branch.name} ({branch.stream_id}): {words}" for branch, words in describe_branches(repository, branches)
+    ]
+    task = f"Merge these into {place.branch} before anything else, in this order (git merge --no-ff BRANCH):"
+    return ["", "## Branches to merge", task, *lines] if lines else []
+
+
+@dataclass(frozen=True)
+class Chore:
+    """Something that `clean` does: a verb and its object; where there is nothing to `do`, the object is kept."""
+
+    verb: str
+    what: str
+    do: Callable[[], object] | None = None
+
+
+def name_archive(project: Project, date: str) -> Path:
+    """Return a folder for the logs that does not exist yet."""
+    target = project.root / ".archive" / "orchestration" / date
+    names = (target.with_name(f"{date}-{count}") for count in range(2, 10**6))
+    return next(folder for folder in itertools.chain([target], names) if not folder.exists())
+
+
+def archive(logs: Iterable[Path], target: Path) -> None:
+    """Move logs into a new folder that git ignores. Raises OSError."""
+    target.mkdir(mode=0o700, parents=True)
+    write_file(target.parent / ".gitignore", "*\n")
+    for log in logs:
+        shutil.move(str(log), str(target))
+
+
+def plan_worktrees(project: Project, repository: Repository, streams: Sequence[Stream]) -> list[Chore]:
+    """Decide which worktrees and branches go: those that hold nothing that is not in HEAD."""
+    root, folder = project.root, project.worktrees.resolve()
+    worktrees = read_worktrees(root)
+    branches = list(read_branches(project, repository, streams).values())
+    claimed = {branch.worktree for branch in branches}
+    for tree in worktrees.values():  # of streams that are no longer in the database
+        if tree.folder.parent == folder and tree.is_there and str(tree.folder) not in claimed:
+            branch = read_branch(repository, tree.branch) if tree.branch else Branch("no branch", elsewhere="no branch")
+            branches.append(replace(add_worktree(branch, tree), stream_id=tree.folder.name))
+    chores = [
+        Chore("remove", f"worktree {tree.folder}, which is gone", _remove_worktree(root, tree.folder))
+        for tree in worktrees.values()
+        if tree.folder.parent == folder and not tree.folder.exists()
+    ]
+    open_tasks = {stream.id: stream.open for stream in streams}
+    for branch in branches:
+        chores += plan_branch(repository, branch, open_tasks.get(branch.stream_id, 0))
+    strays = [path for path in sorted(folder.glob("[!.]*")) if path not in worktrees or not worktrees[path].is_there]
+    return [*chores, *(Chore("keep", f"{path}: it is no worktree of this repository") for path in strays)]
+
+
+def plan_branch(repository: Repository, branch: Branch, open_tasks: int) -> list[Chore]:
+    """Decide whether a branch and its worktree go, or why they stay."""
+    root, about = repository.root, f"{branch.worktree or branch.name}: {branch.summary}"
+    if open_tasks:
+        return [Chore("keep", f"{about}; {format_count(open_tasks, 'task')} of {branch.stream_id} open")]
+    if branch.ahead or branch.uncommitted or branch.elsewhere:
+        return [Chore("keep", about)]
+    chores = [Chore("remove", f"worktree {branch.worktree}", _remove_worktree(root, branch.worktree))]
+    delete = functools.partial(run_git, root, "branch", "--quiet", "--delete", branch.name)
+    return [*chores[not branch.worktree :], Chore("remove", f"branch {branch.name}: it is merged", delete)]
+
+
+def _remove_worktree(root: Path, folder: Path | str) -> Callable[[], object]:
+    return functools.partial(run_git, root, "worktree", "remove", str(folder), timeout=CHECKOUT_TIMEOUT)
+
+
 # A worker that can't be executed for one of these reasons can't be in a minute either.
 _FINAL_ERRORS = (OrchestrateError, FileNotFoundError, NotADirectoryError, PermissionError)
 
@@ -2243,11 +2772,18 @@ class WorkerTable:
     """The workers of a project as processes, with their PID files and logs."""
 
     def __init__(
-        self, project: Project, database: Database, command: Command, environ: Mapping[str, str], clock: Clock
+        self,
+        project: Project,
+        database: Database,
+        command: Command,
+        environ: Mapping[str, str],
+        clock: Clock,
+        has_worktrees: bool = True,
     ) -> None:
         self.project = project
         self.database = database
         self.command = command
+        self.has_worktrees = has_worktrees
         self._environ = environ
         self._clock = clock
         self._trouble: OSError | None = None
@@ -2379,8 +2915,8 @@ class WorkerTable:
     def _open_output(self, stream_id: str) -> IO[bytes]:
         return open_private(self.project.raw(stream_id), os.O_WRONLY | os.O_APPEND)
 
-    def spawn(self, stream: Stream, record: Record, budget: float) -> Worker:
-        """Start a worker.
+    def spawn(self, stream: Stream, record: Record, budget: float, streams: Sequence[Stream]) -> Worker:
+        """Start a worker; `streams` are all there are.
 
         One that could not be started is returned as ended, for the same judgement as any other end.
         """
@@ -2389,8 +2925,10 @@ class WorkerTable:
         child = None
         with self._open_output(stream.id) as output:  # a file of ours that can't be opened is no failed start
             try:
-                child = self._execute(stream, record, run, budget, output)
+                place = self._open_workplace(stream, record, streams)
+                child = self._execute(stream, record, run, budget, place, output)
                 worker = Worker(stream.id, child.pid, f"{run}.{child.pid}")
+                worker = replace(worker, folder=str(place.folder), branch=place.branch, warnings=place.warnings)
             except (OSError, OrchestrateError) as error:
                 is_final = isinstance(error, _FINAL_ERRORS) or getattr(error, "errno", 0) == errno.E2BIG
                 worker = Worker(stream.id, 0, run, Ending(None, visible(str(error)), is_final))
@@ -2418,15 +2956,21 @@ class WorkerTable:
         """Write a line of the orchestrator's own into a stream's log."""
         self._log(stream_id).append([line])
 
-    def _execute(
-        self, stream: Stream, record: Record, run: str, budget: float, output: IO[bytes]
-    ) -> subprocess.Popen[bytes]:
-        prompt = format_prompt(read_prompt_template(self.project), stream, record)
+    def _open_workplace(self, stream: Stream, record: Record, streams: Sequence[Stream]) -> Workplace:
         if shutil.which(self.command.words[0], path=self._environ.get("PATH")) is None:
             raise OrchestrateError(*self.command.describe_missing())
+        if not self.has_worktrees:
+            return share_workplace(self.project, stream, "--no-worktrees was given")
+        return open_workplace(self.project, stream, record, streams)
+
+    def _execute(
+        self, stream: Stream, record: Record, run: str, budget: float, place: Workplace, output: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
+        prompt = format_prompt(read_prompt_template(self.project), stream, record, place.lines)
+        argv = self.command.argv(prompt, budget, place.mcp_config)
         return subprocess.Popen(
-            ["/bin/sh", "-c", LAUNCHER, "orchestrate", *self.command.argv(prompt, budget)],
-            cwd=self.project.root,
+            ["/bin/sh", "-c", place.launcher(), "orchestrate", *argv],
+            cwd=place.worktree or self.project.root,
             env=worker_environment(self._environ, self.project, self.database, stream.id, run),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -2906,6 +3450,11 @@ class Orchestrator:
         self.emit("run_ended", exit_code=self.finish.exit_code, reason=self.finish.reason)
         return self.finish.exit_code
 
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """The streams as they were last read."""
+        return self._backlog.streams
+
     def begin(self) -> None:
         """Read the journal, say what run this is, and take over the workers that still live."""
         self.history = fold_events(self.history, self.state.journal.read())
@@ -3070,7 +3619,9 @@ class Orchestrator:
             if self.state.journal.trouble:
                 return False
             record = self.history.record(stream.id)
-            worker = self.table.spawn(stream, record, budget)
+            worker = self.table.spawn(stream, record, budget, self._backlog.streams)
+        for warning in worker.warnings:
+            self.warn(warning)
         self.emit(
             "worker_started",
             stream=stream.id,
@@ -3081,7 +3632,8 @@ class Orchestrator:
             attempt=record.attempts + 1,
             completed=stream.completed,
             open=stream.open,
-            folder=str(self.state.project.root),
+            folder=worker.folder or str(self.state.project.root),
+            branch=worker.branch or None,
             raw_start=raw_start,
             budget=budget,
         )
@@ -3375,6 +3927,8 @@ def render_status(snapshot: Snapshot, standings: Mapping[str, Standing], now: fl
             lines.append(Text.assemble("    ", (icon, style), f" {visible(stream.id)} │ {visible(stream.name)}"))
             progress = f"      {format_bar(stream.percent)} {stream.completed}/{stream.total} │ "
             lines.append(Text.assemble(progress, (format_standing(standing, worker, now), style)))
+            branch = snapshot.branches.get(stream.id)
+            lines += [Text(f"      {visible(branch.name)} │ {branch.summary}", style="bright_black")] if branch else []
     return render_lines([*lines, *_render_notes(snapshot, now, width)], width)
 
 
@@ -3551,6 +4105,20 @@ def _describe_stream(stream: Stream, standing: Standing, snapshot: Snapshot) -> 
         "restarts": record.restarts,
         "percent": stream.percent,
         "tasks": {"total": stream.total, **{name: getattr(stream, name) for name in _STATUSES}},
+        "branch": _describe_branch(snapshot.branches.get(stream.id)),
+    }
+
+
+def _describe_branch(branch: Branch | None) -> dict[str, Any] | None:
+    if branch is None:
+        return None
+    return {
+        "name": branch.name,
+        "worktree": branch.worktree or None,
+        "commits_ahead": branch.ahead,
+        "files_changed": len(branch.files),
+        "files_uncommitted": len(branch.uncommitted),
+        "worktree_on": branch.elsewhere or (branch.worktree and branch.name) or None,
     }
 
 
@@ -3676,12 +4244,7 @@ def find_current_database(project: Project) -> Database:
 
 def read_known_streams(store: TaskStore, names: Sequence[str]) -> Backlog:
     """Return the streams; raise where there are none, or not those that were named."""
-    try:
-        backlog = read_streams(store)
-    except StoreError as error:
-        raise OrchestrateError(
-            str(error), f"Look at {store.path}: is it Task Copilot's database, and free to read?"
-        ) from error
+    backlog = read_all_streams(store)
     if not backlog.streams:
         raise OrchestrateError(
             "No streams found in Task Copilot database",
@@ -3689,6 +4252,15 @@ def read_known_streams(store: TaskStore, names: Sequence[str]) -> Backlog:
         )
     check_names(names, [stream.id for stream in backlog.streams])
     return backlog
+
+
+def read_all_streams(store: TaskStore) -> Backlog:
+    """Return the streams. Raises OrchestrateError where the database can't be read."""
+    try:
+        return read_streams(store)
+    except StoreError as error:
+        remedy = f"Look at {store.path}: is it Task Copilot's database, and free to read?"
+        raise OrchestrateError(str(error), remedy) from error
 
 
 def check_names(names: Sequence[str], known: Sequence[str]) -> None:
@@ -3743,6 +4315,7 @@ def number_option(name: str, unit: str, least: float, default: float, text: str)
 @click.option("--notify", metavar="CMD", help="Shell command to run for what a person wants to know.")
 @click.option("--claude", default="claude", show_default=True, metavar="CMD", help="Shell words that stand for claude.")
 @click.option("--output-format", type=click.Choice(["stream-json", "text"]), default="stream-json", show_default=True)
+@click.option("--no-worktrees", is_flag=True, help="Let all streams work in the project's folder.")
 @click.option("--exit-on-blocked", is_flag=True, help="End when only blocked or stopped streams are left.")
 @click.option("--stop-on-exit", is_flag=True, help="Ctrl+C stops the workers too; a second one kills them.")
 @click.option("--detach", is_flag=True, help="Run in the background; output goes to logs/orchestrator.log.")
@@ -3769,7 +4342,8 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
     with contextlib.closing(TaskStore(database.path)) as store:
         if options["dry_run"]:
             check_run(project, store, limits)
-            print_plan(project, store, database, command, limits)
+            obstacle = "--no-worktrees was given" if options["no_worktrees"] else read_repository(project.root).obstacle
+            print_plan(project, store, database, command, limits, obstacle)
             return EXIT_DONE
         running = read_orchestrator_pid(project)
         if running:
@@ -3861,7 +4435,7 @@ def run_in_foreground(
         with SystemClock() as clock, contextlib.closing(store), contextlib.ExitStack() as stack:
             for reporter in reporters:
                 stack.callback(reporter.close)
-            table = WorkerTable(project, database, command, os.environ, clock)
+            table = WorkerTable(project, database, command, os.environ, clock, not options["no_worktrees"])
             interval, stop_on_exit = options["poll_interval"], options["stop_on_exit"]
             run = Orchestrator(state, store, table, limits, clock, reporters, interval, stop_on_exit)
             code = run.run()
@@ -3888,16 +4462,40 @@ def print_end(console: Console, run: Orchestrator, code: int) -> None:
     if run.history.outcome:
         style = "green" if code == EXIT_DONE else "red"
         console.print(Text(run.history.outcome, style=style), soft_wrap=True)
+        for line in format_unmerged(run):
+            console.print(Text(line), soft_wrap=True)
         return
     left = run.table.count()
     how = " Stop: python orchestrate.py stop" if left else ""
     console.print(Text(f"Orchestrator ended; {format_count(left, 'worker')} left running.{how}"), soft_wrap=True)
 
 
-def print_plan(project: Project, store: TaskStore, database: Database, command: Command, limits: Limits) -> None:
-    """Write what a run would do: the order, the folder, the command."""
+def format_unmerged(run: Orchestrator) -> list[str]:
+    """Return how to merge the branches with finished work that HEAD lacks, unless integration is still to come."""
+    project, streams = run.state.project, run.streams
+    if any(stream.phase is Phase.INTEGRATION and not stream.is_complete for stream in streams):
+        return []
+    try:
+        repository, branches = read_project_branches(project, [stream for stream in streams if stream.is_complete])
+    except (OSError, OrchestrateError) as error:
+        return [f"Whether branches are to be merged is not known: {visible(str(error))}"]
+    unmerged = [branch for branch in branches.values() if branch.ahead or branch.uncommitted or branch.elsewhere]
+    if repository is None or not unmerged:
+        return []
+    lines = [
+        f"  git merge --no-ff {shlex.quote(branch.name)}  # {words}"
+        for branch, words in describe_branches(repository, unmerged)
+    ]
+    return [f"Not in {repository.place} yet. Merge it with: python orchestrate.py merge, or:", *map(visible, lines)]
+
+
+def print_plan(
+    project: Project, store: TaskStore, database: Database, command: Command, limits: Limits, obstacle: str
+) -> None:
+    """Write what a run would do: the order, the folders, the command. `obstacle` says why there are no worktrees."""
     snapshot = replace(read_snapshot(project, store), orchestrator=os.getpid())
     click.echo(f"Project   {project.root}\nDatabase  {database.path}\nCommand   {shlex.join(command.argv('PROMPT'))}")
+    click.echo(f"Worktrees {f'none: {obstacle}' if obstacle else project.worktrees}")
     standings = assess(snapshot, limits, time.monotonic())
     for stream in snapshot.streams:
         standing = standings[stream.id]
@@ -3906,7 +4504,11 @@ def print_plan(project: Project, store: TaskStore, database: Database, command: 
             if standing.state is StreamState.QUEUED
             else format_standing(standing, None, 0)
         )
-        click.echo(f"{stream.phase.value:<12}{visible(stream.id)}  {stream.completed}/{stream.total}  {words}")
+        line = f"{stream.phase.value:<12}{stream.id}  {stream.completed}/{stream.total}  {words}"
+        if stream.phase is Phase.PARALLEL and not obstacle:
+            folder, branch = name_worktree(project, stream)
+            line += f"; in {os.path.relpath(folder, project.root)} on {branch}"
+        click.echo(visible(line))
 
 
 def start_detached(project: Project, argv: Sequence[str]) -> int:
@@ -3973,6 +4575,7 @@ def status_command(
             if watch:
                 return watch_dashboard(project, store, streams, watch)
             snapshot, standings = read_standings(project, store, streams)
+        snapshot = snapshot if dashboard else add_branches(project, snapshot)
     except OrchestrateError as error:
         error.exit_code = EXIT_NO_PROJECT if check else error.exit_code
         raise
@@ -3999,6 +4602,26 @@ def read_standings(
     if streams:
         snapshot = replace(snapshot, streams=tuple(s for s in snapshot.streams if s.id in streams))
     return snapshot, {stream.id: standings[stream.id] for stream in snapshot.streams}
+
+
+def add_branches(project: Project, snapshot: Snapshot) -> Snapshot:
+    """Return the snapshot with the streams' branches, or with a warning where git can't tell."""
+    if not project.worktrees.is_dir() and not any(s.worktree_path or s.branch_name for s in snapshot.streams):
+        return snapshot  # most likely there are none, and git is not asked for nothing
+    try:
+        _, branches = read_project_branches(project, snapshot.streams)
+    except (OSError, OrchestrateError) as error:
+        return replace(snapshot, warnings=(*snapshot.warnings, f"branches are not shown: {error}"))
+    return replace(snapshot, branches=branches)
+
+
+def read_project_branches(project: Project, streams: Iterable[Stream]) -> tuple[Repository | None, dict[str, Branch]]:
+    """Return the project's repository, None where there is none for worktrees, and the branches of the streams.
+
+    Raises OSError, OrchestrateError.
+    """
+    repository = read_repository(project.root)
+    return (None, {}) if repository.obstacle else (repository, read_branches(project, repository, streams))
 
 
 def find_check_code(standings: Mapping[str, Standing]) -> int:
@@ -4111,6 +4734,147 @@ def record_stop(project: Project, worker: Worker) -> None:
         click.echo(f"Warning: {visible(str(journal.trouble))}: the journal does not tell of this stop", err=True)
 
 
+@cli.command("merge")
+@project_options()
+@click.argument("streams", nargs=-1, metavar="[STREAM]...")
+def merge_command(streams: tuple[str, ...]) -> int:
+    """Merge the branches of complete streams into the branch that is checked out, or of those that are named.
+
+    At a conflict it stops: what was merged before stays, of that branch nothing is left in the tree.
+
+    \b
+    Examples:
+      python orchestrate.py merge
+      python orchestrate.py merge Stream-B Stream-C
+    """
+    project, database = find_places()
+    with contextlib.closing(TaskStore(database.path)) as store:
+        backlog = read_known_streams(store, streams)
+    chosen = {stream.id: stream for stream in backlog.streams if stream.id in streams or not streams}
+    check_complete([chosen[stream_id] for stream_id in streams])
+    complete = [stream for stream in chosen.values() if stream.is_complete]
+    repository, branches = read_project_branches(project, complete)
+    for branch in branches.values():
+        if branch.uncommitted or branch.elsewhere:
+            click.echo(f"Warning: {visible(branch.stream_id)}: {branch.summary}", err=True)
+    unmerged = [branch for branch in branches.values() if branch.ahead]
+    if repository is None or not unmerged:
+        click.echo("Nothing to merge.")
+        return EXIT_DONE
+    check_merge(project, repository, branches)
+    with SystemClock() as clock:  # Ctrl+C waits for the end of a merge
+        for branch in unmerged:
+            merge_branch(repository, branch, chosen[branch.stream_id].name)
+            count = format_count(branch.ahead, "commit")
+            click.echo(f"Merged {visible(branch.name)} into {visible(repository.branch)}: {count}")
+            if clock.signals:
+                return 128 + clock.signals[0]
+    return EXIT_DONE
+
+
+def check_complete(streams: Iterable[Stream]) -> None:
+    """Raise a usage error for a stream with open tasks."""
+    for stream in streams:
+        if not stream.is_complete:
+            count = f"{stream.completed} of {format_count(stream.total, 'task')}"
+            raise click.UsageError(f"{visible(stream.id)} is not complete ({count}): its branch is not finished")
+
+
+def check_merge(project: Project, repository: Repository, merged: Container[str]) -> None:
+    """Raise OrchestrateError where a merge of these streams could mix with something else."""
+    history = read_history(project)
+    for stream_id, worker in discover_workers(project, history.records).workers.items():
+        if worker.ending is None and (stream_id in merged or history.record(stream_id).folder == str(project.root)):
+            raise OrchestrateError(
+                f"The worker of {visible(stream_id)} is still at work (PID {worker.pid})",
+                "Wait for its end, or stop it: python orchestrate.py stop",
+                EXIT_RUNNING,
+            )
+    if not repository.branch:
+        raise OrchestrateError("No branch is checked out", "Switch to the one to merge into: git switch BRANCH")
+    if read_changed(repository.root) or is_merging(repository.root):
+        files = format_names(read_changed(repository.root)) or "a merge that is not concluded"
+        raise OrchestrateError(f"The tree is not clean: {files}", "Commit or stash that first (git status).")
+
+
+@cli.command("clean")
+@project_options()
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+def clean_command(dry_run: bool) -> int:
+    """Clean up after completion: PID files, logs, and the worktrees and branches of complete streams.
+
+    Logs go to .archive/orchestration/<date>/. What holds work that is not merged or not committed is kept.
+
+    \b
+    Examples:
+      python orchestrate.py clean --dry-run
+      python orchestrate.py merge && python orchestrate.py clean
+    """
+    project, database = find_places()
+    with contextlib.closing(TaskStore(database.path)) as store:
+        streams = read_all_streams(store).streams
+    state = StateFolder(project)
+    if not project.folder.is_dir():
+        click.echo("Nothing to clean.")
+        return EXIT_DONE
+    if not state.acquire():
+        raise OrchestrateError(
+            f"An orchestrator runs (PID {read_orchestrator_pid(project)})",
+            "End it: python orchestrate.py stop",
+            EXIT_RUNNING,
+        )
+    try:
+        check_idle(project, streams)
+        return do_chores(plan_clean(project, streams), dry_run)
+    finally:
+        state.release()
+
+
+def check_idle(project: Project, streams: Iterable[Stream]) -> None:
+    """Raise OrchestrateError where anything of a worker still runs."""
+    found = discover_workers(project, {stream.id for stream in streams} | set(read_history(project).records))
+    if found.trees:
+        pids = ", ".join(str(pid) for tree in found.trees.values() for pid in tree)
+        raise OrchestrateError(
+            f"Workers still run: {format_names(list(found.trees))} (PID {pids})",
+            "Stop them: python orchestrate.py stop",
+            EXIT_RUNNING,
+        )
+
+
+def do_chores(chores: Sequence[Chore], dry_run: bool) -> int:
+    """Do what there is to do, or only say it; return the exit code."""
+    code = EXIT_DONE
+    for chore in chores:
+        what = visible(chore.what)
+        try:
+            if chore.do is not None and not dry_run:
+                chore.do()
+        except OSError as error:
+            click.echo(f"[ERROR] could not {chore.verb} {what}: {visible(str(error))}", err=True)
+            code = EXIT_FAILED
+        else:
+            done = {"remove": "Removed", "move": "Moved", "keep": "Kept"}[chore.verb]
+            click.echo(f"{f'Would {chore.verb}' if dry_run else done} {what}")
+    if not chores:
+        click.echo("Nothing to clean.")
+    return code
+
+
+def plan_clean(project: Project, streams: Sequence[Stream]) -> list[Chore]:
+    """Decide what to clean up. Raises OSError."""
+    chores = [
+        Chore("remove", f"stale PID file {path.name}", path.unlink) for path in sorted(project.pids.glob("*.pid"))
+    ]
+    logs = [path for path in sorted((project.folder / "logs").iterdir()) if path.is_file()]
+    if logs:
+        target = name_archive(project, time.strftime("%Y%m%d"))
+        what = f"{format_count(len(logs), 'log')} to {target.relative_to(project.root)}"
+        chores.append(Chore("move", what, functools.partial(archive, logs, target)))
+    repository = read_repository(project.root)
+    return chores if repository.obstacle else [*chores, *plan_worktrees(project, repository, streams)]
+
+
 @cli.command("logs")
 @project_options()
 @click.argument("streams", nargs=-1, metavar="[STREAM]...")
@@ -4199,6 +4963,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except OSError as error:
         remedy = "Look at that file or folder: its owner, its mode, the room on its disk."
+        remedy = "Look at what git says in the project's folder: git status" if isinstance(error, GitError) else remedy
         OrchestrateError(str(error), remedy).show()
         return EXIT_USAGE
 

@@ -26,7 +26,7 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Mapping
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -726,7 +726,13 @@ class SimulatedTable:
         """Nobody reads it."""
         return 0
 
-    def spawn(self, stream: Stream, record: Record, budget: float) -> Worker:  # noqa: ARG002
+    def spawn(
+        self,
+        stream: Stream,
+        record: Record,  # noqa: ARG002
+        budget: float,
+        streams: Sequence[Stream],  # noqa: ARG002
+    ) -> Worker:
         """Start a worker."""
         self._host.step()
         self._host.audit.check_start(stream.id, budget)

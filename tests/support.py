@@ -19,6 +19,9 @@ The worker is a script that plays `claude`. It does what its stream's *part* say
     flood=MB   print so many megabytes of x without a newline
     raw=HEX    print these bytes
     survivors  note which of the children that this stream's workers left behind still live
+    write=FILE write the stream's name into a file of the folder that it works in
+    git=WORDS  run git there; a comma stands for a space
+    commit=FILE the same as write=FILE, and commit that file
 
 A part is `default` or that of the stream in `parts.json` of the project; a list of parts gives one to each attempt,
 the last one to all that follow. The worker notes its start and its end in `worker-times.txt`, so that a test can see
@@ -160,6 +163,14 @@ def act(word, value, **more):
             put(b"x" * 1000000)
     elif word == "raw":
         put(bytes.fromhex(value))
+    elif word in ("write", "commit"):
+        pathlib.Path(value).parent.mkdir(parents=True, exist_ok=True)
+        pathlib.Path(value).write_text(stream + "\n")
+        if word == "commit":
+            act("git", f"add,{{value}}")
+            act("git", f"commit,--quiet,-m,{{stream}}:_{{value}}")
+    elif word == "git":
+        subprocess.run(["git", *value.split(",")], check=True)
     elif word == "survivors":
         note(f"survivors {{find_survivors()}}")
     elif word == "exit":
@@ -271,6 +282,23 @@ class Workspace:
         named = {name.replace("_", "-"): part for name, part in parts.items()}
         (self.root / "parts.json").write_text(json.dumps({"default": default, **named}))
 
+    def make_repository(self, *files: str) -> None:
+        """Make the project a git repository with one commit of these files, and give every git here an identity."""
+        self.git("init", "--quiet", "--initial-branch=main", ".")
+        (self.root / ".git" / "info" / "exclude").write_text("/*.txt\n/parts.json\n/attempts-*\n")  # the tests' own
+        for name in files or ("README.md",):
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / name).write_text(f"{name}\n")
+            self.git("add", "--force", name)
+        self.git("commit", "--quiet", "-m", "Begin")
+
+    def git(self, *words: str, cwd: Path | None = None) -> str:
+        """Run git in the project, and return what it prints."""
+        done = subprocess.run(
+            ["git", *words], cwd=cwd or self.root, env=self.environment(), check=True, stdout=subprocess.PIPE, text=True
+        )
+        return done.stdout
+
     def argv(self, stream: str) -> list[list[str]]:
         """The arguments of each worker of a stream."""
         rows = [json.loads(line) for line in (self.root / "argv.txt").read_text().splitlines()]
@@ -288,6 +316,8 @@ class Workspace:
     def environment(self, **more: str) -> dict[str, str]:
         """A clean environment with a home and a PATH of its own."""
         base = {"HOME": str(self.home), "PATH": f"{self.bin}:{os.environ['PATH']}", "IS_SANDBOX": "1"}
+        for role in ("AUTHOR", "COMMITTER"):
+            base.update({f"GIT_{role}_NAME": "A Tester", f"GIT_{role}_EMAIL": "tester@example.org"})
         measured = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
         return {**base, "LANG": "C.UTF-8", **measured, **more}
 

@@ -27,7 +27,7 @@ RESERVED = {
     "open": {3, 5, 6, 8},
     "shutil": {5},
     "rich": {7, 8},
-    "sys": {8},
+    "sys": {5, 8},
     "random": set(),
     "secrets": {5},
     "print": set(),

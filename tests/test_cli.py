@@ -165,6 +165,7 @@ def test_dry_run_shows_the_plan_and_starts_nothing(workspace: Workspace) -> None
         f"Project   {workspace.root}\n"
         f"Database  {workspace.database.path}\n"
         "Command   claude --print --dangerously-skip-permissions --output-format stream-json --verbose -p PROMPT\n"
+        "Worktrees none: it lies in no git repository\n"
         "foundation  Stream-A  0/2  starts at once, or as soon as a worker is free\n"
         "parallel    Stream-B  0/1  Waiting for Stream-A\n"
     )
@@ -172,7 +173,7 @@ def test_dry_run_shows_the_plan_and_starts_nothing(workspace: Workspace) -> None
 
 
 def test_json_events_are_json_alone(workspace: Workspace) -> None:
-    workspace.database.add_stream("Stream-A")
+    workspace.database.add_stream("Stream-A", "foundation")
     done = workspace.run("start", "--json")
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert [e["event"] for e in events if e["event"] != "state"] == [
