@@ -6,12 +6,15 @@ home of its own and a clean environment, and never a credential.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import sqlite3
+import sys
 import time
 from contextlib import closing
+from typing import Any
 
 import pytest
 from scripted_api import Conversation, Refuse, Reply, Say, ScriptedApi, UseTool, completes_tasks, usage_limit
@@ -77,6 +80,79 @@ def test_eleven_tasks_in_three_phases_are_completed_by_the_workers_themselves(wo
     assert "ended after" in log
     own = sum(end["seconds"] for end in ends)
     print(f"\n{done.stdout}eleven tasks took {took:.1f} s; the workers' own times add up to {own:.1f} s")
+
+
+# A server of the Model Context Protocol that has one tool, as Task Copilot's has.
+SERVER = """\
+import json, sys
+ANSWERS = {
+    "initialize": {"protocolVersion": "2024-11-05", "capabilities": {"tools": {}},
+                   "serverInfo": {"name": "task-copilot", "version": "1"}},
+    "tools/list": {"tools": [{"name": "task_update", "description": "-", "inputSchema": {"type": "object"}}]},
+}
+for message in map(json.loads, sys.stdin):
+    if "id" in message:
+        answer = {"jsonrpc": "2.0", "id": message["id"], "result": ANSWERS.get(message["method"], {})}
+        print(json.dumps(answer), flush=True)
+"""
+
+
+def test_parallel_streams_work_in_worktrees_and_integration_merges_them(workspace: Workspace) -> None:
+    tasks = make_streams(workspace)
+    workspace.make_repository("README.md")
+    (workspace.root / ".claude" / "server.py").write_text(SERVER)
+    (workspace.root / ".claude" / "commands").mkdir()
+    (workspace.root / ".claude" / "commands" / "continue.md").write_text("Go on with $ARGUMENTS.\n")
+    server = {"command": sys.executable, "args": [str(workspace.root / ".claude" / "server.py")]}
+    (workspace.root / ".mcp.json").write_text(json.dumps({"mcpServers": {"task-copilot": server}}))
+    (workspace.root / ".git" / "info" / "exclude").write_text(".mcp.json\n.claude/\nparts.json\n")
+    completes = completes_tasks({stream: ["the commit or the merge", *ids] for stream, ids in tasks.items()})
+
+    def respond(conversation: Conversation) -> Reply:
+        branches = re.findall(r"^- (stream/\S+) \(", conversation.prompt, re.M)
+        commit = f"echo x > {conversation.stream_id}.md && git add . && git commit -qm {conversation.stream_id}"
+        merge = " && ".join(f"git merge -q --no-ff --no-edit {branch}" for branch in branches)
+        return completes(conversation) if conversation.tool_results else bash(merge or commit)
+
+    with ScriptedApi(respond) as api:
+        done = workspace.run("start", env=use_real_cli(workspace, api), timeout=240)
+        tools = {conversation.stream_id: conversation.tools for conversation in api.requests}
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert done.stdout.splitlines()[-1] == "all complete: 4 streams, 11 tasks"
+    assert all("mcp__task-copilot__task_update" in names for names in tools.values())
+    for stream in "BC":
+        init = read_init(workspace, f"Stream-{stream}")
+        assert init["cwd"] == str(workspace.root / ".claude" / "worktrees" / f"Stream-{stream}")
+        assert "continue" in init["slash_commands"]
+    assert sorted(workspace.git("ls-files").split()) == ["README.md", "Stream-A.md", "Stream-B.md", "Stream-C.md"]
+    assert workspace.git("status", "--porcelain", "--ignored").split("\n")[:-1] == [
+        "!! .claude/", "!! .mcp.json", "!! parts.json"
+    ]  # fmt: skip
+    graph = workspace.git("log", "--graph", "--topo-order", "--format=%s")
+    assert graph == MERGED
+    print(f"\n{done.stdout}{graph}")
+
+
+MERGED = """\
+*   Merge branch 'stream/Stream-C'
+|\\  
+| * Stream-C
+* |   Merge branch 'stream/Stream-B'
+|\\ \\  
+| |/  
+|/|   
+| * Stream-B
+|/  
+* Stream-A
+* Begin
+"""  # noqa: W291 - git ends its lines so
+
+
+def read_init(workspace: Workspace, stream: str) -> dict[str, Any]:
+    """Return what the CLI said of itself when it began to work on a stream."""
+    lines = (workspace.state / "logs" / f"{stream}.jsonl").read_text().splitlines()
+    (init,) = (event for event in map(json.loads, lines) if event.get("subtype") == "init")
+    return dict(init)
 
 
 def test_stop_leaves_nothing_of_a_worker_in_the_middle_of_a_tool_call(workspace: Workspace) -> None:
