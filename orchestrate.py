@@ -2504,7 +2504,7 @@ def open_workplace(project: Project, stream: Stream, record: Record, streams: Se
         return share_workplace(project, stream, repository.obstacle)
     place = Workplace(project.root, repository.place)
     if is_parallel:
-        place = _open_worktree(project, repository, stream, bool(record.attempts))
+        place = _open_worktree(project, repository, stream, record.folder)
     needed = [s for s in streams if s.id in stream.dependencies] if is_parallel else streams
     has_others = is_parallel or stream.phase is Phase.INTEGRATION
     branches = read_branches(project, repository, needed).values() if has_others else ()
@@ -2519,14 +2519,19 @@ def share_workplace(project: Project, stream: Stream, reason: str) -> Workplace:
     )
 
 
-def _open_worktree(project: Project, repository: Repository, stream: Stream, is_known: bool) -> Workplace:
-    """Return a stream's worktree. A new one is registered, and filled by the worker's own process."""
+def _open_worktree(project: Project, repository: Repository, stream: Stream, last_folder: str) -> Workplace:
+    """Return a stream's worktree. A new one is registered, and filled by the worker's own process.
+
+    `last_folder` is where the last worker of the stream has worked.
+    """
     root, (folder, branch) = project.root, name_worktree(project, stream)
     if stream.branch_name and run_git(root, "check-ref-format", "--branch", branch, most=128).strip() != branch:
         raise OrchestrateError(f"{branch!r} is no name for a branch", "Correct the branchName of its tasks.")
     worktrees = read_worktrees(root)
-    _check_worktree(folder, branch, worktrees, is_known)
     here, ref = worktrees.get(folder), f"refs/heads/{branch}"
+    if folder == root or folder in root.parents:
+        raise OrchestrateError(f"the project itself lies in {folder}", "Correct the worktreePath of its tasks.")
+    _check_worktree(folder, branch, worktrees, is_known=last_folder == str(folder / repository.prefix))
     has_branch = run_git(root, "rev-parse", "--verify", "--quiet", ref, most=1)
     is_ahead = has_branch and run_git(root, "rev-list", "--max-count=1", f"{repository.head}..{ref}")
     place = Workplace(folder / repository.prefix, branch, folder, ref if is_ahead else repository.head)
@@ -2537,7 +2542,7 @@ def _open_worktree(project: Project, repository: Repository, stream: Stream, is_
         run_git(root, "worktree", "add", "--quiet", "--no-checkout", *(["--force"] if here else []), *start)
     elif here.branch != branch:
         place = replace(place, base="HEAD", elsewhere=here.branch or "no branch")
-    return _equip(place, project, stream)
+    return _equip(place, project)
 
 
 def _make_parent(project: Project, folder: Path) -> None:
@@ -2565,14 +2570,14 @@ def read_uncommitted(folder: Path) -> tuple[str, ...]:
 _TOOLS = (".mcp.json", ".claude/commands", ".claude/agents", ".claude/skills", ".claude/settings.json")
 
 
-def _equip(place: Workplace, project: Project, stream: Stream) -> Workplace:
+def _equip(place: Workplace, project: Project) -> Workplace:
     """Return a worktree with what its worker lacks there: `.mcp.json` is carried over, the rest is said."""
     tracked = set(run_git(project.root, "ls-tree", "-r", "-z", "--name-only", place.base, "--", *_TOOLS).split("\0"))
     found = [path for name in _TOOLS for path in [project.root / name, *sorted((project.root / name).rglob("*"))]]
     names = [path.relative_to(project.root).as_posix() for path in found if path.is_file()]
     missing = [name for name in names if name not in tracked and not (place.folder / name).exists()]
     mcp_config = str(project.root / missing.pop(0)) if missing[:1] == [".mcp.json"] else ""
-    said = f"{visible(stream.id)}: not in git, so not in its worktree: {format_names(missing)}"
+    said = f"The worktrees lack what git does not track: {format_names(missing)}"
     warnings = (*place.warnings, said) if missing else place.warnings
     return replace(place, mcp_config=mcp_config, missing=tuple(missing), warnings=warnings)
 
@@ -2812,7 +2817,8 @@ class WorkerTable:
             start = records[stream_id].raw_start if stream_id in records else 0
             transcript = self._follow(stream_id, start, self._positions.get(file_name(stream_id), start))
             # Without a leader it has ended: the next poll finds that, and what it left running.
-            unjudged = replace(worker, ending=None, leftovers=())
+            folder = records[stream_id].folder if stream_id in records else ""
+            unjudged = replace(worker, ending=None, leftovers=(), folder=folder)
             tracked = _Tracked(unjudged, transcript, leader=living.get(stream_id), active_at=self._clock.monotonic())
             self._tracked[stream_id] = tracked
             if stream_id in living:
@@ -2961,7 +2967,11 @@ class WorkerTable:
             raise OrchestrateError(*self.command.describe_missing())
         if not self.has_worktrees:
             return share_workplace(self.project, stream, "--no-worktrees was given")
-        return open_workplace(self.project, stream, record, streams)
+        place = open_workplace(self.project, stream, record, streams)
+        for other, tracked in self._tracked.items():
+            if place.worktree is not None and tracked.worker.folder == str(place.folder):
+                raise OrchestrateError(f"{place.folder} is the worktree of {visible(other)}", "Give each its own.")
+        return place
 
     def _execute(
         self, stream: Stream, record: Record, run: str, budget: float, place: Workplace, output: IO[bytes]
