@@ -928,6 +928,36 @@ def test_merge_stops_at_a_conflict_with_the_tree_restored_and_goes_on_after_a_ha
     assert merge(repository, out=merged("C")) == ""
 
 
+CLASHES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "both write": ("write=README.md", lambda root: put(root / "README.md", "ours\n")),
+    "changed and deleted": ("write=README.md", lambda root: (root / "README.md").unlink()),
+    "deleted and changed": ("delete=README.md", lambda root: put(root / "README.md", "ours\n")),
+    "file and folder": ("write=new", lambda root: put(root / "new" / "a.py", "ours\n")),
+    "folder and file": ("write=new/a.py", lambda root: put(root / "new", "ours\n")),
+}
+
+
+@pytest.mark.parametrize("clash", CLASHES)
+def test_merge_restores_the_tree_whatever_the_conflict(repository: Workspace, clash: str) -> None:
+    theirs, change = CLASHES[clash]
+    folder = finish(repository, "A", "a.py")
+    verb, name = theirs.split("=")
+    if verb == "write":
+        commit(repository, name, "theirs\n", folder)
+    else:
+        repository.git("rm", "--quiet", name, cwd=folder)
+        repository.git("commit", "--quiet", "-m", "Delete", cwd=folder)
+    change(repository.root)
+    repository.git("add", "--all")
+    repository.git("commit", "--quiet", "-m", "Change")
+    put(repository.root / "untracked.py", "")
+    before, files = state_of(repository), {k: v for k, v in listing(repository.root).items() if k[:5] != ".git/"}
+    said = merge(repository, code=1)
+    assert said.startswith("[ERROR] stream/A was not merged, the tree is as it was: conflicts with main in ")
+    assert state_of(repository) == before
+    assert {k: v for k, v in listing(repository.root).items() if k[:5] != ".git/"} == files
+
+
 def test_merge_of_a_stream_that_is_named_goes_past_one_that_conflicts(repository: Workspace) -> None:
     finish(repository, "A", "both.py")
     finish(repository, "B", "b.py")
@@ -1084,6 +1114,25 @@ def test_clean_keeps_the_branch_that_is_checked_out_in_the_root(repository: Work
     (line,) = clean(repository)
     assert line.startswith("Kept stream/A: ")
     assert branches(repository) == ["main", "stream/A"]
+
+
+def test_clean_on_a_detached_head_keeps_the_only_branch_that_holds_commits(repository: Workspace) -> None:
+    finish(repository, "A", "a.py")
+    repository.git("checkout", "--quiet", "--detach", "stream/A")
+    lines = clean(repository)
+    assert [line for line in lines if not line.startswith("Kept ")] == []
+    assert branches(repository) == ["main", "stream/A"]
+
+
+def test_clean_leaves_a_worktree_that_no_stream_ever_had(repository: Workspace) -> None:
+    """`claude --worktree` makes its own in the same folder; a session may be at work in one without a commit yet."""
+    finish(repository, "A")
+    folder = repository.root / ".claude" / "worktrees" / "idea"
+    repository.git("worktree", "add", "--quiet", "-b", "worktree-idea", str(folder))
+    lines = clean(repository)
+    assert lines[:2] == ["Removed worktree .claude/worktrees/A", "Removed branch stream/A: it is merged"]
+    assert folder.exists()
+    assert branches(repository) == ["main", "worktree-idea"]
 
 
 def test_clean_never_takes_the_projects_own_folder_for_a_worktree_of_a_stream(repository: Workspace) -> None:
