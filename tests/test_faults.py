@@ -1892,6 +1892,188 @@ def test_fault_32_the_loop_lives_where_hardly_a_file_can_be_opened(workspace: Wo
     assert (code, workspace.starts("A")) == (0, ["A", "A"]), out
 
 
+# ── 33: worktrees that can't be had ───────────────────────────────────────────────────────────────────────────────────
+
+
+def find_worktree(workspace: Workspace) -> Path:
+    """Where the worktree of stream A belongs."""
+    return workspace.root / ".claude" / "worktrees" / "A"
+
+
+def occupy_folder(workspace: Workspace) -> str:
+    """Let the folder hold somebody's files."""
+    folder = find_worktree(workspace)
+    folder.mkdir(parents=True)
+    (folder / "notes.md").write_text("mine\n")
+    return f"{folder} exists, and is no worktree of this repository"
+
+
+def occupy_with_a_file(workspace: Workspace) -> str:
+    """Let a file stand where the folder belongs."""
+    folder = find_worktree(workspace)
+    folder.parent.mkdir(parents=True)
+    folder.write_text("mine\n")
+    return f"{folder} exists, and is no worktree of this repository"
+
+
+def occupy_with_a_link(workspace: Workspace) -> str:
+    """Let a link to somebody's folder stand where the folder belongs."""
+    folder = find_worktree(workspace)
+    target = workspace.root.parent / "mine"
+    target.mkdir()
+    (target / "notes.md").write_text("mine\n")
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(target)
+    return f"{target} exists, and is no worktree of this repository"
+
+
+def occupy_with_another_repository(workspace: Workspace) -> str:
+    """Let a clone stand where the worktree belongs."""
+    folder = find_worktree(workspace)
+    workspace.git("clone", "--quiet", str(workspace.root), str(folder))
+    return f"{folder} exists, and is no worktree of this repository"
+
+
+def take_git_away(workspace: Workspace) -> str:
+    """Let a worktree lose the file that makes it one."""
+    folder = find_worktree(workspace)
+    workspace.git("worktree", "add", "--quiet", "-b", "stream/A", str(folder))
+    (folder / "new.py").write_text("mine\n")
+    (folder / ".git").unlink()
+    return f"{folder} is a worktree without .git"
+
+
+def check_out_elsewhere(workspace: Workspace) -> str:
+    """Let the branch be checked out in another worktree."""
+    other = workspace.root.parent / "elsewhere"
+    workspace.git("worktree", "add", "--quiet", "-b", "stream/A", str(other))
+    return f"branch stream/A is checked out in {other}"
+
+
+def check_out_in_the_root(workspace: Workspace) -> str:
+    """Let the branch be the one that the project itself is on."""
+    workspace.git("switch", "--quiet", "-c", "stream/A")
+    return f"branch stream/A is checked out in {workspace.root}"
+
+
+def switch_away(workspace: Workspace) -> str:
+    """Let the worktree be on another branch before the stream's first worker comes."""
+    folder = find_worktree(workspace)
+    workspace.git("worktree", "add", "--quiet", "-b", "mine", str(folder))
+    return f"the worktree {folder} is on branch mine, not on stream/A"
+
+
+def detach(workspace: Workspace) -> str:
+    """Let the worktree be on no branch."""
+    folder = find_worktree(workspace)
+    workspace.git("worktree", "add", "--quiet", "--detach", str(folder))
+    return f"the worktree {folder} is on no branch, not on stream/A"
+
+
+def lock_and_lose(workspace: Workspace) -> str:
+    """Let the worktree be locked, as one on a disk that is not mounted now."""
+    folder = find_worktree(workspace)
+    workspace.git("worktree", "add", "--quiet", "--lock", "-b", "stream/A", str(folder))
+    shutil.rmtree(folder)
+    return f"the worktree {folder} is locked, and is not there"
+
+
+def read_everything(workspace: Workspace) -> tuple[str, str, dict[str, str]]:
+    """Return the worktrees, the branches with their commits, and what files of people hold."""
+    trees = workspace.git("worktree", "list", "--porcelain")
+    files = [*workspace.root.parent.rglob("*.md"), *workspace.root.parent.rglob("*.py")]
+    return trees, workspace.git("for-each-ref"), {str(path): path.read_text() for path in files}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        occupy_folder, occupy_with_a_file, occupy_with_a_link, occupy_with_another_repository, take_git_away,
+        check_out_elsewhere, check_out_in_the_root, switch_away, detach, lock_and_lose,
+    ],
+)  # fmt: skip
+def test_fault_33_a_worktree_that_can_not_be_had_fails_its_stream_at_once_and_nothing_is_deleted(
+    workspace: Workspace, spoil: Callable[[Workspace], str]
+) -> None:
+    """Row 33: in the way, no worktree, checked out elsewhere, locked; a sibling is not held up."""
+    workspace.make_repository()
+    for stream in ("A", "B"):
+        workspace.database.add_stream(stream)
+    reason = spoil(workspace)
+    trees, refs, files = read_everything(workspace)
+    workspace.play("commit=b.py all")
+    done = workspace.run("start", *NO_POLL)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert f"A failed: {reason}" in done.stdout
+    assert [event["reason"] for event in workspace.events("worker_ended") if event["stream"] == "A"] == [reason]
+    assert workspace.starts() == ["B"]
+    assert find_states(workspace) == {"A": "failed", "B": "complete"}
+    workspace.run("clean")
+    after = read_everything(workspace)
+    assert trees in after[0]
+    assert set(refs.splitlines()) < set(after[1].splitlines())
+    assert files.items() <= after[2].items()
+
+
+@pytest.mark.parametrize("is_locked", [False, True])
+def test_fault_33_a_worktree_that_is_dirty_or_locked_is_used_as_it_is(workspace: Workspace, is_locked: bool) -> None:
+    """Row 33: what nobody has committed there is the work of the worker before."""
+    workspace.make_repository()
+    workspace.database.add_stream("A")
+    folder = find_worktree(workspace)
+    lock = ["--lock"] if is_locked else []
+    workspace.git("worktree", "add", "--quiet", *lock, "-b", "stream/A", str(folder))
+    (folder / "README.md").write_text("changed\n")
+    (folder / "new.py").write_text("new\n")
+    workspace.play("commit=a.py all")
+    done = workspace.run("start", *NO_POLL)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert workspace.git("status", "--porcelain", cwd=folder) == " M README.md\n?? new.py\n"
+    assert (folder / "a.py").read_text() == "A\n"
+    assert "stream/A  # 1 commit to merge, 1 file changed, 2 files uncommitted\n" in done.stdout
+
+
+def test_fault_33_without_git_the_parallel_streams_fail_with_the_reason_and_the_others_work(
+    workspace: Workspace,
+) -> None:
+    """Row 33: a repository, and no git on the PATH."""
+    workspace.make_repository()
+    workspace.database.add_stream("F", "foundation")
+    workspace.database.add_stream("A")
+    done = workspace.run("start", *NO_POLL, env={"PATH": str(workspace.bin)})
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "A failed: git: command not found" in done.stdout
+    assert done.stdout.count("Warning: git can't be asked: git: command not found") == 1
+    assert workspace.starts() == ["F"]
+    alone = workspace.run("start", "--no-worktrees", *NO_POLL, env={"PATH": str(workspace.bin)})
+    assert (alone.returncode, workspace.starts()) == (0, ["F", "A"])
+
+
+def test_fault_33_a_git_that_vanishes_in_a_run_fails_what_starts_then_and_nothing_else(workspace: Workspace) -> None:
+    """Row 33: the siblings that are at work finish, and what they made stays."""
+    workspace.make_repository()
+    for stream in ("A", "B"):
+        workspace.database.add_stream(stream)
+    workspace.database.add_stream("C", streamDependencies=["B"])
+    workspace.play(A="commit=a.py until=go.txt all", B="until=next.txt all")
+    tools = workspace.root.parent / "tools"
+    tools.mkdir()
+    for name in ("git", "rm", "mkdir"):
+        (tools / name).symlink_to(shutil.which(name) or "")
+    run = workspace.popen("start", *NO_POLL, env={"PATH": f"{workspace.bin}:{tools}"})
+    worktree = find_worktree(workspace)
+    wait_until(lambda: (worktree / "a.py").exists() and "B" in workspace.starts(), "the work of A")
+    wait_until(lambda: "A:_a.py" in workspace.git("log", "--format=%s", "stream/A"), "the commit of A")
+    (tools / "git").unlink()
+    touch(workspace, "next.txt")
+    wait_for_ends(workspace, "C", 1)
+    touch(workspace, "go.txt")
+    assert run.wait(timeout=20) == 1
+    assert find_states(workspace) == {"A": "complete", "B": "complete", "C": "failed"}
+    assert workspace.starts("C") == []
+    assert (worktree / "a.py").read_text() == "A\n"
+
+
 # ── 34 and 35: what must go ───────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -1,0 +1,1503 @@
+"""Worktrees and branches: real repositories, the real git, and workers that are real processes.
+
+A *finished* stream is one whose tasks are complete and whose branch was made with git alone, as a run would leave it.
+`/*.txt` of a test's project is ignored by git (support.py), so whatever is to be seen by git is named otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import pytest
+from support import SCRIPT, Workspace, is_running, wait_until
+
+from orchestrate import Phase, Project, Stream, name_worktree
+
+# Longer than any test: whatever goes on without it was noticed by itself.
+NO_POLL = ("--poll-interval", "600")
+GIT = shutil.which("git") or "git"
+HANG = "#!/bin/sh\ntouch {mark}\nexec sleep 3600\n"
+
+
+def add_streams(workspace: Workspace, *names: str, **metadata: Any) -> None:
+    """Add parallel streams of one task each."""
+    for name in names:
+        workspace.database.add_stream(name, **metadata)
+
+
+def tree(workspace: Workspace, stream: str) -> Path:
+    """Where a stream's worktree belongs."""
+    return workspace.root / ".claude" / "worktrees" / stream
+
+
+def run(workspace: Workspace, *words: str, code: int = 0, **options: Any) -> str:
+    """Run all streams, and return what the run said."""
+    done = workspace.run("start", *NO_POLL, *words, **options)
+    assert (done.returncode, done.stderr) == (code, ""), done.stdout
+    return done.stdout
+
+
+def places(workspace: Workspace) -> list[tuple[str, str, str | None]]:
+    """Stream, folder in the project, branch of each worker that was started."""
+    started = workspace.events("worker_started")
+    return [(e["stream"], os.path.relpath(e["folder"], workspace.root), e["branch"]) for e in started]
+
+
+def warnings(workspace: Workspace) -> list[str]:
+    """The warnings of the journal."""
+    return [event["message"] for event in workspace.events("warning")]
+
+
+def prompt(workspace: Workspace, stream: str, attempt: int = -1) -> str:
+    """What a worker was told behind the guide's template."""
+    words = workspace.argv(stream)[attempt]
+    return words[words.index("-p") + 1].split(f"Begin by running: /continue {stream}\n", 1)[1]
+
+
+def failures(workspace: Workspace) -> dict[str, str]:
+    """The streams that have failed, and why."""
+    failed = [event for event in workspace.events("state") if event["state"] == "FAILED"]
+    return {event["stream"]: event["reason"] for event in failed}
+
+
+def head(workspace: Workspace, revision: str = "HEAD") -> str:
+    """The commit that a name stands for."""
+    return workspace.git("rev-parse", "--verify", revision).strip()
+
+
+def subjects(workspace: Workspace, revision: str = "HEAD") -> list[str]:
+    """The subjects of the commits of a branch, the youngest first, without merges."""
+    return workspace.git("log", "--topo-order", "--no-merges", "--format=%s", revision).split("\n")[:-1]
+
+
+def branches(workspace: Workspace) -> list[str]:
+    """All branches."""
+    return workspace.git("for-each-ref", "--format=%(refname:short)", "refs/heads").split()
+
+
+def status(workspace: Workspace, cwd: Path | None = None) -> str:
+    """What git has to say of a working tree."""
+    return workspace.git("status", "--porcelain", cwd=cwd)
+
+
+def put(path: Path, text: str) -> Path:
+    """Write a file with its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def commit(workspace: Workspace, name: str, text: str, cwd: Path | None = None) -> str:
+    """Commit one file, in the project or a worktree, and return the commit."""
+    put((cwd or workspace.root) / name, text)
+    workspace.git("add", "--force", name, cwd=cwd)
+    workspace.git("commit", "--quiet", "-m", f"Write {name}", cwd=cwd)
+    return workspace.git("rev-parse", "HEAD", cwd=cwd).strip()
+
+
+def add_worktree(workspace: Workspace, stream: str, *files: str) -> Path:
+    """Make a stream's worktree and branch with git alone, with a commit for each file."""
+    folder = tree(workspace, stream)
+    put(folder.parent / ".gitignore", "*\n")
+    workspace.git("worktree", "add", "--quiet", "-b", f"stream/{stream}", str(folder))
+    for name in files:
+        commit(workspace, name, f"{stream}\n", folder)
+    return folder
+
+
+def finish(workspace: Workspace, stream: str, *files: str, **metadata: Any) -> Path:
+    """Add a finished stream, and return its worktree."""
+    workspace.database.add_stream(stream, **metadata)
+    workspace.database.set_status("completed", stream)
+    for name in ("pids", "logs"):
+        (workspace.state / name).mkdir(parents=True, exist_ok=True)
+    put(workspace.state / ".gitignore", "*\n")
+    put(workspace.state / "orchestrator.pid", "")  # a lock stays where it is
+    return add_worktree(workspace, stream, *files)
+
+
+def listing(folder: Path) -> dict[str, str]:
+    """Return every file, folder and link below a folder, with its content."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        content = os.readlink(path) if path.is_symlink() else path.read_bytes().hex() if path.is_file() else ""
+        found[str(path.relative_to(folder))] = f"{path.lstat().st_mode:o} {content}"
+    return found
+
+
+def hasten(workspace: Workspace, **constants: str) -> Path:
+    """Make a copy of the program with other constants, where the real ones would take minutes; git ignores it."""
+    source = SCRIPT.read_text(encoding="utf-8")
+    for name, value in constants.items():
+        source, count = re.subn(rf"(?m)^{name} = ", f"{name} = {value}  # ", source)
+        assert count == 1, name
+    with (workspace.root / ".git" / "info" / "exclude").open("a") as file:
+        file.write("/orchestrate.py\n")
+    script = workspace.root / "orchestrate.py"
+    script.write_text(source, encoding="utf-8")
+    return script
+
+
+def shadow_git(workspace: Workspace, script: str) -> Path:
+    """Put another git before the real one."""
+    path = workspace.bin / "git"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def repository(workspace: Workspace) -> Workspace:
+    """A project that is a git repository with one commit."""
+    workspace.make_repository()
+    return workspace
+
+
+@pytest.fixture
+def make_workspace() -> Iterator[Callable[[Path], Workspace]]:
+    """Projects in folders of the test's choice."""
+    made: list[Workspace] = []
+
+    def make(folder: Path) -> Workspace:
+        made.append(Workspace(folder))
+        return made[-1]
+
+    yield make
+    for workspace in made:
+        workspace.close()
+
+
+# ── Where a stream works ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_parallel_stream_works_in_a_worktree_of_its_own_and_the_others_in_the_root(repository: Workspace) -> None:
+    repository.database.add_stream("F", "foundation")
+    add_streams(repository, "A", "B")
+    repository.database.add_stream("I", "integration")
+    repository.play("write=here.py all", F="commit=base.py all", I="write=here.py git=add,here.py all")
+    run(repository)
+    assert sorted(places(repository)) == [
+        ("A", ".claude/worktrees/A", "stream/A"),
+        ("B", ".claude/worktrees/B", "stream/B"),
+        ("F", ".", "main"),
+        ("I", ".", "main"),
+    ]
+    for stream in ("A", "B"):
+        assert (tree(repository, stream) / "here.py").read_text() == f"{stream}\n"  # its working directory
+        assert (tree(repository, stream) / "base.py").read_text() == "F\n"  # committed in this very run
+        assert head(repository, f"stream/{stream}") == head(repository, "main")
+        assert status(repository, tree(repository, stream)) == "?? here.py\n"
+    assert (repository.root / "here.py").read_text() == "I\n"
+    assert status(repository) == "A  here.py\n"  # nothing of ours
+
+
+def test_the_root_is_clean_for_git_after_a_run(repository: Workspace) -> None:
+    add_streams(repository, "A")
+    run(repository)
+    assert status(repository) == ""
+    assert repository.git("status", "--porcelain", "--ignored").split("\n")[:-1] == [
+        "!! .claude/",
+        "!! argv.txt",
+        "!! parts.json",
+        "!! worker-times.txt",
+    ]
+
+
+def test_a_worktree_holds_what_is_in_git_and_nothing_else(workspace: Workspace) -> None:
+    workspace.make_repository("README.md", "src/deep/module.py", ".gitignore")
+    put(workspace.root / "new.py", "")
+    add_streams(workspace, "A")
+    run(workspace)
+    files = {name for name in listing(tree(workspace, "A")) if (tree(workspace, "A") / name).is_file()}
+    assert files == {".git", ".gitignore", "README.md", "src/deep/module.py"}
+    assert status(workspace, tree(workspace, "A")) == ""
+
+
+def test_a_dependent_stream_branches_from_head_as_it_is_when_it_starts(repository: Workspace) -> None:
+    add_streams(repository, "A")
+    add_streams(repository, "B", streamDependencies=["A"])
+    repository.play("all", A="commit=a.py until=go.txt all")
+    process = repository.popen("start", *NO_POLL)
+    repository.wait_for_worker("A")
+    wait_until(lambda: (tree(repository, "A") / "a.py").exists(), "the work of A")
+    later = commit(repository, "later.py", "")
+    repository.open_gate("go.txt")
+    assert process.wait(timeout=20) == 0
+    assert head(repository, "stream/B") == later
+    assert head(repository, "stream/A~1") == head(repository, "main~1")
+
+
+def test_the_plan_names_the_folders_and_branches_and_makes_none(repository: Workspace) -> None:
+    add_streams(repository, "A b")
+    before = listing(repository.root)
+    done = repository.run("start", "--dry-run")
+    assert done.returncode == 0
+    assert f"Worktrees {repository.root}/.claude/worktrees\n" in done.stdout
+    assert "; in .claude/worktrees/A%20b on stream/A%20b\n" in done.stdout
+    assert listing(repository.root) == before
+
+
+def test_no_worktrees_lets_all_share_the_root_and_says_so(repository: Workspace) -> None:
+    add_streams(repository, "A", "B")
+    said = run(repository, "--no-worktrees")
+    assert sorted(places(repository)) == [("A", ".", None), ("B", ".", None)]
+    reason = f"No worktrees, all streams work in {repository.root}: --no-worktrees was given"
+    assert warnings(repository) == [reason]
+    assert said.count(reason) == 1
+    assert branches(repository) == ["main"]
+    assert not (repository.root / ".claude" / "worktrees").exists()
+    assert "Worktrees none: --no-worktrees was given" in repository.run("start", "--dry-run", "--no-worktrees").stdout
+
+
+# ── Names ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ODD_IDS = [
+    "Stream-A", "A", "a", "a b", "a%20b", " ", "ü/x", "..", ".", ".a", "a.", "a..", "a..b", "a...b", "." * 300,
+    "x.lock", "x.LOCK", "x.lock.lock", "a/b.lock/c", "a.lock" * 50, "a" * 300, "ü" * 300, "a" * 299 + "b",
+    "a" * 145 + "." * 50, "a" * 133 + "." + "/" * 30, "👩‍💻", "-rf", "@", "@{-1}", "HEAD", "refs/heads/a", "a~1", "a^",
+    "a:b", "a?b", "a*b", "a[b", "a\\b", "a\nb", "a\x7fb", "\x1b[31m", "a//b", "/a", "a/", "%", "~", "'", '"', "$(id)",
+]  # fmt: skip
+
+
+def test_every_id_has_a_branch_that_git_takes_and_a_folder_and_both_are_its_own(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    named = [name_worktree(project, Stream(stream_id, "name", Phase.PARALLEL)) for stream_id in ODD_IDS]
+    refs = "\n".join(branch for _, branch in named)
+    assert refs.count("\n") == len(ODD_IDS) - 1
+    bad = [
+        b for _, b in named if subprocess.run([GIT, "check-ref-format", "--branch", b], capture_output=True).returncode
+    ]
+    assert bad == []
+    for part in zip(*named):
+        assert len(set(part)) == len(ODD_IDS)
+    for folder, branch in named:
+        assert folder.parent == project.worktrees
+        assert branch.startswith("stream/")
+        assert len(os.fsencode(folder.name)) <= 255 - len(".lock")
+        assert len(os.fsencode(branch.split("/", 1)[1])) <= 255 - len(".lock")
+
+
+def test_streams_with_odd_ids_work_in_their_worktrees(repository: Workspace) -> None:
+    ids = ["a b", "ü/x", "..", "x.lock", "a..b", "👩‍💻", "é" * 150]
+    add_streams(repository, *ids)
+    repository.play("commit=a.py all")
+    run(repository, "--max-workers", "10")
+    folders = {Path(event["folder"]) for event in repository.events("worker_started")}
+    assert len(folders) == len(ids)
+    assert {folder.parent for folder in folders} == {tree(repository, "x").parent}
+    assert sorted((folder / "a.py").read_text() for folder in folders) == sorted(f"{name}\n" for name in ids)
+    merged = repository.run("merge", "--", *ids)
+    assert merged.returncode == 1, merged.stdout  # they all write the same file
+    assert merged.stdout.count("Merged") == 1
+
+
+# ── Again: a restart, a second run, a repair ──────────────────────────────────────────────────────────────────────────
+
+
+def test_a_restart_finds_the_commits_and_the_uncommitted_files_of_the_attempt_before(repository: Workspace) -> None:
+    add_streams(repository, "A")
+    repository.play(A=["commit=one.py write=two.py exit=1", "commit=three.py all"])
+    run(repository)
+    assert places(repository) == [("A", ".claude/worktrees/A", "stream/A")] * 2
+    assert subjects(repository, "stream/A") == ["A:_three.py", "A:_one.py", "Begin"]
+    assert status(repository, tree(repository, "A")) == "?? two.py\n"
+    assert "- This is attempt 2 on A. The last worker ended: exit code 1\n" in prompt(repository, "A")
+
+
+def test_a_second_run_goes_on_in_the_worktree_of_the_first(repository: Workspace) -> None:
+    add_streams(repository, "A")
+    repository.play("commit=one.py write=two.py all")
+    run(repository)
+    repository.database.add_task("A")
+    commit(repository, "main.py", "")
+    repository.play("commit=three.py all")
+    run(repository)
+    assert subjects(repository, "stream/A") == [
+        "A:_three.py",
+        "A:_one.py",
+        "Begin",
+    ]  # it has commits: HEAD is not taken
+    assert status(repository, tree(repository, "A")) == "?? two.py\n"
+
+
+def test_a_worktree_without_own_commits_is_brought_forward_with_its_uncommitted_files(repository: Workspace) -> None:
+    add_streams(repository, "A")
+    put(add_worktree(repository, "A") / "mine.py", "")
+    forward = commit(repository, "main.py", "")
+    run(repository)
+    assert head(repository, "stream/A") == forward
+    assert (tree(repository, "A") / "main.py").exists()
+    assert status(repository, tree(repository, "A")) == "?? mine.py\n"
+
+
+def test_a_worktree_that_can_not_be_brought_forward_stays_as_it_is(repository: Workspace) -> None:
+    add_streams(repository, "A")
+    before = head(repository)
+    put(add_worktree(repository, "A") / "main.py", "mine\n")
+    commit(repository, "main.py", "")
+    run(repository)
+    assert head(repository, "stream/A") == before
+    assert (tree(repository, "A") / "main.py").read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("has_commit", [False, True])
+def test_a_branch_without_a_worktree_is_used_and_brought_forward_where_it_has_no_own_commit(
+    repository: Workspace, has_commit: bool
+) -> None:
+    add_streams(repository, "A")
+    folder = add_worktree(repository, "A", *["a.py"] * has_commit)
+    before = head(repository, "stream/A")
+    repository.git("worktree", "remove", str(folder))
+    forward = commit(repository, "main.py", "")
+    run(repository)
+    assert head(repository, "stream/A") == (before if has_commit else forward)
+    assert status(repository, folder) == ""
+    assert (folder / "main.py").exists() is not has_commit
+
+
+def test_a_worktree_with_own_commits_is_left_as_it_is(repository: Workspace) -> None:
+    add_streams(repository, "A")
+    add_worktree(repository, "A", "a.py")
+    before = head(repository, "stream/A")
+    commit(repository, "main.py", "")
+    run(repository)
+    assert head(repository, "stream/A") == before
+    assert status(repository, tree(repository, "A")) == ""
+
+
+def break_worktree(folder: Path, how: str) -> None:
+    """Take a worktree away behind git's back."""
+    shutil.rmtree(folder)
+    if how == "emptied":
+        folder.mkdir()
+
+
+@pytest.mark.parametrize("how", ["gone", "emptied", "never registered"])
+def test_a_worktree_whose_folder_is_gone_or_empty_is_made_anew_from_its_branch(repository: Workspace, how: str) -> None:
+    add_streams(repository, "A")
+    folder = add_worktree(repository, "A", "a.py")
+    before = head(repository, "stream/A")
+    if how == "never registered":
+        repository.git("worktree", "remove", str(folder))
+        folder.mkdir()
+    else:
+        break_worktree(folder, how)
+    run(repository)
+    assert head(repository, "stream/A") == before
+    assert (folder / "a.py").read_text() == "A\n"
+    assert status(repository, folder) == ""
+
+
+def test_a_worktree_whose_first_filling_was_cut_off_is_filled_again(repository: Workspace) -> None:
+    add_streams(repository, "A")
+    folder = tree(repository, "A")
+    repository.git("worktree", "add", "--quiet", "--no-checkout", "-b", "stream/A", str(folder))
+    put(repository.root / ".git" / "worktrees" / "A" / "index.lock", "")
+    put(folder / "README.md", "half a fi")
+    run(repository)
+    assert status(repository, folder) == ""
+    assert (folder / "README.md").read_text() == "README.md\n"
+
+
+def test_a_worker_that_left_the_branch_is_followed_by_one_that_is_told(repository: Workspace) -> None:
+    add_streams(repository, "A")
+    repository.play(A=["git=switch,--quiet,-c,mine commit=a.py exit=1", "all"])
+    said = run(repository)
+    assert places(repository) == [("A", ".claude/worktrees/A", "stream/A")] * 2
+    assert "- The last worker left it on mine: bring its work to stream/A first\n" in prompt(repository, "A")
+    assert "  git merge --no-ff stream/A  # nothing to merge, its worktree is on mine instead\n" in said
+    assert subjects(repository, "mine") == ["A:_a.py", "Begin"]
+
+
+# ── What the tasks' metadata name ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", ["relative", "absolute", "home"])
+def test_the_folder_and_the_branch_that_the_metadata_name_win(repository: Workspace, kind: str) -> None:
+    beside = repository.root.parent / "trees" / "of a"
+    given = {"relative": "../trees/of a", "absolute": str(beside), "home": "~/of a"}[kind]
+    folder = repository.home / "of a" if kind == "home" else beside
+    add_streams(repository, "A", worktreePath=given, branchName="feature/ü-1")
+    repository.play("commit=a.py all")
+    run(repository)
+    (event,) = repository.events("worker_started")
+    assert (event["folder"], event["branch"]) == (str(folder), "feature/ü-1")
+    assert (folder / "a.py").read_text() == "A\n"
+    assert subjects(repository, "feature/ü-1") == ["A:_a.py", "Begin"]
+    assert "feature/ü-1 │ 1 commit to merge, 1 file changed" in repository.run("status").stdout
+    repository.run("merge")
+    cleaned = repository.run("clean")
+    assert (cleaned.returncode, folder.exists(), branches(repository)) == (0, False, ["main"]), cleaned.stderr
+
+
+@pytest.mark.parametrize("value", [7, None, ["x"], {"a": "b"}, True, ""])
+def test_a_folder_or_branch_of_the_metadata_that_is_no_text_is_ignored(repository: Workspace, value: object) -> None:
+    add_streams(repository, "A", worktreePath=value, branchName=value)
+    run(repository)
+    assert places(repository) == [("A", ".claude/worktrees/A", "stream/A")]
+
+
+@pytest.mark.parametrize("name", ["a b", "-x", "x.lock", "a..b", "@{-1}", "refs/heads/", "a\nb", "HEAD"])
+def test_a_branch_name_that_git_does_not_take_fails_its_stream_at_once(repository: Workspace, name: str) -> None:
+    add_streams(repository, "A", branchName=name)
+    add_streams(repository, "B")
+    run(repository, code=1)
+    assert failures(repository) == {"A": f"{name!r} is no name for a branch"}
+    assert repository.starts() == ["B"]
+    assert branches(repository) == ["main", "stream/B"]
+
+
+def test_a_worktree_of_the_metadata_inside_the_project_is_no_uncommitted_change(repository: Workspace) -> None:
+    add_streams(repository, "A", worktreePath="trees/a")
+    add_streams(repository, "B", streamDependencies=["A"])
+    run(repository)
+    assert places(repository)[0] == ("A", "trees/a", "stream/A")
+    assert warnings(repository) == []
+
+
+def test_two_streams_that_name_one_branch_do_not_work_in_one_folder_at_once(repository: Workspace) -> None:
+    add_streams(repository, "A", "B", branchName="shared", worktreePath="../shared")
+    repository.play("until=go.txt all")
+    process = repository.popen("start", *NO_POLL, "--max-restarts", "0")
+    wait_until(lambda: repository.starts(), "a worker")
+    wait_until(lambda: len(repository.events("worker_ended", "worker_started")) > 1, "the fate of the other one")
+    repository.open_gate("go.txt")
+    assert process.wait(timeout=20) == 1
+    assert len(repository.starts()) == 1
+    assert "shared" in next(iter(failures(repository).values()))
+
+
+# ── What a person has set up for git ──────────────────────────────────────────────────────────────────────────────────
+
+HOOKS = [
+    "post-checkout", "reference-transaction", "pre-merge-commit", "commit-msg", "prepare-commit-msg", "post-merge",
+    "post-index-change", "pre-commit", "post-commit", "post-rewrite", "pre-auto-gc", "fsmonitor-watchman",
+]  # fmt: skip
+
+
+def set_traps(workspace: Workspace, where: str) -> Path:
+    """Let everything hang that git may start in this repository, and return the file that would tell of it."""
+    mark = workspace.root.parent / "hook-ran"
+    folder = workspace.root / ".git" / "hooks" if where == "hooks" else workspace.root.parent / "hooks"
+    for name in HOOKS:
+        put(folder / name, HANG.format(mark=mark)).chmod(0o755)
+    settings = {"core.hooksPath": folder} if where == "core.hooksPath" else {}
+    for name, value in {**settings, "core.fsmonitor": folder / "fsmonitor-watchman"}.items():
+        workspace.git("config", name, str(value))
+    return mark
+
+
+@pytest.mark.parametrize("where", ["hooks", "core.hooksPath"])
+def test_no_hook_and_no_file_system_monitor_runs_or_hangs_anything(repository: Workspace, where: str) -> None:
+    finish(repository, "A", "a.py")
+    add_streams(repository, "B")  # makes a worktree
+    add_streams(repository, "C")  # brings one forward
+    add_worktree(repository, "C")
+    forward = commit(repository, "main.py", "")
+    repository.database.add_stream("I", "integration")
+    mark = set_traps(repository, where)
+    script = hasten(repository, GIT_TIMEOUT="5.0", CHECKOUT_TIMEOUT="5")
+    said = run(repository, script=script)
+    assert "git merge --no-ff stream/A  # 1 commit to merge, 1 file changed\n" in said
+    for words in (["status"], ["merge"], ["clean"]):
+        done = repository.run(*words, script=script)
+        assert (done.returncode, done.stderr) == (0, ""), words
+    assert not mark.exists()
+    shutil.rmtree(repository.root.parent / "hooks", ignore_errors=True)
+    repository.git("config", "core.fsmonitor", "false")
+    assert (repository.root / "a.py").read_text() == "A\n"
+    assert branches(repository) == ["main"]
+    assert forward == head(repository, "HEAD~1")
+
+
+def test_a_git_that_hangs_is_ended_and_fails_that_stream_alone_with_the_reason(repository: Workspace) -> None:
+    add_streams(repository, "A", "B")
+    script = hasten(repository, GIT_TIMEOUT="0.6")
+    pids = repository.root.parent / "hanging"
+    shadow_git(
+        repository,
+        f'case "$*" in *stream/B*) trap "" TERM; sleep 3600 & echo $! >> {pids}; wait;; esac\nexec {GIT} "$@"',
+    )
+    run(repository, "--max-restarts", "0", code=1, script=script)
+    (reason,) = failures(repository).values()
+    assert re.search(r"; last: git [a-z-]+ took longer than 1 s$", reason)
+    assert set(failures(repository)) == {"B"}
+    assert repository.starts() == ["A"]
+    (pid,) = pids.read_text().split()
+    assert not is_running(int(pid))
+
+
+@pytest.mark.parametrize("command", ["status", "merge", "clean"])
+def test_a_git_that_hangs_is_ended_and_said_by_the_other_commands(repository: Workspace, command: str) -> None:
+    finish(repository, "A", "a.py")
+    script = hasten(repository, GIT_TIMEOUT="0.3")
+    shadow_git(repository, "exec sleep 3600")
+    before = listing(repository.root)
+    done = repository.run(command, script=script)
+    assert "git rev-parse took longer than 0 s" in (done.stdout if command == "status" else done.stderr)
+    assert done.returncode == (0 if command == "status" else 2)
+    assert listing(repository.root) == before
+
+
+def test_a_git_that_hangs_does_not_keep_the_other_phases_from_working(repository: Workspace) -> None:
+    repository.database.add_stream("F", "foundation")
+    repository.database.add_stream("I", "integration")
+    script = hasten(repository, GIT_TIMEOUT="0.3")
+    shadow_git(repository, "exec sleep 3600")
+    run(repository, script=script)
+    assert repository.starts() == ["F", "I"]
+    assert warnings(repository) == ["git can't be asked: git rev-parse took longer than 0 s"]
+
+
+def test_git_variables_of_another_repository_mislead_neither_us_nor_a_worker(
+    repository: Workspace, make_workspace: Callable[[Path], Workspace]
+) -> None:
+    other = make_workspace(repository.root.parent / "other")
+    other.make_repository("other.py")
+    before = listing(other.root / ".git")
+    add_streams(repository, "A")
+    repository.play("commit=a.py all")
+    env = {
+        "GIT_DIR": str(other.root / ".git"),
+        "GIT_WORK_TREE": str(other.root),
+        "GIT_INDEX_FILE": str(other.root / ".git" / "index"),
+        "GIT_COMMON_DIR": str(other.root / ".git"),
+        "GIT_OBJECT_DIRECTORY": str(other.root / ".git" / "objects"),
+        "GIT_NAMESPACE": "elsewhere",
+        "GIT_PREFIX": "else/where/",
+    }
+    run(repository, env=env)
+    assert subjects(repository, "stream/A") == ["A:_a.py", "Begin"]
+    for words in (["status"], ["merge"], ["clean"]):
+        assert repository.run(*words, env=env).returncode == 0
+    assert (subjects(repository), branches(repository)) == (["A:_a.py", "Begin"], ["main"])
+    assert listing(other.root / ".git") == before
+
+
+HOSTILE = {
+    "color.ui": "always", "column.ui": "always", "status.branch": "true", "status.short": "true",
+    "status.relativePaths": "false", "core.quotePath": "true", "diff.external": "false", "diff.noprefix": "true",
+    "worktree.guessRemote": "true", "branch.autoSetupMerge": "always", "merge.ff": "only", "merge.log": "true",
+    "merge.autoStash": "true", "advice.detachedHead": "true", "core.editor": "false", "merge.conflictStyle": "diff3",
+    "log.showSignature": "true", "core.pager": "false",
+    "status.showUntrackedFiles": "all", "diff.renames": "copies", "merge.stat": "true", "rerere.enabled": "true",
+    "submodule.recurse": "true", "checkout.guess": "true", "init.defaultBranch": "trunk", "core.preloadIndex": "false",
+}  # fmt: skip
+
+
+def test_no_usual_setting_of_git_changes_what_happens(repository: Workspace) -> None:
+    add_streams(repository, "A", "B")
+    for name, value in HOSTILE.items():
+        repository.git("config", name, value)
+    repository.play(A="commit=a.py all", B="commit=b.py write=ü.py all")
+    said = run(repository)
+    assert "  git merge --no-ff stream/A  # 1 commit to merge, 1 file changed\n" in said
+    assert "  git merge --no-ff stream/B  # 1 commit to merge, 1 file changed, 1 file uncommitted\n" in said
+    merged = repository.run("merge")
+    assert (merged.returncode, merged.stdout) == (
+        0,
+        "Merged stream/A into main: 1 commit\nMerged stream/B into main: 1 commit\n",
+    )
+    assert repository.git("log", "--merges", "--format=%s").split("\n")[:-1] == ["Merge B: B name", "Merge A: A name"]
+    cleaned = repository.run("clean")
+    assert cleaned.returncode == 0
+    assert f"Kept {tree(repository, 'B')}: nothing to merge, 1 file uncommitted\n" in cleaned.stdout
+    assert branches(repository) == ["main", "stream/B"]
+
+
+def test_a_merge_is_a_commit_whatever_the_options_of_the_branch(repository: Workspace) -> None:
+    finish(repository, "A", "a.py")
+    finish(repository, "B", "b.py")
+    repository.git("config", "branch.main.mergeOptions", "--no-commit")
+    done = repository.run("merge")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(subjects(repository)) == ["Begin", "Write a.py", "Write b.py"]
+    assert not (repository.root / ".git" / "MERGE_HEAD").exists()
+
+
+def test_a_branch_that_stands_in_the_way_of_all_others_fails_their_streams_with_its_name(repository: Workspace) -> None:
+    add_streams(repository, "A")
+    repository.git("branch", "stream")
+    run(repository, "--max-restarts", "0", code=1)
+    assert "'refs/heads/stream' exists" in failures(repository)["A"]
+
+
+# ── What claude needs, and what no commit has ─────────────────────────────────────────────────────────────────────────
+
+
+def test_mcp_json_is_carried_over_where_git_ignores_it(repository: Workspace) -> None:
+    put(repository.root / ".gitignore", "/.mcp.json\n/.gitignore\n")
+    put(repository.root / ".mcp.json", "{}")
+    repository.database.add_stream("F", "foundation")
+    add_streams(repository, "A")
+    run(repository)
+    words = repository.argv("A")[0]
+    assert words[words.index("-p") - 2 : words.index("-p")] == ["--mcp-config", str(repository.root / ".mcp.json")]
+    assert "--mcp-config" not in repository.argv("F")[0]
+    assert warnings(repository) == []
+    assert "Not in git" not in prompt(repository, "A")
+
+
+@pytest.mark.parametrize("has_own", [False, True])
+def test_mcp_json_is_not_carried_over_where_the_worktree_has_one(workspace: Workspace, has_own: bool) -> None:
+    workspace.make_repository(*(["README.md"] if has_own else [".mcp.json"]))
+    put(workspace.root / ".mcp.json", "{}")
+    workspace.git("config", "core.excludesFile", str(put(workspace.root.parent / "ignore", "/.mcp.json\n")))
+    if not has_own:
+        commit(workspace, ".mcp.json", "{}")
+    add_streams(workspace, "A")
+    if has_own:
+        put(add_worktree(workspace, "A") / ".mcp.json", "{}")
+    run(workspace)
+    assert (tree(workspace, "A") / ".mcp.json").read_text() == "{}"
+    assert "--mcp-config" not in workspace.argv("A")[0]
+
+
+def test_what_claude_needs_and_git_ignores_is_named_to_the_worker_and_to_the_user(workspace: Workspace) -> None:
+    workspace.make_repository("README.md", ".claude/commands/in-git.md")
+    (workspace.root / ".git" / "info" / "exclude").write_text("/*.txt\n/parts.json\n/.claude\n")
+    names = [".claude/commands/continue.md", ".claude/commands/x/y.md", ".claude/agents/me.md", ".claude/settings.json"]
+    for name in names:
+        put(workspace.root / name, "")
+    put(workspace.root / ".claude" / "settings.local.json", "")  # not what makes a project's claude
+    add_streams(workspace, "A")
+    run(workspace)
+    few = ".claude/commands/continue.md, .claude/commands/x/y.md, .claude/agents/me.md"
+    assert warnings(workspace) == [f"A: not in git, so not in its worktree: {few} and 1 more"]
+    line = f"- Not in git, so not here; read them in {workspace.root}: {few}, .claude/settings.json\n"
+    assert line in prompt(workspace, "A")
+
+
+def test_uncommitted_changes_of_the_root_are_said_once_with_their_names(repository: Workspace) -> None:
+    add_streams(repository, "A", "B", "C")
+    put(repository.root / "README.md", "changed\n")
+    put(repository.root / "new" / "file.py", "")
+    repository.play(A=["exit=1", "all"])
+    said = run(repository)
+    warning = "Uncommitted changes: the streams branch from the last commit, without README.md, new/"
+    assert said.count("Uncommitted changes") == 1
+    assert warnings(repository) == [warning]
+    for stream in "ABC":
+        assert (tree(repository, stream) / "README.md").read_text() == "README.md\n"
+    assert status(repository) == " M README.md\n?? new/\n"
+
+
+def test_a_clean_root_is_no_warning(repository: Workspace) -> None:
+    repository.database.add_stream("F", "foundation")
+    add_streams(repository, "A", "B")
+    repository.play("commit=a.py all")
+    run(repository)
+    assert warnings(repository) == []
+
+
+# ── What a worker is told ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_worker_is_told_where_it_works(repository: Workspace) -> None:
+    repository.database.add_stream("F", "foundation")
+    add_streams(repository, "A")
+    run(repository)
+    where = "\n## Where you work\n- Folder: {}\n- Branch: {}\n"
+    assert prompt(repository, "F") == where.format(repository.root, "main")
+    assert prompt(repository, "A") == where.format(tree(repository, "A"), "stream/A") + (
+        f"- This is a git worktree of {repository.root}: other streams work in others at this time\n"
+        "- Change nothing outside of it, commit to this branch, and do not switch to another one\n"
+    )
+
+
+def test_an_integration_worker_is_told_the_branches_their_state_and_their_conflicts(repository: Workspace) -> None:
+    finish(repository, "A", "a.py", "both.py", "README.md")
+    finish(repository, "B", "both.py")
+    put(finish(repository, "C") / "c.py", "")
+    finish(repository, "D", "d.py")
+    commit(repository, "README.md", "ours\n")
+    repository.database.add_stream("I", "integration")
+    run(repository)
+    assert prompt(repository, "I").split("\n\n")[1] == (
+        "## Branches to merge\n"
+        "Merge these into main before anything else, in this order (git merge --no-ff BRANCH):\n"
+        "- stream/A (A): 3 commits to merge, 3 files changed; conflicts with main in README.md\n"
+        "- stream/B (B): 1 commit to merge, 1 file changed; conflicts with stream/A in both.py\n"
+        "- stream/C (C): nothing to merge, 1 file uncommitted\n"
+        "- stream/D (D): 1 commit to merge, 1 file changed\n"
+    )
+    assert status(repository) == ""
+
+
+def test_a_dependent_parallel_stream_is_told_the_branches_that_it_depends_on(repository: Workspace) -> None:
+    add_streams(repository, "A", "C")
+    add_streams(repository, "B", streamDependencies=["A"])
+    repository.play("all", A="commit=a.py all", C="commit=c.py all")
+    run(repository)
+    assert prompt(repository, "B").split("\n\n")[1] == (
+        "## Branches to merge\n"
+        "Merge these into stream/B before anything else, in this order (git merge --no-ff BRANCH):\n"
+        "- stream/A (A): 1 commit to merge, 1 file changed\n"
+    )
+    assert "Branches to merge" not in prompt(repository, "C")
+
+
+def test_a_worker_without_worktrees_is_told_nothing_of_them(workspace: Workspace) -> None:
+    add_streams(workspace, "A")
+    run(workspace)
+    assert prompt(workspace, "A") == ""
+
+
+# ── The end of a run ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_without_integration_ends_with_the_commands_that_merge_and_their_conflicts(repository: Workspace) -> None:
+    add_streams(repository, "A", "B", "C", "it's D")
+    both = "commit=both.py all"
+    repository.play("commit=d.py all", A=both, B=both, C="all")
+    said = run(repository)
+    assert said.split("all complete: 4 streams, 4 tasks\n")[1] == (
+        "Not in main yet. Merge it with: python orchestrate.py merge, or:\n"
+        "  git merge --no-ff stream/A  # 1 commit to merge, 1 file changed\n"
+        "  git merge --no-ff stream/B  # 1 commit to merge, 1 file changed; conflicts with stream/A in both.py\n"
+        "  git merge --no-ff stream/it%27s%20D  # 1 commit to merge, 1 file changed\n"
+    )
+    assert status(repository) == ""
+
+
+def test_a_run_with_nothing_to_merge_ends_without_merge_commands(repository: Workspace) -> None:
+    add_streams(repository, "A")
+    assert run(repository).endswith("all complete: 1 stream, 1 task\n")
+
+
+def test_a_run_whose_integration_merged_everything_ends_without_merge_commands(repository: Workspace) -> None:
+    add_streams(repository, "A", "B")
+    repository.database.add_stream("I", "integration")
+    merge = "git=merge,--quiet,--no-ff,stream/{0}"
+    repository.play(A="commit=a.py all", B="commit=b.py all", I=f"{merge.format('A')} {merge.format('B')} all")
+    assert run(repository).endswith("all complete: 3 streams, 3 tasks\n")
+    assert (repository.root / "a.py").exists()
+    assert repository.run("merge").stdout == "Nothing to merge.\n"
+
+
+def test_a_run_of_one_phase_leaves_merging_to_the_integration_that_is_to_come(repository: Workspace) -> None:
+    add_streams(repository, "A")
+    repository.database.add_stream("I", "integration")
+    repository.play("commit=a.py all")
+    assert "merge" not in run(repository, "--phase", "parallel")
+
+
+def test_a_failed_stream_leaves_the_others_work_with_the_commands_that_merge_it(repository: Workspace) -> None:
+    add_streams(repository, "A", "B")
+    repository.play(A="commit=a.py all", B="commit=b.py exit=1")
+    said = run(repository, "--max-restarts", "0", code=1)
+    assert "  git merge --no-ff stream/A  # 1 commit to merge, 1 file changed\n" in said
+    assert "git merge --no-ff stream/B" not in said
+
+
+# ── merge ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def merge(workspace: Workspace, *words: str, code: int = 0, out: str = "", **options: Any) -> str:
+    """Merge, check the exit code and what was said of each merge, and return the errors."""
+    done = workspace.run("merge", *words, **options)
+    assert (done.returncode, done.stdout) == (code, out), done.stderr
+    return done.stderr
+
+
+def merged(*streams: str, into: str = "main") -> str:
+    """What `merge` says of branches of one commit."""
+    return "".join(f"Merged stream/{stream} into {into}: 1 commit\n" for stream in streams)
+
+
+def state_of(workspace: Workspace) -> tuple[str, str, str, list[str]]:
+    """What a refused merge must not have changed."""
+    names = ("MERGE_HEAD", "MERGE_MSG", "AUTO_MERGE", "CHERRY_PICK_HEAD", "index.lock")
+    there = [name for name in names if (workspace.root / ".git" / name).exists()]
+    return head(workspace), status(workspace), workspace.git("diff", "HEAD"), there
+
+
+def test_merge_merges_every_complete_stream_with_a_merge_commit_each(repository: Workspace) -> None:
+    finish(repository, "A", "a.py")
+    finish(repository, "B", "b1.py", "b2.py", streamName="What B is\nabout")
+    finish(repository, "C")
+    add_streams(repository, "D")
+    add_worktree(repository, "D", "d.py")
+    assert merge(repository, out=f"{merged('A')}Merged stream/B into main: 2 commits\n") == ""
+    log = repository.git("log", "--first-parent", "--format=%s|%P").split("\n")[:-1]
+    assert [line.split("|")[0] for line in log] == ["Merge B: What B is about", "Merge A: A name", "Begin"]
+    assert [len(line.split("|")[1].split()) for line in log] == [2, 2, 0]
+    assert {path.name for path in repository.root.glob("*.py")} == {"a.py", "b1.py", "b2.py"}
+    assert status(repository) == ""
+    assert merge(repository, out="Nothing to merge.\n") == ""
+
+
+def test_merge_takes_the_streams_that_are_named_alone(repository: Workspace) -> None:
+    for stream in "ABC":
+        finish(repository, stream, f"{stream}.py")
+    assert merge(repository, "C", "A", out=merged("A", "C")) == ""
+    assert sorted(subjects(repository)) == ["Begin", "Write A.py", "Write C.py"]
+
+
+def test_merge_refuses_a_named_stream_that_is_not_complete(repository: Workspace) -> None:
+    finish(repository, "A", "a.py")
+    finish(repository, "B", "b.py")
+    repository.database.add_task("B")
+    before = state_of(repository)
+    said = merge(repository, "A", "B", code=2)
+    assert said.startswith("[ERROR] B is not complete (1 of 2 tasks): its branch is not finished\n")
+    assert state_of(repository) == before
+    assert merge(repository, out=merged("A")) == ""  # unnamed, it is only passed over
+
+
+@pytest.mark.parametrize("how", ["changed", "staged", "deleted"])
+def test_merge_refuses_a_tree_with_uncommitted_changes(repository: Workspace, how: str) -> None:
+    finish(repository, "A", "a.py")
+    if how == "deleted":
+        (repository.root / "README.md").unlink()
+    else:
+        put(repository.root / "README.md", "changed\n")
+        repository.git(*(["add", "README.md"] if how == "staged" else ["status"]))
+    before = state_of(repository)
+    said = merge(repository, code=2)
+    assert said == "[ERROR] The tree is not clean: README.md\nCommit or stash that first (git status).\n"
+    assert state_of(repository) == before
+
+
+def test_merge_takes_untracked_files_for_none_of_its_business(repository: Workspace) -> None:
+    finish(repository, "A", "a.py")
+    put(repository.root / "new.py", "new\n")
+    assert merge(repository, out=merged("A")) == ""
+    assert status(repository) == "?? new.py\n"
+
+
+def test_merge_stops_where_an_untracked_file_is_in_the_way_and_leaves_it(repository: Workspace) -> None:
+    finish(repository, "A", "a.py")
+    put(repository.root / "a.py", "mine\n")
+    before = state_of(repository)
+    said = merge(repository, code=1)
+    assert said.startswith("[ERROR] stream/A was not merged, the tree is as it was: git merge: error: ")
+    assert "untracked" in said
+    assert (repository.root / "a.py").read_text() == "mine\n"
+    assert state_of(repository) == before
+
+
+@pytest.mark.parametrize("is_clean", [False, True])
+def test_merge_never_ends_a_merge_that_the_user_has_begun(repository: Workspace, is_clean: bool) -> None:
+    finish(repository, "A", "a.py")
+    repository.git("branch", "other")
+    repository.git("switch", "--quiet", "other")
+    commit(repository, "README.md" if not is_clean else "other.py", "theirs\n")
+    repository.git("switch", "--quiet", "main")
+    commit(repository, "README.md", "ours\n")
+    words = ["merge", "--no-commit", "--no-ff", *(["--strategy=ours"] if is_clean else []), "other"]
+    subprocess.run([GIT, *words], cwd=repository.root, env=repository.environment(), capture_output=True, check=False)
+    before = state_of(repository)
+    assert "MERGE_HEAD" in before[3]
+    said = merge(repository, code=2)
+    what = "a merge that is not concluded" if is_clean else "README.md"
+    assert said.startswith(f"[ERROR] The tree is not clean: {what}\n")
+    assert state_of(repository) == before
+
+
+def test_merge_refuses_a_detached_head(repository: Workspace) -> None:
+    finish(repository, "A", "a.py")
+    repository.git("checkout", "--quiet", "--detach")
+    before = state_of(repository)
+    assert merge(repository, code=2).startswith("[ERROR] No branch is checked out\n")
+    assert state_of(repository) == before
+
+
+def test_merge_stops_at_a_conflict_with_the_tree_restored_and_goes_on_after_a_hand(repository: Workspace) -> None:
+    finish(repository, "A", "a.py")
+    finish(repository, "B", "both.py")
+    finish(repository, "C", "c.py")
+    commit(repository, "both.py", "ours\n")
+    said = merge(repository, code=1, out=merged("A"))
+    assert said == (
+        "[ERROR] stream/B was not merged, the tree is as it was: conflicts with main in both.py\n"
+        "Merge it by hand (git merge --no-ff stream/B, resolve, git commit), "
+        "then go on: python orchestrate.py merge\n"
+    )
+    assert subjects(repository, "HEAD^2") == ["Write a.py", "Begin"]  # what was merged before stays
+    assert (status(repository), state_of(repository)[3]) == ("", [])
+    assert (repository.root / "both.py").read_text() == "ours\n"
+    repository.git("merge", "--quiet", "--no-ff", "--strategy-option=theirs", "--no-edit", "stream/B")
+    assert merge(repository, out=merged("C")) == ""
+
+
+CLASHES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "both write": ("write=README.md", lambda root: put(root / "README.md", "ours\n")),
+    "changed and deleted": ("write=README.md", lambda root: (root / "README.md").unlink()),
+    "deleted and changed": ("delete=README.md", lambda root: put(root / "README.md", "ours\n")),
+    "file and folder": ("write=new", lambda root: put(root / "new" / "a.py", "ours\n")),
+    "folder and file": ("write=new/a.py", lambda root: put(root / "new", "ours\n")),
+}
+
+
+@pytest.mark.parametrize("clash", CLASHES)
+def test_merge_restores_the_tree_whatever_the_conflict(repository: Workspace, clash: str) -> None:
+    theirs, change = CLASHES[clash]
+    folder = finish(repository, "A", "a.py")
+    verb, name = theirs.split("=")
+    if verb == "write":
+        commit(repository, name, "theirs\n", folder)
+    else:
+        repository.git("rm", "--quiet", name, cwd=folder)
+        repository.git("commit", "--quiet", "-m", "Delete", cwd=folder)
+    change(repository.root)
+    repository.git("add", "--all")
+    repository.git("commit", "--quiet", "-m", "Change")
+    put(repository.root / "untracked.py", "")
+    before, files = state_of(repository), {k: v for k, v in listing(repository.root).items() if k[:5] != ".git/"}
+    said = merge(repository, code=1)
+    assert said.startswith("[ERROR] stream/A was not merged, the tree is as it was: conflicts with main in ")
+    assert state_of(repository) == before
+    assert {k: v for k, v in listing(repository.root).items() if k[:5] != ".git/"} == files
+
+
+def test_merge_of_a_stream_that_is_named_goes_past_one_that_conflicts(repository: Workspace) -> None:
+    finish(repository, "A", "both.py")
+    finish(repository, "B", "b.py")
+    commit(repository, "both.py", "ours\n")
+    assert merge(repository, "B", out=merged("B")) == ""
+
+
+def test_merge_warns_of_what_a_branchs_worktree_holds_beside_it(repository: Workspace) -> None:
+    put(finish(repository, "A", "a.py") / "new.py", "")
+    repository.git("switch", "--quiet", "-c", "mine", cwd=finish(repository, "B", "b.py"))
+    assert merge(repository, out=merged("A", "B")) == (
+        "Warning: A: 1 commit to merge, 1 file changed, 1 file uncommitted\n"
+        "Warning: B: 1 commit to merge, 1 file changed, its worktree is on mine instead\n"
+    )
+
+
+def test_merge_has_nothing_to_do_without_a_repository(workspace: Workspace) -> None:
+    add_streams(workspace, "A")
+    assert merge(workspace, out="Nothing to merge.\n") == ""
+
+
+@pytest.mark.parametrize(("stream", "phase"), [("F", "foundation"), ("A", None)])
+def test_merge_refuses_while_a_worker_works_where_it_merges_from_or_to(
+    repository: Workspace, stream: str, phase: str | None
+) -> None:
+    finish(repository, "A", "a.py")
+    if phase:
+        repository.database.add_stream(stream, phase)
+    else:
+        repository.database.set_status("pending", stream)
+    repository.play("until=go.txt all")
+    process = repository.popen("start", *NO_POLL)
+    pid = repository.wait_for_worker(stream)
+    repository.database.set_status("completed", stream)
+    before = state_of(repository)
+    said = merge(repository, code=75)
+    assert said.startswith(f"[ERROR] The worker of {stream} is still at work (PID {pid})\n")
+    assert state_of(repository) == before
+    repository.open_gate("go.txt")
+    assert process.wait(timeout=20) == 0
+
+
+def test_merge_goes_on_while_a_worker_works_in_another_worktree(repository: Workspace) -> None:
+    finish(repository, "A", "a.py")
+    add_streams(repository, "B")
+    repository.play("until=go.txt all")
+    process = repository.popen("start", *NO_POLL)
+    repository.wait_for_worker("B")
+    assert merge(repository, out=merged("A")) == ""
+    repository.open_gate("go.txt")
+    assert process.wait(timeout=20) == 0
+
+
+def test_merge_without_an_identity_is_an_error_and_leaves_the_tree_as_it_was(repository: Workspace) -> None:
+    finish(repository, "A", "a.py")
+    repository.git("config", "user.useConfigOnly", "true")
+    before = state_of(repository)
+    env = {f"GIT_{role}_{what}": "" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    script = put(
+        repository.root.parent / "nobody.py",
+        f"import os, sys\nfor name in {list(env)!r}: os.environ.pop(name, None)\n"
+        f"os.execv(sys.executable, [sys.executable, {str(SCRIPT)!r}, *sys.argv[1:]])\n",
+    )
+    said = merge(repository, code=1, script=script)
+    assert said.startswith("[ERROR] stream/A was not merged, the tree is as it was: git merge: fatal: ")
+    assert "no email was given" in said
+    assert state_of(repository) == before
+
+
+# ── clean ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def clean(workspace: Workspace, *words: str, code: int = 0, **options: Any) -> list[str]:
+    """Clean up, check that `--dry-run` announces it and changes nothing, and return what was said."""
+    before = listing(workspace.root)
+    tried = workspace.run("clean", "--dry-run", *words, **options)
+    assert listing(workspace.root) == before
+    done = workspace.run("clean", *words, **options)
+    assert (done.returncode, done.stderr) == (code, "")
+    announced = tried.stdout.replace("Would remove", "Removed").replace("Would move", "Moved")
+    assert (tried.returncode, announced.replace("Would keep", "Kept")) == (code, done.stdout)
+    return done.stdout.replace(f"{workspace.root}/", "").split("\n")[:-1]
+
+
+def test_clean_removes_what_is_merged_and_keeps_the_rest_and_says_why(repository: Workspace) -> None:
+    finish(repository, "A", "a.py")
+    finish(repository, "B", "b.py")
+    put(finish(repository, "C") / "new.py", "")
+    put(finish(repository, "D") / "README.md", "changed\n")
+    repository.git("switch", "--quiet", "-c", "mine", cwd=finish(repository, "E"))
+    repository.git("checkout", "--quiet", "--detach", cwd=finish(repository, "F"))
+    finish(repository, "G")
+    repository.database.add_task("G")
+    repository.git("worktree", "remove", str(finish(repository, "H")))
+    repository.git("worktree", "remove", str(finish(repository, "I", "i.py")))
+    repository.git("merge", "--quiet", "--no-ff", "-m", "Merge", "stream/A")
+    kept = ["B", "C", "D", "E", "F", "G"]
+    assert clean(repository) == [
+        "Removed worktree .claude/worktrees/A",
+        "Removed branch stream/A: it is merged",
+        "Kept .claude/worktrees/B: 1 commit to merge, 1 file changed",
+        "Kept .claude/worktrees/C: nothing to merge, 1 file uncommitted",
+        "Kept .claude/worktrees/D: nothing to merge, 1 file uncommitted",
+        "Kept .claude/worktrees/E: nothing to merge, its worktree is on mine instead",
+        "Kept .claude/worktrees/F: nothing to merge, its worktree is on no branch instead",
+        "Kept .claude/worktrees/G: nothing to merge; 1 task of G open",
+        "Removed branch stream/H: it is merged",
+        "Kept stream/I: 1 commit to merge, 1 file changed",
+    ]
+    assert sorted(path.name for path in tree(repository, "A").parent.iterdir()) == [".gitignore", *kept]
+    assert branches(repository) == ["main", "mine", *(f"stream/{stream}" for stream in [*kept, "I"])]
+    assert (tree(repository, "C") / "new.py").exists()
+    assert (tree(repository, "D") / "README.md").read_text() == "changed\n"
+
+
+def test_clean_keeps_new_files_though_git_is_set_to_show_none(repository: Workspace) -> None:
+    new = put(finish(repository, "A") / "new.py", "work\n")
+    repository.git("config", "status.showUntrackedFiles", "no")
+    assert clean(repository) == ["Kept .claude/worktrees/A: nothing to merge, 1 file uncommitted"]
+    assert new.read_text() == "work\n"
+
+
+def test_clean_keeps_a_locked_worktree_and_its_branch(repository: Workspace) -> None:
+    folder = finish(repository, "A")
+    repository.git("worktree", "lock", "--reason", "on a stick", str(folder))
+    (line,) = clean(repository)
+    assert line.startswith("Kept .claude/worktrees/A: ")
+    assert "locked" in line
+    assert folder.exists()
+    assert branches(repository) == ["main", "stream/A"]
+
+
+def test_clean_keeps_a_locked_worktree_whose_folder_is_not_there(repository: Workspace) -> None:
+    folder = finish(repository, "A")
+    repository.git("worktree", "lock", str(folder))
+    shutil.rmtree(folder)
+    lines = clean(repository)
+    assert [line for line in lines if not line.startswith("Kept ")] == []
+    assert "locked" in " ".join(lines)
+    assert branches(repository) == ["main", "stream/A"]
+
+
+def test_clean_keeps_a_branch_that_is_checked_out_elsewhere(repository: Workspace) -> None:
+    repository.git("worktree", "move", str(finish(repository, "A")), str(repository.root.parent / "elsewhere"))
+    (line,) = clean(repository)
+    assert line.startswith("Kept stream/A: ")
+    assert str(repository.root.parent / "elsewhere") in line
+    assert branches(repository) == ["main", "stream/A"]
+
+
+def test_clean_keeps_the_branch_that_is_checked_out_in_the_root(repository: Workspace) -> None:
+    repository.git("worktree", "remove", str(finish(repository, "A")))
+    repository.git("switch", "--quiet", "stream/A")
+    (line,) = clean(repository)
+    assert line.startswith("Kept stream/A: ")
+    assert branches(repository) == ["main", "stream/A"]
+
+
+def test_clean_on_a_detached_head_keeps_the_only_branch_that_holds_commits(repository: Workspace) -> None:
+    finish(repository, "A", "a.py")
+    repository.git("checkout", "--quiet", "--detach", "stream/A")
+    lines = clean(repository)
+    assert [line for line in lines if not line.startswith("Kept ")] == []
+    assert branches(repository) == ["main", "stream/A"]
+
+
+def test_clean_leaves_a_worktree_that_no_stream_ever_had(repository: Workspace) -> None:
+    """`claude --worktree` makes its own in the same folder; a session may be at work in one without a commit yet."""
+    finish(repository, "A")
+    folder = repository.root / ".claude" / "worktrees" / "idea"
+    repository.git("worktree", "add", "--quiet", "-b", "worktree-idea", str(folder))
+    lines = clean(repository)
+    assert lines[:2] == ["Removed worktree .claude/worktrees/A", "Removed branch stream/A: it is merged"]
+    assert folder.exists()
+    assert branches(repository) == ["main", "worktree-idea"]
+
+
+def test_clean_never_takes_the_projects_own_folder_for_a_worktree_of_a_stream(repository: Workspace) -> None:
+    finish(repository, "A", worktreePath=".", branchName="main")
+    repository.git("worktree", "remove", str(tree(repository, "A")))
+    (line,) = clean(repository)
+    assert line.startswith(f"Kept {repository.root}: ")
+    assert branches(repository) == ["main", "stream/A"]
+
+
+def test_clean_never_removes_the_project_where_that_is_itself_a_linked_worktree(repository: Workspace) -> None:
+    root = link_root(repository)
+    finish(repository, "A", worktreePath=".", branchName="dev")
+    repository.run("clean")
+    assert root.is_dir()
+    assert (root / "README.md").exists()
+    assert "dev" in branches(repository)
+
+
+def test_clean_removes_a_registered_worktree_whose_folder_is_gone(repository: Workspace) -> None:
+    shutil.rmtree(finish(repository, "A"))
+    shutil.rmtree(finish(repository, "B", "b.py"))
+    assert clean(repository) == [
+        "Removed worktree .claude/worktrees/A, which is gone",
+        "Removed worktree .claude/worktrees/B, which is gone",
+        "Removed branch stream/A: it is merged",
+        "Kept stream/B: 1 commit to merge, 1 file changed",
+    ]
+    assert repository.git("worktree", "list").count("\n") == 1
+
+
+def test_clean_keeps_an_emptied_worktree_with_its_branch_without_an_error(repository: Workspace) -> None:
+    break_worktree(finish(repository, "A", "a.py"), "emptied")
+    lines = clean(repository)
+    assert [line for line in lines if not line.startswith("Kept ")] == []
+    assert branches(repository) == ["main", "stream/A"]
+
+
+def test_clean_looks_after_the_worktrees_of_streams_that_are_gone_from_the_database(repository: Workspace) -> None:
+    for stream, files in (("A", ["a.py"]), ("B", []), ("C", [])):
+        put(finish(repository, stream, *files) / "x.txt", "ignored by git")
+    put(tree(repository, "C") / "new.py", "")
+    repository.database.execute("UPDATE tasks SET archived = 1")
+    assert clean(repository) == [
+        "Kept .claude/worktrees/A: 1 commit to merge, 1 file changed",
+        "Removed worktree .claude/worktrees/B",
+        "Removed branch stream/B: it is merged",
+        "Kept .claude/worktrees/C: nothing to merge, 1 file uncommitted",
+    ]
+
+
+def test_clean_keeps_folders_that_are_no_worktrees(repository: Workspace) -> None:
+    finish(repository, "A")
+    stray = put(repository.root / ".claude" / "worktrees" / "notes" / "idea.md", "")
+    assert "Kept .claude/worktrees/notes: it is no worktree of this repository" in clean(repository)
+    assert stray.exists()
+
+
+def test_clean_keeps_a_worktree_with_work_in_a_submodule(repository: Workspace) -> None:
+    add_submodule(repository)
+    folder = finish(repository, "A")
+    repository.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "update", "--init", cwd=folder)
+    (line,) = clean(repository)
+    assert line.startswith("Kept .claude/worktrees/A: ")
+    assert (folder / "vendored" / "inner.py").exists()
+
+
+def test_clean_moves_logs_away_and_overwrites_none_on_the_same_day(workspace: Workspace) -> None:
+    add_streams(workspace, "A")
+    put(workspace.state / "pids" / "B.pid", "7\n")
+    (workspace.state / "logs").mkdir()
+    for name in ("orchestrator.log", "A.log"):
+        put(workspace.state / "logs" / name, f"first {name}\n")
+    today = time.strftime("%Y%m%d")
+    archive = workspace.root / ".archive" / "orchestration"
+    put(workspace.state / "orchestrator.pid", "")
+    assert clean(workspace) == [
+        "Removed stale PID file B.pid",
+        f"Moved 2 logs to .archive/orchestration/{today}",
+    ]
+    put(workspace.state / "logs" / "A.log", "second\n")
+    assert clean(workspace) == [f"Moved 1 log to .archive/orchestration/{today}-2"]
+    assert (archive / today / "A.log").read_text() == "first A.log\n"
+    assert (archive / today / "orchestrator.log").read_text() == "first orchestrator.log\n"
+    assert (archive / f"{today}-2" / "A.log").read_text() == "second\n"
+    assert clean(workspace) == ["Nothing to clean."]
+
+
+def test_clean_has_nothing_to_do_where_nothing_ever_ran(workspace: Workspace) -> None:
+    workspace.database.add_stream("A")
+    assert clean(workspace) == ["Nothing to clean."]
+    put(workspace.state / "orchestrate.py", "# a copy, as the README says\n")
+    done = workspace.run("clean")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Nothing to clean.\n", "")
+
+
+def test_clean_hides_the_archive_from_git(repository: Workspace) -> None:
+    add_streams(repository, "A")
+    run(repository)
+    assert repository.run("clean").returncode == 0
+    assert status(repository) == ""
+
+
+@pytest.mark.parametrize("who", ["orchestrator", "worker"])
+def test_clean_refuses_while_a_worker_or_an_orchestrator_runs(repository: Workspace, who: str) -> None:
+    add_streams(repository, "A")
+    repository.play("commit=a.py until=go.txt all")
+    process = repository.popen("start", *NO_POLL)
+    pid = repository.wait_for_worker("A")
+    wait_until(lambda: len(subjects(repository, "stream/A")) == 2, "the commit")
+    if who == "worker":
+        process.kill()
+        process.wait()
+    done = repository.run("clean")
+    reason = (
+        f"An orchestrator runs (PID {process.pid})" if who == "orchestrator" else f"Workers still run: A (PID {pid})"
+    )
+    assert (done.returncode, done.stdout) == (75, "")
+    assert done.stderr.startswith(f"[ERROR] {reason}\n")
+    assert (tree(repository, "A") / "a.py").exists()
+
+
+def test_a_run_after_clean_begins_anew_from_head(repository: Workspace) -> None:
+    add_streams(repository, "A")
+    repository.play("commit=a.py all")
+    run(repository)
+    assert merge(repository, out=merged("A")) == ""
+    assert repository.run("clean").returncode == 0
+    assert branches(repository) == ["main"]
+    repository.database.add_task("A")
+    repository.play("commit=b.py all")
+    run(repository)
+    assert subjects(repository, "stream/A") == ["A:_b.py", "A:_a.py", "Begin"]
+    assert status(repository) == ""
+
+
+# ── Layouts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def link_root(workspace: Workspace) -> Path:
+    """Make the project a linked worktree, on branch dev, of a repository beside it."""
+    beside, moved = workspace.root.parent / "main", workspace.root.parent / "moved"
+    beside.mkdir()
+    (workspace.root / ".git").rename(beside / ".git")
+    workspace.git("worktree", "add", "--quiet", "-b", "dev", str(moved), cwd=beside)
+    (moved / ".git").rename(workspace.root / ".git")
+    workspace.git("worktree", "repair")
+    return workspace.root
+
+
+def add_submodule(workspace: Workspace) -> None:
+    """Commit a submodule into the project."""
+    inner = workspace.root.parent / "inner"
+    inner.mkdir()
+    workspace.git("init", "--quiet", cwd=inner)
+    commit(workspace, "inner.py", "", inner)
+    workspace.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(inner), "vendored")
+    workspace.git("commit", "--quiet", "-m", "Vendor")
+
+
+def make_no_repository(_: Workspace) -> None:
+    """Leave the project as it is."""
+
+
+def make_empty_repository(workspace: Workspace) -> None:
+    workspace.git("init", "--quiet")
+
+
+def make_bare_repository(workspace: Workspace) -> None:
+    workspace.make_repository()
+    workspace.git("config", "core.bare", "true")
+
+
+def make_broken_repository(workspace: Workspace) -> None:
+    (workspace.root / ".git").mkdir()
+
+
+def make_repository_around(workspace: Workspace) -> None:
+    workspace.git("init", "--quiet", cwd=workspace.root.parent)
+    commit(workspace, "other.py", "", workspace.root.parent)
+
+
+NO_WORKTREES = [
+    (make_no_repository, "it lies in no git repository"),
+    (make_empty_repository, "its git repository has no commit yet"),
+    (make_bare_repository, "its git repository is bare"),
+    (make_broken_repository, "git rev-parse: fatal: not a git repository (or any of the parent directories): .git"),
+    (make_repository_around, "the last commit of its git repository has nothing of this folder"),
+]
+
+
+@pytest.mark.parametrize(("make", "reason"), NO_WORKTREES)
+def test_where_there_can_be_no_worktrees_all_work_in_the_root_and_that_is_said_once(
+    workspace: Workspace, make: Callable[[Workspace], None], reason: str
+) -> None:
+    make(workspace)
+    workspace.database.add_stream("F", "foundation")
+    add_streams(workspace, "A", "B")
+    workspace.play("write=here.py all")
+    assert f"Worktrees none: {reason}\n" in workspace.run("start", "--dry-run").stdout
+    run(workspace)
+    assert {place[1:] for place in places(workspace)} == {(".", None)}
+    assert warnings(workspace) == [f"No worktrees, all streams work in {workspace.root}: {reason}"]
+    assert (workspace.root / "here.py").exists()
+    assert not (workspace.root / ".claude" / "worktrees").exists()
+    assert merge(workspace, out="Nothing to merge.\n") == ""
+    assert workspace.run("status").stderr == ""
+    assert clean(workspace)[0].startswith("Moved ")
+
+
+def check_whole_way(workspace: Workspace, into: str = "main") -> None:
+    """Check a run of two streams from the first worktree to the last, with all commands."""
+    add_streams(workspace, "A", "B")
+    workspace.play(A="commit=a.py write=x.txt all", B="commit=b.py all")
+    run(workspace)
+    assert len(workspace.starts()) == 2
+    for stream in "AB":
+        assert subjects(workspace, f"stream/{stream}")[0] == f"{stream}:_{stream.lower()}.py"
+    shown = json.loads(workspace.run("status", "--json").stdout)["streams"]
+    assert [stream["branch"]["commits_ahead"] for stream in shown] == [1, 1]
+    assert merge(workspace, out=merged("A", "B", into=into)) == ""
+    assert sorted(path.name for path in workspace.root.glob("[ab].py")) == ["a.py", "b.py"]
+    done = workspace.run("clean")
+    assert (done.returncode, done.stderr, done.stdout.count("Removed worktree")) == (0, "", 2), done.stdout
+    assert [name for name in branches(workspace) if name.startswith("stream/")] == []
+
+
+@pytest.mark.parametrize("name", ["with a space", "ü-ñ-日本", "a\nb", "it's", "$(id)", "-x", "%s", "a:b"])
+def test_the_projects_path_may_hold_anything(
+    make_workspace: Callable[[Path], Workspace], tmp_path: Path, name: str
+) -> None:
+    if name == "a:b":  # no PATH can name such a folder
+        workspace = make_workspace(tmp_path)
+        (tmp_path / name).mkdir()
+        workspace.root = workspace.root.rename(tmp_path / name / "my-project")
+    else:
+        workspace = make_workspace(tmp_path / name)
+    workspace.make_repository()
+    check_whole_way(workspace)
+    assert status(workspace) == ""
+
+
+def test_a_project_that_is_reached_by_a_link_has_one_set_of_worktrees(repository: Workspace) -> None:
+    link = repository.root.parent / "link"
+    link.symlink_to(repository.root)
+    add_streams(repository, "A")
+    repository.play("commit=a.py all")
+    env = {"WORKSPACE_ID": "my-project"}
+    run(repository, "--project", str(link), env=env)
+    repository.database.add_task("A")
+    repository.play("commit=b.py all")
+    run(repository)
+    assert subjects(repository, "stream/A") == ["A:_b.py", "A:_a.py", "Begin"]
+    assert merge(repository, "--project", str(link), out="Merged stream/A into main: 2 commits\n", env=env) == ""
+
+
+def test_worktrees_may_lie_behind_a_link(repository: Workspace) -> None:
+    (repository.root.parent / "disk").mkdir()
+    (repository.root / ".claude" / "worktrees").symlink_to(repository.root.parent / "disk")
+    with (repository.root / ".git" / "info" / "exclude").open("a") as file:
+        file.write(".claude/worktrees\n")
+    check_whole_way(repository)
+
+
+def test_the_project_may_be_a_submodule(workspace: Workspace) -> None:
+    workspace.make_repository()
+    around = workspace.root.parent
+    workspace.git("init", "--quiet", cwd=around)
+    workspace.git("submodule", "--quiet", "add", str(workspace.root), "my-project", cwd=around)
+    workspace.git("submodule", "--quiet", "absorbgitdirs", cwd=around)
+    assert (workspace.root / ".git").is_file()
+    put(around / ".git" / "modules" / "my-project" / "info" / "exclude", "/*.txt\n/parts.json\n")
+    check_whole_way(workspace)
+
+
+def test_the_repository_may_hold_submodules_and_the_worker_is_told(repository: Workspace) -> None:
+    add_submodule(repository)
+    check_whole_way(repository)
+    line = "- Submodules are empty here; fill those that you need: git submodule update --init\n"
+    assert line in prompt(repository, "A")
+
+
+def test_the_project_may_lie_below_the_top_of_its_repository(workspace: Workspace) -> None:
+    around = workspace.root.parent
+    workspace.git("init", "--quiet", "--initial-branch=main", cwd=around)
+    put(around / ".git" / "info" / "exclude", "*.txt\n/home\n/bin\nparts.json\n.mcp.json\n")
+    commit(workspace, "my-project/README.md", "", around)
+    commit(workspace, "other/of-others.py", "", around)
+    put(around / "other" / "new.py", "")  # none of this project's business
+    put(workspace.root / ".mcp.json", "{}")
+    check_whole_way(workspace)
+    (event, _) = workspace.events("worker_started")
+    assert event["folder"] == str(tree(workspace, "A") / "my-project")
+    words = workspace.argv("A")[0]
+    assert words[words.index("--mcp-config") + 1] == str(workspace.root / ".mcp.json")
+    assert f"- Folder: {tree(workspace, 'A')}/my-project\n" in prompt(workspace, "A")
+    assert warnings(workspace) == []
+    assert status(workspace) == "?? other/new.py\n"
+
+
+def test_mcp_json_of_a_project_below_the_top_is_not_carried_over_where_git_has_it(workspace: Workspace) -> None:
+    around = workspace.root.parent
+    workspace.git("init", "--quiet", cwd=around)
+    commit(workspace, "my-project/.mcp.json", "{}", around)
+    add_streams(workspace, "A")
+    run(workspace)
+    assert "--mcp-config" not in workspace.argv("A")[0]
+    assert (tree(workspace, "A") / "my-project" / ".mcp.json").exists()
+
+
+def test_the_project_may_itself_be_a_linked_worktree(repository: Workspace) -> None:
+    root = link_root(repository)
+    check_whole_way(repository, into="dev")
+    assert (root / ".git").is_file()
+    assert {folder for _, folder, _ in places(repository)} == {".claude/worktrees/A", ".claude/worktrees/B"}
+
+
+def test_the_root_may_be_on_a_detached_head(repository: Workspace) -> None:
+    repository.git("checkout", "--quiet", "--detach")
+    short = head(repository)[:10]
+    repository.database.add_stream("F", "foundation")
+    add_streams(repository, "A")
+    repository.play(F="commit=f.py all", A="commit=a.py all")
+    said = run(repository)
+    assert f"- Branch: a detached HEAD at {short}\n" in prompt(repository, "F")
+    assert subjects(repository, "stream/A") == ["A:_a.py", "F:_f.py", "Begin"]
+    assert f"Not in a detached HEAD at {head(repository)[:10]} yet. Merge it with: " in said
+
+
+# ── status ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_status_shows_each_branch_its_commits_and_uncommitted_files(repository: Workspace) -> None:
+    put(finish(repository, "A", "a.py", "b.py") / "new.py", "")
+    finish(repository, "B")
+    add_streams(repository, "C")
+    shown = repository.run("status").stdout
+    assert re.findall(r"(?m)^ +(stream/.*)$", shown) == [
+        "stream/A │ 2 commits to merge, 2 files changed, 1 file uncommitted",
+        "stream/B │ nothing to merge",
+    ]
+    streams = json.loads(repository.run("status", "--json").stdout)["streams"]
+    fields = {"files_uncommitted": 0, "commits_ahead": 0, "files_changed": 0}
+    names = {
+        s: {"name": f"stream/{s}", "worktree": str(tree(repository, s)), "worktree_on": f"stream/{s}"} for s in "AB"
+    }
+    assert [stream["branch"] for stream in streams] == [
+        {**names["A"], "commits_ahead": 2, "files_changed": 2, "files_uncommitted": 1},
+        {**names["B"], **fields},
+        None,
+    ]
+
+
+def test_status_says_what_a_worktree_is_on_instead(repository: Workspace) -> None:
+    repository.git("switch", "--quiet", "-c", "mine", cwd=finish(repository, "A"))
+    assert "stream/A │ nothing to merge, its worktree is on mine instead\n" in repository.run("status").stdout
+    (stream,) = json.loads(repository.run("status", "--json").stdout)["streams"]
+    assert stream["branch"]["worktree_on"] == "mine"
+
+
+def test_status_of_a_repository_that_can_not_be_read_shows_everything_else(repository: Workspace) -> None:
+    finish(repository, "A", "a.py")
+    put(repository.root / ".git" / "HEAD", "ref: refs/heads/main\n")
+    put(repository.root / ".git" / "config", "[core\n")
+    done = repository.run("status")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "✓ A │ A name" in done.stdout
+    assert "Warning: branches are not shown: git rev-parse: fatal: bad config line 1" in " ".join(done.stdout.split())
