@@ -57,7 +57,6 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Callable,
-    Container,
     Dict,
     Iterable,
     Iterator,
@@ -157,17 +156,23 @@ REMOVED_VARIABLES = re.compile(
 
 # What a person has set up for git at his desk must hang no run: hooks, a file system monitor, maintenance.
 GIT = ["git", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "gc.auto=0"]
-GIT += ["-c", "maintenance.auto=false"]
+GIT += ["-c", "maintenance.auto=false", "-c", "merge.autoStash=false"]
+GIT += ["-c", "status.showUntrackedFiles=normal", "-c", "diff.ignoreSubmodules=none"]  # what is hidden could be lost
 GIT_VARIABLES = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
 
 # The worker's shell adds its own PID to ORCHESTRATE_RUN and becomes the worker. A process whose ORCHESTRATE_RUN ends
 # in its own PID is therefore a worker itself, and one that has inherited it is not, even where every file is lost.
 LAUNCHER = 'export ORCHESTRATE_RUN="$ORCHESTRATE_RUN.$$"; exec "$@"'
 
-# Before that it fills its worktree, which is new as long as it has no index; one that is behind is brought forward.
+# Before that it fills its worktree, if that is new; brings it forward, if that loses nothing; or mends its index. No
+# other process of the stream lives, so a lock is one that a killed worker has left.
 CHECKOUT = """\
-if [ -e "$(git rev-parse --git-path index)" ]; then {git} merge --quiet --ff-only {base} || :
-else rm -f "$(git rev-parse --git-path index.lock)"; {git} reset --quiet --hard {base} || exit
+state=$(git rev-parse --absolute-git-dir) || exit
+rm -f "$state/index.lock"
+if [ -e "$state/orchestrate-new" ] || [ ! -e "$state/index" -a "$(ls -A)" = .git ]
+then {git} reset --quiet --hard {base} && rm -f "$state/orchestrate-new" || exit
+elif [ -e "$state/index" ]; then {git} merge --quiet --ff-only --no-overwrite-ignore {base} || :
+else {git} reset --quiet || exit
 fi
 mkdir -p {folder} && cd {folder} || exit
 """
@@ -461,20 +466,21 @@ class Worker:
 
 @dataclass(frozen=True)
 class Branch:
-    """The branch of a stream, seen from the project's HEAD.
+    """A branch of a stream, seen from the project's HEAD.
 
-    `worktree` is the folder that it is checked out in, empty where there is none; `ahead` counts its commits that HEAD
-    lacks, `files` are what they change; `uncommitted` are the files in its worktree that no commit has; `elsewhere` is
-    what the worktree is on where that is not this branch.
+    `ahead` counts its commits that HEAD lacks, `files` are what they change. `worktree` is the folder that it is
+    checked out in, empty where there is none, `uncommitted` are the files there that no commit has. `instead_of` is the
+    stream's own branch, where its worktree was left on another one, or on a commit.
     """
 
     name: str
+    ref: str
     stream_id: str = ""
     worktree: str = ""
+    uncommitted: tuple[str, ...] = ()
+    instead_of: str = ""
     ahead: int = 0
     files: tuple[str, ...] = ()
-    uncommitted: tuple[str, ...] = ()
-    elsewhere: str = ""
 
     @property
     def summary(self) -> str:
@@ -482,7 +488,7 @@ class Branch:
         work = f"{format_count(self.ahead, 'commit')} to merge, {format_count(len(self.files), 'file')} changed"
         words = [work if self.ahead else "nothing to merge"]
         words += [f"{format_count(len(self.uncommitted), 'file')} uncommitted"] if self.uncommitted else []
-        words += [f"its worktree is on {visible(self.elsewhere)} instead"] if self.elsewhere else []
+        words += [f"used instead of {visible(self.instead_of)}"] if self.instead_of else []
         return ", ".join(words)
 
 
@@ -748,8 +754,7 @@ class Snapshot:
     """Everything that a decision or a display is made from.
 
     `stopped` are the streams that the user stopped, `orchestrator` is the PID of the one that runs (0: none), and
-    `database_error` says why the streams are older than they should be. `branches`, by stream, are read for displays
-    alone.
+    `database_error` says why the streams are older than they should be. `branches` are read for displays alone.
     """
 
     project: str
@@ -760,7 +765,7 @@ class Snapshot:
     orchestrator: int = 0
     database_error: str = ""
     warnings: tuple[str, ...] = ()
-    branches: Mapping[str, Branch] = field(default_factory=dict)
+    branches: tuple[Branch, ...] = ()
 
     def includes(self, stream: Stream, limits: Limits) -> bool:
         """Whether the run is about this stream: selected at its start, or requested since."""
@@ -915,10 +920,13 @@ def file_name(stream_id: str) -> str:
     # logs/orchestrator.log is the orchestrator's own; a lone percent sign is no encoding of anything.
     unsafe = rb"[^A-Za-z0-9._-]|^\.|^o(?=rchestrator\Z)"
     encoded = re.sub(unsafe, lambda match: b"%%%02X" % ord(match[0]), raw).decode() or "%"
-    if len(encoded) > NAME_BYTES:
-        digest = hashlib.sha256(raw).hexdigest()[:16]
-        encoded = f"{encoded[: NAME_BYTES - len(digest) - 1]}~{digest}"  # no encoding has a tilde
-    return encoded
+    return shorten_name(encoded, "~")  # no encoding has a tilde
+
+
+def shorten_name(name: str, mark: str) -> str:
+    """Return a name of at most NAME_BYTES; behind the mark in a shortened one stands a hash of the whole."""
+    digest = f"{mark}{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return name if len(name) <= NAME_BYTES else name[: NAME_BYTES - len(digest)] + digest
 
 
 def find_project(given: Path | None, script: Path, cwd: Path, home: Path) -> Project:
@@ -2309,46 +2317,76 @@ class _Tracked:
 
 
 class GitError(OSError):
-    """git failed, or took too long; its own words say why."""
+    """git failed; its own words say why. `is_passing` says that it may go better another time."""
+
+    def __init__(self, words: str, is_passing: bool = False) -> None:
+        super().__init__(words)
+        self.is_passing = is_passing or bool(_PASSING_WORDS.search(words))
 
 
-def run_git(folder: Path, *words: str, timeout: float = GIT_TIMEOUT, most: int = 0) -> str:
-    """Return what a git command prints. It asks nobody and runs no hook; it is ended after `timeout` seconds.
+_PASSING_WORDS = re.compile(
+    r"\.lock'|No space left|Disk quota|Cannot allocate|temporarily unavailable|Too many open|unable to create file"
+)
 
-    Raises GitError where its exit code is more than `most`, OrchestrateError where there is no git.
-    """
-    environ = {key: value for key, value in os.environ.items() if not REMOVED_VARIABLES.fullmatch(key)}
-    null, pipe = subprocess.DEVNULL, subprocess.PIPE
-    try:
-        child = subprocess.Popen(
-            [*GIT, *words],
-            cwd=folder,
-            env={**environ, **GIT_VARIABLES},
-            stdin=null,
-            stdout=pipe,
-            stderr=pipe,
-            start_new_session=True,
-        )
-    except OSError as error:
-        if error.filename != GIT[0]:
-            raise
-        raise OrchestrateError("git: command not found", "Install git, or start with --no-worktrees.") from error
-    with child:
+
+@dataclass(frozen=True)
+class Git:
+    """git in one folder. It asks nobody and runs no hook, and it ends when `is_interrupted` says so."""
+
+    root: Path
+    is_interrupted: Callable[[], bool] = lambda: False
+
+    def run(
+        self, *words: str, timeout: float = GIT_TIMEOUT, most: int = 0, variables: Mapping[str, str] | None = None
+    ) -> str:
+        """Return what a command prints, given more `variables`; it is ended after `timeout` seconds.
+
+        Raises GitError where its exit code is more than `most`, OrchestrateError where there is no git.
+        """
+        with self._start(words, variables or {}) as child:
+            try:
+                out, err = self._wait(child, words[0], timeout)
+            finally:
+                _end_group(child)
+        if not 0 <= child.returncode <= most:
+            raise GitError(f"git {words[0]}: {_find_git_words(err) or f'exit code {child.returncode}'}")
+        return out.decode("utf-8", "surrogateescape")
+
+    def _start(self, words: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        environ = {key: value for key, value in os.environ.items() if not REMOVED_VARIABLES.fullmatch(key)}
+        null, pipe = subprocess.DEVNULL, subprocess.PIPE
         try:
-            out, err = child.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired as error:
-            raise GitError(f"git {words[0]} took longer than {timeout:.0f} s") from error
-        finally:
-            _end_group(child)
-    if not 0 <= child.returncode <= most:
-        raise GitError(f"git {words[0]}: {_find_git_words(err) or f'exit code {child.returncode}'}")
-    return out.decode("utf-8", "surrogateescape")
+            return subprocess.Popen(
+                [*GIT, *words],
+                cwd=self.root,
+                env={**environ, **GIT_VARIABLES, **variables},
+                stdin=null,
+                stdout=pipe,
+                stderr=pipe,
+                start_new_session=True,
+            )
+        except OSError as error:
+            if error.filename != GIT[0]:
+                raise
+            raise OrchestrateError("git: command not found", "Install git, or start with --no-worktrees.") from error
+
+    def _wait(self, child: subprocess.Popen[bytes], name: str, timeout: float) -> tuple[bytes, bytes]:
+        for _ in range(max(int(timeout / TICK), 1)):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return child.communicate(timeout=TICK)
+            if self.is_interrupted():
+                raise GitError(f"git {name}: interrupted", is_passing=True)
+        raise GitError(f"git {name} took longer than {timeout:.0f} s", is_passing=True)
+
+    def find(self, *words: str) -> list[str]:
+        """Return the names that a command prints, each of which ends in NUL. Raises GitError."""
+        return self.run(*words).split("\0")[:-1]
 
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:
     """End a child of ours that still runs, with its group: first so that it can let go of its locks."""
     for signum in (signal.SIGTERM, signal.SIGKILL):
-        if child.returncode is None:
+        if child.poll() is None:
             os.killpg(child.pid, signum)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(1)
@@ -2368,7 +2406,7 @@ class Repository:
     `prefix` leads from the top of the working tree to the project. `obstacle` says why there can be no worktrees.
     """
 
-    root: Path
+    git: Git
     prefix: str = ""
     head: str = ""
     branch: str = ""
@@ -2379,27 +2417,32 @@ class Repository:
         """What is checked out, in words."""
         return self.branch or f"a detached HEAD at {self.head[:10]}"
 
+    @property
+    def top(self) -> Path:
+        """The folder of the whole working tree."""
+        return self.git.root.joinpath(*[".." for _ in Path(self.prefix).parts]).resolve()
 
-def read_repository(root: Path) -> Repository:
+
+def read_repository(git: Git) -> Repository:
     """Return the repository that a project lies in. Raises GitError, OrchestrateError."""
-    if not any((folder / ".git").exists() for folder in (root, *root.parents)):
-        return Repository(root, obstacle="it lies in no git repository")
+    if not any((folder / ".git").exists() for folder in (git.root, *git.root.parents)):
+        return Repository(git, obstacle="it lies in no git repository")
     try:
-        inside, prefix = run_git(root, "rev-parse", "--is-inside-work-tree", "--show-prefix").split("\n")[:2]
+        inside, prefix = git.run("rev-parse", "--is-inside-work-tree", "--show-prefix").split("\n")[:2]
     except GitError as error:
         if "not a git repository" not in str(error):
             raise
-        return Repository(root, obstacle=str(error))
-    head = run_git(root, "rev-parse", "--verify", "--quiet", "HEAD^{commit}", most=1).strip()
-    branch = run_git(root, "symbolic-ref", "--quiet", "--short", "HEAD", most=1).strip()
+        return Repository(git, obstacle=str(error))
+    head = git.run("rev-parse", "--verify", "--quiet", "HEAD^{commit}", most=1).strip()
+    branch = git.run("symbolic-ref", "--quiet", "--short", "HEAD", most=1).strip()
     obstacle = ""
     if inside != "true":
         obstacle = "its git repository is bare"
     elif not head:
         obstacle = "its git repository has no commit yet"
-    elif prefix and not run_git(root, "ls-tree", head):
+    elif prefix and not git.run("ls-tree", head):
         obstacle = "the last commit of its git repository has nothing of this folder"
-    return Repository(root, prefix, head, branch, obstacle)
+    return Repository(git, prefix, head, branch, obstacle)
 
 
 @dataclass(frozen=True)
@@ -2407,6 +2450,7 @@ class Worktree:
     """A working tree that git has registered; `branch` is empty where none is checked out in it."""
 
     folder: Path
+    head: str
     branch: str = ""
     is_locked: bool = False
 
@@ -2415,15 +2459,37 @@ class Worktree:
         """Whether it still is what git has registered."""
         return (self.folder / ".git").exists()
 
+    @property
+    def mark(self) -> Path:
+        """A file in git's own folder for it, where the orchestrator has made it: its branch, if it made that too."""
+        return self._admin / "orchestrate"
 
-def read_worktrees(root: Path) -> dict[Path, Worktree]:
+    @property
+    def new_mark(self) -> Path:
+        """A file there that says that it was not filled yet."""
+        return self._admin / "orchestrate-new"
+
+    @property
+    def _admin(self) -> Path:
+        link = self.folder / ".git"
+        return (
+            self.folder / link.read_text(encoding="utf-8")[len("gitdir: ") :].rstrip("\n") if link.is_file() else link
+        )
+
+
+def read_worktrees(git: Git) -> dict[Path, Worktree]:
     """Return all working trees of a repository, by their folders. Raises GitError."""
+    try:
+        listed = git.run("worktree", "list", "--porcelain", "-z")
+    except GitError:  # before git 2.36, which takes a path to have no newline
+        listed = git.run("worktree", "list", "--porcelain").replace("\n", "\0")
     found = {}
-    for block in run_git(root, "worktree", "list", "--porcelain").split("\n\n"):
-        facts = dict(line.partition(" ")[::2] for line in block.split("\n"))
+    for block in listed.split("\0\0"):
+        facts = dict(line.partition(" ")[::2] for line in block.split("\0"))
         if "worktree" in facts:
-            folder, branch = Path(facts["worktree"]), facts.get("branch", "")
-            found[folder] = Worktree(folder, branch.replace("refs/heads/", "", 1), "locked" in facts)
+            folder, branch = Path(facts["worktree"]), facts.get("branch", "").replace("refs/heads/", "", 1)
+            is_locked = facts.get("locked", "initializing") != "initializing"  # git's own, of an add that was killed
+            found[folder] = Worktree(folder, facts.get("HEAD", ""), branch, is_locked)
     return found
 
 
@@ -2431,32 +2497,14 @@ def name_worktree(project: Project, stream: Stream) -> tuple[Path, str]:
     """Return the folder of a stream's worktree and its branch: those that its tasks name, else those of its id."""
     given = os.path.expanduser(stream.worktree_path)  # noqa: PTH111 - pathlib's fails where there is no such user
     folder = os.path.realpath(project.root / given if given else project.worktrees / file_name(stream.id))
+    return Path(folder), stream.branch_name or name_branch(stream.id)
+
+
+def name_branch(stream_id: str) -> str:
+    """Return the branch of a stream whose tasks name none: never that of another id."""
     # git takes no tilde, no two dots in a row, no dot and no `.lock` at the end; no other id gives what stands for them
-    safe = re.sub(r"~|\.(?=\.|lock\Z|\Z)", lambda match: f"%{ord(match[0]):02X}", file_name(stream.id))
-    return Path(folder), stream.branch_name or f"stream/{safe}"
-
-
-def _check_worktree(folder: Path, branch: str, worktrees: Mapping[Path, Worktree], is_known: bool) -> None:
-    """Raise OrchestrateError where a worktree can't be had without the risk of losing something."""
-    here = worktrees.get(folder)
-    there = next((str(tree.folder) for tree in worktrees.values() if tree.branch == branch and tree != here), "")
-    is_filled = os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir()))
-    look = "Look at what it holds, and move it away."
-    if there:
-        raise OrchestrateError(f"branch {branch} is checked out in {there}", "Switch to another branch there.")
-    if here is None and is_filled:
-        raise OrchestrateError(f"{folder} exists, and is no worktree of this repository", look)
-    if here is None:
-        return
-    if not here.is_there and is_filled:
-        raise OrchestrateError(f"{folder} is a worktree without .git", f"git worktree repair. Or: {look}")
-    if not here.is_there and here.is_locked:
-        raise OrchestrateError(
-            f"the worktree {folder} is locked, and is not there", "git worktree unlock, or mount it."
-        )
-    if here.branch != branch and not (is_known and here.is_there):
-        is_on = f"on branch {here.branch}" if here.branch else "on no branch"
-        raise OrchestrateError(f"the worktree {folder} is {is_on}, not on {branch}", f"git switch {branch} there.")
+    safe = re.sub(r"~|\.(?=\.|lock\Z|\Z)", lambda match: f"%{ord(match[0]):02X}", file_name(stream_id))
+    return f"stream/{shorten_name(safe, '%')}"
 
 
 @dataclass(frozen=True)
@@ -2488,14 +2536,17 @@ class Workplace:
         return CHECKOUT.format(git=git, base=base, folder=folder) + LAUNCHER
 
 
-def open_workplace(project: Project, stream: Stream, record: Record, streams: Sequence[Stream]) -> Workplace:
+def open_workplace(
+    project: Project, git: Git, stream: Stream, streams: Sequence[Stream], last_folder: str
+) -> Workplace:
     """Return where a stream's worker works: a parallel one in a worktree of its own, made where it is missing.
 
-    `streams` are all there are. Raises GitError; OrchestrateError where a person has to look.
+    `streams` are all there are; `last_folder` is where the last worker of this one has worked. Raises GitError;
+    OrchestrateError where a person has to look.
     """
     is_parallel = stream.phase is Phase.PARALLEL
     try:
-        repository = read_repository(project.root)
+        repository = read_repository(git)
     except (GitError, OrchestrateError) as error:
         if is_parallel:
             raise
@@ -2504,148 +2555,195 @@ def open_workplace(project: Project, stream: Stream, record: Record, streams: Se
         return share_workplace(project, stream, repository.obstacle)
     place = Workplace(project.root, repository.place)
     if is_parallel:
-        place = _open_worktree(project, repository, stream, record.folder)
+        place = _open_worktree(project, repository, stream, last_folder)
     needed = [s for s in streams if s.id in stream.dependencies] if is_parallel else streams
     has_others = is_parallel or stream.phase is Phase.INTEGRATION
-    branches = read_branches(project, repository, needed).values() if has_others else ()
-    return replace(place, lines=(*_format_workplace(place, project), *_format_branches(place, repository, branches)))
+    branches = read_branches(project, repository, needed) if has_others else ()
+    lines = *_format_workplace(place, project), *_format_branches(place, repository, branches)
+    return replace(place, lines=lines)
 
 
 def share_workplace(project: Project, stream: Stream, reason: str) -> Workplace:
     """Return the project's own folder as a workplace; where parallel streams share it, that is worth a word."""
-    is_shared = stream.phase is Phase.PARALLEL
-    return Workplace(
-        project.root, warnings=(f"No worktrees, all streams work in {project.root}: {reason}",) if is_shared else ()
-    )
+    warning = f"No worktrees, all streams work in {project.root}: {reason}"
+    return Workplace(project.root, warnings=(warning,) if stream.phase is Phase.PARALLEL else ())
 
 
 def _open_worktree(project: Project, repository: Repository, stream: Stream, last_folder: str) -> Workplace:
-    """Return a stream's worktree. A new one is registered, and filled by the worker's own process.
-
-    `last_folder` is where the last worker of the stream has worked.
-    """
-    root, (folder, branch) = project.root, name_worktree(project, stream)
-    if stream.branch_name and run_git(root, "check-ref-format", "--branch", branch, most=128).strip() != branch:
-        raise OrchestrateError(f"{branch!r} is no name for a branch", "Correct the branchName of its tasks.")
-    worktrees = read_worktrees(root)
+    """Return a stream's worktree. A new one is registered with git, and filled by the worker's own process."""
+    git, (folder, branch) = repository.git, name_worktree(project, stream)
+    _check_names(git, stream, folder, branch)
+    if (folder / ".git").is_file() and folder not in read_worktrees(git):
+        git.run("worktree", "repair", str(folder))  # the project, or the worktree, was moved
+    worktrees = read_worktrees(git)
     here, ref = worktrees.get(folder), f"refs/heads/{branch}"
-    if folder == root or folder in root.parents:
-        raise OrchestrateError(f"the project itself lies in {folder}", "Correct the worktreePath of its tasks.")
-    _check_worktree(folder, branch, worktrees, is_known=last_folder == str(folder / repository.prefix))
-    has_branch = run_git(root, "rev-parse", "--verify", "--quiet", ref, most=1)
-    is_ahead = has_branch and run_git(root, "rev-list", "--max-count=1", f"{repository.head}..{ref}")
+    _check_worktree(git.root, folder, branch, worktrees, is_known=last_folder == str(folder / repository.prefix))
+    has_branch = bool(git.run("rev-parse", "--verify", "--quiet", ref, most=1))
+    is_ahead = has_branch and git.run("rev-list", "--max-count=1", f"{repository.head}..{ref}")
     place = Workplace(folder / repository.prefix, branch, folder, ref if is_ahead else repository.head)
-    place = replace(place, warnings=() if here else _find_unseen(root))
     if here is None or not here.is_there:
-        _make_parent(project, folder)
-        start = [str(folder), branch] if has_branch else ["-b", branch, str(folder), repository.head]
-        run_git(root, "worktree", "add", "--quiet", "--no-checkout", *(["--force"] if here else []), *start)
+        _add_worktree(project, repository, folder, branch, has_branch)
     elif here.branch != branch:
         place = replace(place, base="HEAD", elsewhere=here.branch or "no branch")
-    return _equip(place, project)
+    return _equip(place, project, git)
 
 
-def _make_parent(project: Project, folder: Path) -> None:
-    """Make the folder that a worktree comes into; where that lies in the project, git must not see it."""
-    if not folder.parent.is_dir():
-        folder.parent.mkdir(parents=True)
-    ignore = folder.parent / ".gitignore"
-    if folder.parent == project.worktrees.resolve() and not ignore.exists():
-        write_file(ignore, "*\n")
+def _check_names(git: Git, stream: Stream, folder: Path, branch: str) -> None:
+    """Raise OrchestrateError where what the tasks name can be no worktree or no branch."""
+    remedy = "Correct the worktreePath or the branchName of its tasks."
+    if stream.branch_name in ("@", "HEAD") or (
+        stream.branch_name and git.run("check-ref-format", "--branch", branch, most=128).strip() != branch
+    ):
+        raise OrchestrateError(f"{branch!r} is no name for a branch", remedy)
+    if folder == git.root or folder in git.root.parents:
+        raise OrchestrateError(f"the project itself lies in {folder}", remedy)
+    if ".git" in folder.parts:
+        raise OrchestrateError(f"{folder} can be no worktree", remedy)
 
 
-def _find_unseen(root: Path) -> tuple[str, ...]:
-    """Return a warning where the project has changes that no commit has, so that no worktree will."""
-    files = format_names(read_uncommitted(root))
+def _check_worktree(root: Path, folder: Path, branch: str, worktrees: Mapping[Path, Worktree], is_known: bool) -> None:
+    """Raise OrchestrateError where a worktree can't be had without the risk of losing something."""
+    here, own = worktrees.get(folder), (next(iter(worktrees)), root, *root.parents)
+    others = [tree for tree in worktrees.values() if tree.folder != folder and (tree.is_there or tree.is_locked)]
+    holder = next((tree for tree in others if tree.branch == branch), None)
+    outer = next((tree for tree in others if tree.folder in folder.parents and tree.folder not in own), None)
+    is_filled = os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir()))
+    if holder is not None:
+        raise OrchestrateError(f"branch {branch} is checked out in {holder.folder}", "Switch to another one there.")
+    if outer is not None and here is None:
+        raise OrchestrateError(f"{folder} lies in the worktree {outer.folder}", "Correct the worktreePath.")
+    if is_filled and (here is None or not here.is_there):
+        what = "is no worktree of this repository" if here is None else "is a worktree that has lost its .git"
+        raise OrchestrateError(f"{folder} {what}", "Look at what it holds, and move it away.")
+    if here is not None and not here.is_there and here.is_locked:
+        raise OrchestrateError(
+            f"the worktree {folder} is locked, and is not there", "git worktree unlock, or mount it."
+        )
+    if here is not None and here.is_there and here.branch != branch and not is_known:
+        is_on = f"on branch {here.branch}" if here.branch else "on no branch"
+        raise OrchestrateError(f"the worktree {folder} is {is_on}, not on {branch}", f"git switch {branch} there.")
+
+
+def _add_worktree(project: Project, repository: Repository, folder: Path, branch: str, has_branch: bool) -> None:
+    """Register a worktree with git, without its files, and mark it as made here."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    start = [str(folder), branch] if has_branch else ["-b", branch, str(folder), repository.head]
+    # Forced, since a worktree that is gone may stand registered here, or with this branch.
+    repository.git.run("worktree", "add", "--quiet", "--no-checkout", "--force", "--force", *start)
+    made = Worktree(folder, repository.head)
+    made.new_mark.touch()
+    made.mark.write_text("" if has_branch else branch, encoding="utf-8")
+    _hide(project, repository, folder)
+
+
+def _hide(project: Project, repository: Repository, folder: Path) -> None:
+    """Keep git from seeing a worktree that lies in the project."""
+    if folder.parent == project.worktrees.resolve():
+        write_file(folder.parent / ".gitignore", "*\n")
+    elif repository.top in folder.parents:
+        name = re.sub(r"([\\*?\[ ])", r"\\\1", f"/{folder.relative_to(repository.top).as_posix()}/")
+        path = repository.git.root / repository.git.run("rev-parse", "--git-path", "info/exclude").rstrip("\n")
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists() or name not in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            append_to_file(path, f"{name}\n")
+
+
+def find_unseen(git: Git) -> tuple[str, ...]:
+    """Return a warning where the project has changes that no commit has, so that no new worktree will."""
+    files = format_names(read_uncommitted(git))
     return (f"Uncommitted changes: the streams branch from the last commit, without {files}",) if files else ()
 
 
-def read_uncommitted(folder: Path) -> tuple[str, ...]:
+def read_uncommitted(git: Git) -> tuple[str, ...]:
     """Return the files in a folder that are changed, or new to git and not ignored. Raises GitError."""
-    listed = run_git(folder, "status", "--porcelain", "-z", "--no-renames", "--", ".")
-    return tuple(line[3:] for line in listed.split("\0") if line)
+    return tuple(line[3:] for line in git.find("status", "--porcelain", "-z", "--no-renames", "--", "."))
 
 
 # What makes claude what it is in a project; git may be told to ignore it.
 _TOOLS = (".mcp.json", ".claude/commands", ".claude/agents", ".claude/skills", ".claude/settings.json")
 
 
-def _equip(place: Workplace, project: Project) -> Workplace:
+def _equip(place: Workplace, project: Project, git: Git) -> Workplace:
     """Return a worktree with what its worker lacks there: `.mcp.json` is carried over, the rest is said."""
-    tracked = set(run_git(project.root, "ls-tree", "-r", "-z", "--name-only", place.base, "--", *_TOOLS).split("\0"))
+    tracked = set(git.find("ls-tree", "-r", "-z", "--name-only", place.base, "--", *_TOOLS))
     found = [path for name in _TOOLS for path in [project.root / name, *sorted((project.root / name).rglob("*"))]]
     names = [path.relative_to(project.root).as_posix() for path in found if path.is_file()]
     missing = [name for name in names if name not in tracked and not (place.folder / name).exists()]
     mcp_config = str(project.root / missing.pop(0)) if missing[:1] == [".mcp.json"] else ""
-    said = f"The worktrees lack what git does not track: {format_names(missing)}"
-    warnings = (*place.warnings, said) if missing else place.warnings
-    return replace(place, mcp_config=mcp_config, missing=tuple(missing), warnings=warnings)
+    said = (f"The worktrees lack what git does not track: {format_names(missing)}",) if missing else ()
+    return replace(place, mcp_config=mcp_config, missing=tuple(missing), warnings=said)
 
 
-def read_branches(project: Project, repository: Repository, streams: Iterable[Stream]) -> dict[str, Branch]:
-    """Return the branches of those parallel streams that have one, as they stand now. Raises GitError."""
-    worktrees = read_worktrees(project.root)
-    listed = run_git(project.root, "for-each-ref", "--format=%(refname)", "refs/heads").split("\n")
-    names = {ref.replace("refs/heads/", "", 1) for ref in listed}
-    branches = {}
+def read_branches(project: Project, repository: Repository, streams: Iterable[Stream]) -> list[Branch]:
+    """Return the branches of the parallel streams, as they stand now. Raises GitError.
+
+    A stream whose worktree is on another branch, or on none, has two: its own, and what holds its work.
+    """
+    git, worktrees = repository.git, read_worktrees(repository.git)
+    known = set(git.run("for-each-ref", "--format=%(refname)", "refs/heads").split("\n"))
+    branches = []
     for stream in streams:
         folder, name = name_worktree(project, stream)
         here = worktrees.get(folder)
-        here = here if here is not None and here.is_there else None
-        if stream.phase is Phase.PARALLEL and (here or name in names):
-            branch = read_branch(repository, name) if name in names else Branch(name)
-            branches[stream.id] = replace(add_worktree(branch, here), stream_id=stream.id)
+        if stream.phase is not Phase.PARALLEL:
+            continue
+        if f"refs/heads/{name}" in known and not (here and here.is_there and here.branch == name):
+            branches.append(read_branch(repository, Branch(name, f"refs/heads/{name}", stream.id)))
+        if here is not None and here.is_there:
+            branches.append(read_worktree_branch(repository, here, stream.id, name))
     return branches
 
 
-def read_branch(repository: Repository, name: str) -> Branch:
-    """Return a branch as it stands against HEAD. Raises GitError."""
-    ref = f"refs/heads/{name}"
-    ahead = int(run_git(repository.root, "rev-list", "--count", f"{repository.head}..{ref}"))
-    words = ("diff", "--name-only", "-z", f"{repository.head}...{ref}")
-    files = run_git(repository.root, *words) if ahead else ""
-    return Branch(name, ahead=ahead, files=tuple(files.split("\0")[:-1]))
+def read_worktree_branch(repository: Repository, here: Worktree, stream_id: str, name: str) -> Branch:
+    """Return what a stream's worktree is on, and what it holds beside its commits. Raises GitError."""
+    ref = f"refs/heads/{here.branch}" if here.branch else here.head
+    instead = "" if here.branch == name else name
+    # One that is being filled lacks nothing but time.
+    git = replace(repository.git, root=here.folder)
+    uncommitted = () if here.new_mark.exists() else read_uncommitted(git)
+    branch = Branch(here.branch or here.head[:10], ref, stream_id, str(here.folder), uncommitted, instead)
+    return read_branch(repository, branch)
 
 
-def add_worktree(branch: Branch, here: Worktree | None) -> Branch:
-    """Return a branch with what its worktree, where it has one, holds beside its commits. Raises GitError."""
-    if here is None:
-        return branch
-    elsewhere = "" if here.branch == branch.name else here.branch or "no branch"
-    return replace(branch, worktree=str(here.folder), uncommitted=read_uncommitted(here.folder), elsewhere=elsewhere)
+def read_branch(repository: Repository, branch: Branch) -> Branch:
+    """Return a branch with what HEAD lacks of it. Raises GitError."""
+    ahead = int(repository.git.run("rev-list", "--count", f"{repository.head}..{branch.ref}"))
+    words = ("diff", "--name-only", "--no-renames", "-z", f"{repository.head}...{branch.ref}")
+    return replace(branch, ahead=ahead, files=tuple(repository.git.find(*words)) if ahead else ())
+
+
+# Who has made a commit that nobody ever sees: git wants to know.
+_NOBODY = {f"GIT_{role}_{what}": "orchestrate" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
 
 def find_conflicts(repository: Repository, branches: Iterable[Branch]) -> dict[str, str]:
-    """Return by branch, in words, with what it can't be merged without a hand: with HEAD, and with those before it.
+    """Return by ref, in words, what can't be merged without a hand: one after another, each into all before it.
 
     It merges in git's own store, and touches no working tree. Source: git merge-tree --write-tree, of git 2.38.
     """
-    others = [Branch(repository.head)]
+    git, ours = repository.git, repository.head
+    before: list[Branch] = []
     conflicts: dict[str, str] = {}
     for branch in branches:
-        clashes = [_find_clash(repository, branch, other) for other in others]
-        conflicts[branch.name] = "; ".join(clash for clash in clashes if clash)
-        others.append(branch)
+        words = ("merge-tree", "--write-tree", "--name-only", "--no-messages", "-z", ours, branch.ref)
+        try:
+            tree, *files = git.run(*words, most=1).split("\0")[:-1]
+            # With the marks of a conflict in it, so that what comes next meets both sides.
+            ours = git.run("commit-tree", tree, "-p", ours, "-p", branch.ref, "-m", "-", variables=_NOBODY).strip()
+        except GitError as error:
+            conflicts[branch.ref] = f"whether it conflicts is not known: {error}"
+            continue
+        partners = [other.name for other in before if not set(files).isdisjoint(other.files)] or [repository.place]
+        if files:
+            conflicts[branch.ref] = f"conflicts with {format_names(partners)} in {format_names(files)}"
+        before.append(branch)
     return conflicts
 
 
-def _find_clash(repository: Repository, branch: Branch, other: Branch) -> str:
-    if other.stream_id and not set(branch.files) & set(other.files):
-        return ""
-    label, ref = (other.name, f"refs/heads/{other.name}") if other.stream_id else (repository.place, other.name)
-    words = ("merge-tree", "--write-tree", "--name-only", "--no-messages", "-z", ref, f"refs/heads/{branch.name}")
-    try:
-        files = run_git(repository.root, *words, most=1).split("\0")[1:-1]
-    except GitError as error:
-        return f"whether it conflicts with {label} is not known ({error})"
-    return f"conflicts with {label} in {format_names(files)}" if files else ""
-
-
-def describe_branches(repository: Repository, branches: Iterable[Branch]) -> list[tuple[Branch, str]]:
+def describe_branches(repository: Repository, branches: Sequence[Branch]) -> list[tuple[Branch, str]]:
     """Return each branch with how it stands and what it conflicts with, in words."""
-    branches = list(branches)
     conflicts = find_conflicts(repository, [branch for branch in branches if branch.ahead])
-    return [(b, "; ".join(filter(None, [b.summary, conflicts.get(b.name, "")]))) for b in branches]
+    return [(b, "; ".join(filter(None, [b.summary, conflicts.get(b.ref, "")]))) for b in branches]
 
 
 def merge_branch(repository: Repository, branch: Branch, name: str) -> None:
@@ -2653,33 +2751,48 @@ def merge_branch(repository: Repository, branch: Branch, name: str) -> None:
 
     Raises OrchestrateError where that takes a hand; the tree is then as it was.
     """
-    root, message = repository.root, f"Merge {branch.stream_id}: {textwrap.shorten(name, 100)}"
+    git = repository.git
+    exposed = find_exposed(repository, branch)
+    if exposed:
+        reason = f"it would overwrite what git does not track: {format_names(exposed)}"
+        raise OrchestrateError(f"{branch.name} was not merged, {reason}", "Move that away first.", EXIT_FAILED)
+    message = visible(f"Merge {branch.stream_id}: {textwrap.shorten(name, 100)}")
     try:
-        words = ("merge", "--no-ff", "--no-edit", "--quiet", "-m", visible(message))
-        run_git(root, *words, f"refs/heads/{branch.name}", timeout=CHECKOUT_TIMEOUT)
+        words = ("merge", "--no-ff", "--commit", "--no-squash", "--no-edit", "--quiet", "-m", message)
+        git.run(*words, branch.ref, timeout=CHECKOUT_TIMEOUT)
     except GitError as error:
-        files = run_git(root, "diff", "--name-only", "--diff-filter=U", "-z").split("\0")[:-1]
-        why = f"conflicts with {repository.place} in {format_names(files, 10)}" if files else str(error)
-        if is_merging(root):
-            run_git(root, "merge", "--abort", timeout=CHECKOUT_TIMEOUT)
-        left = f"what it left: {format_names(read_changed(root))}" if read_changed(root) else "the tree is as it was"
-        by_hand = f"git merge --no-ff {shlex.quote(branch.name)}, resolve, git commit"
-        raise OrchestrateError(
-            f"{branch.name} was not merged, {left}: {why}",
-            f"Merge it by hand ({by_hand}), then go on: python orchestrate.py merge",
-            EXIT_FAILED,
-        ) from error
+        raise _restore(replace(git, is_interrupted=lambda: False), repository.place, branch, str(error)) from error
 
 
-def is_merging(root: Path) -> bool:
-    """Whether a merge was begun and not concluded. Raises GitError."""
-    return bool(run_git(root, "rev-parse", "--verify", "--quiet", "MERGE_HEAD", most=1))
+def find_exposed(repository: Repository, branch: Branch) -> list[str]:
+    """Return what a merge would overwrite that no commit has: git takes files that it ignores for worth nothing."""
+    git = replace(repository.git, root=repository.top)
+    added = git.find("diff", "--name-only", "--no-renames", "--diff-filter=A", "-z", f"HEAD...{branch.ref}")
+    paths = {path for name in added for path in (Path(name), *Path(name).parents)} - {Path()}
+    there = [path for path in paths if os.path.lexists(git.root / path)]
+    files = sorted(str(path) for path in there if str(path) in added or not (git.root / path).is_dir())
+    return [name for name in files if not git.find("ls-files", "-z", "--", f":(literal){name}")]
 
 
-def read_changed(root: Path) -> list[str]:
+def _restore(git: Git, place: str, branch: Branch, words: str) -> OrchestrateError:
+    """Take a failed merge back, and return the error that says why it failed."""
+    files = git.find("diff", "--name-only", "--diff-filter=U", "-z")
+    merging = git.run("rev-parse", "--verify", "--quiet", "MERGE_HEAD", most=1)
+    if merging and merging == git.run("rev-parse", "--verify", f"{branch.ref}^{{commit}}"):  # and nobody else's
+        git.run("merge", "--abort", timeout=CHECKOUT_TIMEOUT)
+    changed = read_changed(git)
+    left = f"what it left: {format_names(changed)}" if changed else "the tree is as it was"
+    why = f"conflicts with {place} in {format_names(files, 10)}" if files else words
+    by_hand = f"git merge --no-ff {shlex.quote(branch.name)}, resolve, git commit"
+    remedy = f"Merge it by hand ({by_hand}), then go on" if files else "Mend that, then try again"
+    return OrchestrateError(
+        f"{branch.name} was not merged, {left}: {why}", f"{remedy}: python orchestrate.py merge", EXIT_FAILED
+    )
+
+
+def read_changed(git: Git) -> list[str]:
     """Return the files of a working tree that git knows and that differ from the last commit. Raises GitError."""
-    listed = run_git(root, "status", "--porcelain", "-z", "--untracked-files=no", "--no-renames")
-    return [line[3:] for line in listed.split("\0") if line]
+    return [line[3:] for line in git.find("status", "--porcelain", "-z", "--untracked-files=no", "--no-renames")]
 
 
 def _format_workplace(place: Workplace, project: Project) -> list[str]:
@@ -2698,11 +2811,11 @@ def _format_workplace(place: Workplace, project: Project) -> list[str]:
     return lines
 
 
-def _format_branches(place: Workplace, repository: Repository, branches: Iterable[Branch]) -> list[str]:
+def _format_branches(place: Workplace, repository: Repository, branches: Sequence[Branch]) -> list[str]:
     """Return what a worker is told of the branches that hold the work of others."""
-    lines = [
-        f"- {branch.name} ({branch.stream_id}): {words}" for branch, words in describe_branches(repository, branches)
-    ]
+    described = describe_branches(repository, branches[:ITEMS_AT_MOST])
+    lines = [f"- {branch.name} ({visible(branch.stream_id)}): {words}" for branch, words in described]
+    lines += [f"- and {len(branches) - ITEMS_AT_MOST} more"] if len(branches) > ITEMS_AT_MOST else []
     task = f"Merge these into {place.branch} before anything else, in this order (git merge --no-ff BRANCH):"
     return ["", "## Branches to merge", task, *lines] if lines else []
 
@@ -2719,7 +2832,7 @@ class Chore:
 def name_archive(project: Project, date: str) -> Path:
     """Return a folder for the logs that does not exist yet."""
     target = project.root / ".archive" / "orchestration" / date
-    names = (target.with_name(f"{date}-{count}") for count in range(2, 10**6))
+    names = (target.with_name(f"{date}-{count}") for count in itertools.count(2))
     return next(folder for folder in itertools.chain([target], names) if not folder.exists())
 
 
@@ -2732,45 +2845,80 @@ def archive(logs: Iterable[Path], target: Path) -> None:
 
 
 def plan_worktrees(project: Project, repository: Repository, streams: Sequence[Stream]) -> list[Chore]:
-    """Decide which worktrees and branches go: those that hold nothing that is not in HEAD."""
-    root, folder = project.root, project.worktrees.resolve()
-    worktrees = read_worktrees(root)
-    branches = list(read_branches(project, repository, streams).values())
+    """Decide which worktrees and branches go: those that were made here and hold nothing that HEAD lacks."""
+    folder, worktrees = project.worktrees.resolve(), read_worktrees(repository.git)
+    branches = read_branches(project, repository, streams)
     claimed = {branch.worktree for branch in branches}
-    for tree in worktrees.values():  # of streams that are no longer in the database
+    for tree in worktrees.values():  # those of streams that are no longer in the database too
         if tree.folder.parent == folder and tree.is_there and str(tree.folder) not in claimed:
-            branch = read_branch(repository, tree.branch) if tree.branch else Branch("no branch", elsewhere="no branch")
-            branches.append(replace(add_worktree(branch, tree), stream_id=tree.folder.name))
-    chores = [
-        Chore("remove", f"worktree {tree.folder}, which is gone", _remove_worktree(root, tree.folder))
-        for tree in worktrees.values()
-        if tree.folder.parent == folder and not tree.folder.exists()
-    ]
+            branches.append(read_worktree_branch(repository, tree, tree.folder.name, tree.branch))
     open_tasks = {stream.id: stream.open for stream in streams}
+    gone = [t for f, t in worktrees.items() if f.parent == folder and not f.exists() and not t.is_locked]
+    chores = [
+        Chore("remove", f"worktree {tree.folder}, which is gone", _remove_worktree(repository.git, tree.folder))
+        for tree in gone
+    ]
+    astray = {branch.stream_id for branch in branches if branch.instead_of}
+    others = {f: tree for f, tree in worktrees.items() if tree not in gone}
     for branch in branches:
-        chores += plan_branch(repository, branch, open_tasks.get(branch.stream_id, 0))
+        if branch.instead_of or branch.stream_id not in astray:  # its own waits for what is used instead of it
+            chores += plan_branch(repository, branch, others, open_tasks.get(branch.stream_id, 0))
     strays = [path for path in sorted(folder.glob("[!.]*")) if path not in worktrees or not worktrees[path].is_there]
     return [*chores, *(Chore("keep", f"{path}: it is no worktree of this repository") for path in strays)]
 
 
-def plan_branch(repository: Repository, branch: Branch, open_tasks: int) -> list[Chore]:
+def plan_branch(
+    repository: Repository, branch: Branch, worktrees: Mapping[Path, Worktree], open_tasks: int
+) -> list[Chore]:
     """Decide whether a branch and its worktree go, or why they stay."""
-    root, about = repository.root, f"{branch.worktree or branch.name}: {branch.summary}"
-    if open_tasks:
-        return [Chore("keep", f"{about}; {format_count(open_tasks, 'task')} of {branch.stream_id} open")]
-    if branch.ahead or branch.uncommitted or branch.elsewhere:
-        return [Chore("keep", about)]
-    chores = [Chore("remove", f"worktree {branch.worktree}", _remove_worktree(root, branch.worktree))]
-    delete = functools.partial(run_git, root, "branch", "--quiet", "--delete", branch.name)
-    return [*chores[not branch.worktree :], Chore("remove", f"branch {branch.name}: it is merged", delete)]
+    git = repository.git
+    here = worktrees.get(Path(branch.worktree)) if branch.worktree else None
+    reason = _find_keep_reason(branch, here, worktrees, open_tasks)
+    reason = reason if repository.branch else "no branch is checked out, so nothing counts as merged"
+    if reason:
+        return [Chore("keep", f"{branch.worktree or branch.name}: {reason}")]
+    chores: list[Chore] = []
+    if here is not None:
+        words = ("ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory")
+        lost = replace(git, root=here.folder).find(*words)
+        with_what = f", and what git ignores there: {format_names(lost)}" if lost else ""
+        chores.append(Chore("remove", f"worktree {branch.worktree}{with_what}", _remove_worktree(git, here.folder)))
+    is_ours = branch.name == name_branch(branch.stream_id) or (here and here.mark.read_text() == branch.name)
+    if is_ours:
+        delete = functools.partial(git.run, "branch", "--quiet", "--delete", branch.name)
+        chores.append(Chore("remove", f"branch {branch.name}: it is merged", delete))
+    return chores
 
 
-def _remove_worktree(root: Path, folder: Path | str) -> Callable[[], object]:
-    return functools.partial(run_git, root, "worktree", "remove", str(folder), timeout=CHECKOUT_TIMEOUT)
+def _find_keep_reason(
+    branch: Branch, here: Worktree | None, worktrees: Mapping[Path, Worktree], open_tasks: int
+) -> str:
+    """Return why a branch and its worktree stay; empty where they may go."""
+    inner = [str(folder) for folder in worktrees if here is not None and here.folder in folder.parents]
+    holders = [
+        f"{tree.folder}{', which is locked' * tree.is_locked}"
+        for tree in worktrees.values()
+        if tree.branch == branch.name and tree != here
+    ]
+    reasons = {
+        f"{branch.summary}; {format_count(open_tasks, 'task')} of {branch.stream_id} open": bool(open_tasks),
+        branch.summary: bool(branch.ahead or branch.uncommitted or branch.instead_of),
+        "it was not made by the orchestrator": here is not None and not here.mark.exists(),
+        "it is locked": here is not None and here.is_locked,
+        "it has submodules, remove it by hand": here is not None and here.mark.with_name("modules").exists(),
+        f"there are others in it: {format_names(inner)}": bool(inner),
+        f"it is checked out in {format_names(holders)}": bool(holders),
+    }
+    return next((reason for reason, is_so in reasons.items() if is_so), "")
+
+
+def _remove_worktree(git: Git, folder: Path) -> Callable[[], object]:
+    return functools.partial(git.run, "worktree", "remove", str(folder), timeout=CHECKOUT_TIMEOUT)
 
 
 # A worker that can't be executed for one of these reasons can't be in a minute either.
 _FINAL_ERRORS = (OrchestrateError, FileNotFoundError, NotADirectoryError, PermissionError)
+_FINAL_CODES = (errno.E2BIG, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 class WorkerTable:
@@ -2788,7 +2936,8 @@ class WorkerTable:
         self.project = project
         self.database = database
         self.command = command
-        self.has_worktrees = has_worktrees
+        self.git = Git(project.root, lambda: bool(clock.signals)) if has_worktrees else None
+        self._has_looked = False
         self._environ = environ
         self._clock = clock
         self._trouble: OSError | None = None
@@ -2936,8 +3085,10 @@ class WorkerTable:
                 worker = Worker(stream.id, child.pid, f"{run}.{child.pid}")
                 worker = replace(worker, folder=str(place.folder), branch=place.branch, warnings=place.warnings)
             except (OSError, OrchestrateError) as error:
-                is_final = isinstance(error, _FINAL_ERRORS) or getattr(error, "errno", 0) == errno.E2BIG
-                worker = Worker(stream.id, 0, run, Ending(None, visible(str(error)), is_final))
+                is_final = isinstance(error, _FINAL_ERRORS) or error.errno in _FINAL_CODES
+                is_final = not error.is_passing if isinstance(error, GitError) else is_final
+                words = f"{error.message}. {error.remedy}" if isinstance(error, OrchestrateError) else str(error)
+                worker = Worker(stream.id, 0, run, Ending(None, visible(words), is_final))
         transcript = self._follow(stream.id, start, start)
         self._tracked[stream.id] = _Tracked(worker, transcript, child, active_at=self._clock.monotonic())
         if worker.ending is None:
@@ -2965,13 +3116,17 @@ class WorkerTable:
     def _open_workplace(self, stream: Stream, record: Record, streams: Sequence[Stream]) -> Workplace:
         if shutil.which(self.command.words[0], path=self._environ.get("PATH")) is None:
             raise OrchestrateError(*self.command.describe_missing())
-        if not self.has_worktrees:
+        if self.git is None:
             return share_workplace(self.project, stream, "--no-worktrees was given")
-        place = open_workplace(self.project, stream, record, streams)
+        place = open_workplace(self.project, self.git, stream, streams, record.folder)
+        if place.worktree is None:
+            return place
         for other, tracked in self._tracked.items():
-            if place.worktree is not None and tracked.worker.folder == str(place.folder):
+            if tracked.worker.folder == str(place.folder):
                 raise OrchestrateError(f"{place.folder} is the worktree of {visible(other)}", "Give each its own.")
-        return place
+        unseen = () if self._has_looked else find_unseen(self.git)  # once: in a large project that takes a while
+        self._has_looked = True
+        return replace(place, warnings=(*unseen, *place.warnings))
 
     def _execute(
         self, stream: Stream, record: Record, run: str, budget: float, place: Workplace, output: IO[bytes]
@@ -3215,8 +3370,11 @@ class StateFolder:
             self.make()
         return self._is_locked() or self.acquire()
 
-    def acquire(self) -> bool:
-        """Take the lock, `orchestrator.pid`; return whether it was to be had. Raises OSError."""
+    def acquire(self, is_orchestrator: bool = True) -> bool:
+        """Take the lock, `orchestrator.pid`; return whether it was to be had. Raises OSError.
+
+        The PID is written into it by an orchestrator alone: nobody else can be stopped as one.
+        """
         self._lock = open_private(self.project.lock, os.O_RDWR)
         for attempt in range(LOCK_RETRIES):
             try:
@@ -3226,18 +3384,18 @@ class StateFolder:
             else:
                 if not self._is_locked():
                     break  # removed in between: the lock is on a file that nobody else sees
-                return self._sign()
+                return self._sign(f"{os.getpid()}\n" if is_orchestrator else "")
         self._lock.close()
         self._lock = None
         return False
 
-    def _sign(self) -> bool:
+    def _sign(self, pid: str) -> bool:
         """Write our PID into the lock; without it nobody could stop us, so the lock is given back where that fails."""
         lock, self._lock = self._lock, None
         if lock is not None:
             try:
                 lock.truncate(0)
-                write_whole(lock, self.project.lock, f"{os.getpid()}\n")
+                write_whole(lock, self.project.lock, pid)
             except OSError:
                 lock.close()
                 raise
@@ -3621,7 +3779,7 @@ class Orchestrator:
 
     def _start(self, stream: Stream, budget: float) -> bool:
         with self.state.hold_marks():
-            if self.state.journal.trouble or self.state.stopped([stream.id]):
+            if self.state.journal.trouble or self.clock.signals or self.state.stopped([stream.id]):
                 return False  # where nothing can be written down, nothing starts
             # First, so that a kill in between can't lose what the worker says and costs.
             raw_start = self.table.open_output(stream.id)
@@ -3740,6 +3898,11 @@ def format_event(event: Event) -> str:
     return formatter(event, stream) if formatter else ""
 
 
+def _format_worker_started(event: Event, stream: str) -> str:
+    # One that could not be executed has no PID; why, its end says.
+    return f"Started worker for {stream} (attempt {event['attempt']}, PID {event['pid']})" if event["pid"] else ""
+
+
 def _format_worker_ended(event: Event, stream: str) -> str:
     verdict, reason = VerdictKind(event["verdict"]), visible(event["reason"])
     if verdict is VerdictKind.RESTART:
@@ -3768,7 +3931,7 @@ def _format_state(event: Event, stream: str) -> str:
 
 
 _EVENT_FORMATS: dict[str, Callable[[Event, str], str]] = {
-    "worker_started": lambda e, stream: f"Started worker for {stream} (attempt {e['attempt']}, PID {e['pid']})",
+    "worker_started": _format_worker_started,
     "worker_adopted": lambda e, stream: f"Took over the worker of {stream} that still runs (PID {e['pid']})",
     "worker_ended": _format_worker_ended,
     "worker_stopping": _format_worker_stopping,
@@ -3937,8 +4100,8 @@ def render_status(snapshot: Snapshot, standings: Mapping[str, Standing], now: fl
             lines.append(Text.assemble("    ", (icon, style), f" {visible(stream.id)} │ {visible(stream.name)}"))
             progress = f"      {format_bar(stream.percent)} {stream.completed}/{stream.total} │ "
             lines.append(Text.assemble(progress, (format_standing(standing, worker, now), style)))
-            branch = snapshot.branches.get(stream.id)
-            lines += [Text(f"      {visible(branch.name)} │ {branch.summary}", style="bright_black")] if branch else []
+            own = [branch for branch in snapshot.branches if branch.stream_id == stream.id]
+            lines += [Text(f"      {visible(branch.name)} │ {branch.summary}", style="bright_black") for branch in own]
     return render_lines([*lines, *_render_notes(snapshot, now, width)], width)
 
 
@@ -4115,20 +4278,18 @@ def _describe_stream(stream: Stream, standing: Standing, snapshot: Snapshot) -> 
         "restarts": record.restarts,
         "percent": stream.percent,
         "tasks": {"total": stream.total, **{name: getattr(stream, name) for name in _STATUSES}},
-        "branch": _describe_branch(snapshot.branches.get(stream.id)),
+        "branches": [_describe_branch(branch) for branch in snapshot.branches if branch.stream_id == stream.id],
     }
 
 
-def _describe_branch(branch: Branch | None) -> dict[str, Any] | None:
-    if branch is None:
-        return None
+def _describe_branch(branch: Branch) -> dict[str, Any]:
     return {
         "name": branch.name,
         "worktree": branch.worktree or None,
         "commits_ahead": branch.ahead,
         "files_changed": len(branch.files),
         "files_uncommitted": len(branch.uncommitted),
-        "worktree_on": branch.elsewhere or (branch.worktree and branch.name) or None,
+        "instead_of": branch.instead_of or None,
     }
 
 
@@ -4352,7 +4513,9 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
     with contextlib.closing(TaskStore(database.path)) as store:
         if options["dry_run"]:
             check_run(project, store, limits)
-            obstacle = "--no-worktrees was given" if options["no_worktrees"] else read_repository(project.root).obstacle
+            obstacle = "--no-worktrees was given"
+            if not options["no_worktrees"]:
+                obstacle = read_repository(Git(project.root)).obstacle
             print_plan(project, store, database, command, limits, obstacle)
             return EXIT_DONE
         running = read_orchestrator_pid(project)
@@ -4408,12 +4571,8 @@ def check_run(project: Project, store: TaskStore, limits: Limits) -> None:
 
 def join_run(project: Project, streams: Sequence[str], running: int, as_json: bool) -> int:
     """Leave the start of streams to the orchestrator that runs already."""
-    if not streams:
-        raise OrchestrateError(
-            f"An orchestrator already runs for this project (PID {running})",
-            "Watch it: python orchestrate.py status. End it: python orchestrate.py stop.",
-            EXIT_RUNNING,
-        )
+    if not streams or not running:
+        raise OrchestrateError(*describe_running(running), EXIT_RUNNING)
     for stream_id in streams:
         StateFolder(project).clear_stops([stream_id])
         request = make_event(SystemClock(), "start_requested", stream=stream_id)
@@ -4483,20 +4642,19 @@ def print_end(console: Console, run: Orchestrator, code: int) -> None:
 def format_unmerged(run: Orchestrator) -> list[str]:
     """Return how to merge the branches with finished work that HEAD lacks, unless integration is still to come."""
     project, streams = run.state.project, run.streams
-    if any(stream.phase is Phase.INTEGRATION and not stream.is_complete for stream in streams):
+    if run.table.git is None or any(s.phase is Phase.INTEGRATION and not s.is_complete for s in streams):
         return []
     try:
-        repository, branches = read_project_branches(project, [stream for stream in streams if stream.is_complete])
+        git = Git(project.root)
+        repository, branches = read_project_branches(project, git, [s for s in streams if s.is_complete])
+        unmerged = describe_branches(repository, [branch for branch in branches if branch.ahead]) if repository else []
     except (OSError, OrchestrateError) as error:
         return [f"Whether branches are to be merged is not known: {visible(str(error))}"]
-    unmerged = [branch for branch in branches.values() if branch.ahead or branch.uncommitted or branch.elsewhere]
-    if repository is None or not unmerged:
-        return []
-    lines = [
-        f"  git merge --no-ff {shlex.quote(branch.name)}  # {words}"
-        for branch, words in describe_branches(repository, unmerged)
-    ]
-    return [f"Not in {repository.place} yet. Merge it with: python orchestrate.py merge, or:", *map(visible, lines)]
+    lines = [f"{visible(b.stream_id)}: {b.summary} in {b.worktree}" for b in branches if b.uncommitted]
+    if repository is not None and unmerged:
+        lines += [f"Not in {repository.place} yet. Merge it with: python orchestrate.py merge, or:"]
+        lines += [f"  git merge --no-ff {shlex.quote(branch.name)}  # {words}" for branch, words in unmerged]
+    return [visible(line) for line in lines]
 
 
 def print_plan(
@@ -4619,19 +4777,21 @@ def add_branches(project: Project, snapshot: Snapshot) -> Snapshot:
     if not project.worktrees.is_dir() and not any(s.worktree_path or s.branch_name for s in snapshot.streams):
         return snapshot  # most likely there are none, and git is not asked for nothing
     try:
-        _, branches = read_project_branches(project, snapshot.streams)
+        _, branches = read_project_branches(project, Git(project.root), snapshot.streams)
     except (OSError, OrchestrateError) as error:
         return replace(snapshot, warnings=(*snapshot.warnings, f"branches are not shown: {error}"))
-    return replace(snapshot, branches=branches)
+    return replace(snapshot, branches=tuple(branches))
 
 
-def read_project_branches(project: Project, streams: Iterable[Stream]) -> tuple[Repository | None, dict[str, Branch]]:
-    """Return the project's repository, None where there is none for worktrees, and the branches of the streams.
+def read_project_branches(
+    project: Project, git: Git, streams: Iterable[Stream]
+) -> tuple[Repository | None, list[Branch]]:
+    """Return the project's repository, None where it has none for worktrees, and the branches of these streams.
 
     Raises OSError, OrchestrateError.
     """
-    repository = read_repository(project.root)
-    return (None, {}) if repository.obstacle else (repository, read_branches(project, repository, streams))
+    repository = read_repository(git)
+    return (None, []) if repository.obstacle else (repository, read_branches(project, repository, streams))
 
 
 def find_check_code(standings: Mapping[str, Standing]) -> int:
@@ -4763,23 +4923,54 @@ def merge_command(streams: tuple[str, ...]) -> int:
     chosen = {stream.id: stream for stream in backlog.streams if stream.id in streams or not streams}
     check_complete([chosen[stream_id] for stream_id in streams])
     complete = [stream for stream in chosen.values() if stream.is_complete]
-    repository, branches = read_project_branches(project, complete)
-    for branch in branches.values():
-        if branch.uncommitted or branch.elsewhere:
-            click.echo(f"Warning: {visible(branch.stream_id)}: {branch.summary}", err=True)
-    unmerged = [branch for branch in branches.values() if branch.ahead]
-    if repository is None or not unmerged:
-        click.echo("Nothing to merge.")
-        return EXIT_DONE
-    check_merge(project, repository, branches)
-    with SystemClock() as clock:  # Ctrl+C waits for the end of a merge
+    with hold_project(project) as clock:
+        # Ctrl+C lets a merge come to its end; a second one ends and restores it.
+        git = Git(project.root, lambda: len(clock.signals) > 1)
+        repository, branches = read_project_branches(project, git, complete)
+        for branch in branches:
+            if branch.uncommitted or branch.instead_of:
+                click.echo(f"Warning: {visible(branch.name)} ({visible(branch.stream_id)}): {branch.summary}", err=True)
+        unmerged = [branch for branch in branches if branch.ahead]
+        if repository is None or not unmerged:
+            click.echo("Nothing to merge.")
+            return EXIT_DONE
         for branch in unmerged:
+            check_merge(project, repository, branch)
+            branch = read_branch(replace(repository, head="HEAD"), branch)  # after those before it
+            if not branch.ahead:
+                continue
             merge_branch(repository, branch, chosen[branch.stream_id].name)
             count = format_count(branch.ahead, "commit")
             click.echo(f"Merged {visible(branch.name)} into {visible(repository.branch)}: {count}")
             if clock.signals:
                 return 128 + clock.signals[0]
     return EXIT_DONE
+
+
+@contextlib.contextmanager
+def hold_project(project: Project) -> Iterator[SystemClock]:
+    """Let nobody else change the project meanwhile, and no signal interrupt what is done to it.
+
+    Raises OrchestrateError where an orchestrator runs.
+    """
+    state = StateFolder(project)
+    if not project.folder.is_dir():
+        state.make()
+    if not state.acquire(is_orchestrator=False):
+        raise OrchestrateError(*describe_running(read_orchestrator_pid(project)), EXIT_RUNNING)
+    try:
+        with SystemClock() as clock:
+            yield clock
+    finally:
+        state.release()
+
+
+def describe_running(pid: int) -> tuple[str, str]:
+    """Return what is wrong where somebody else holds the project, and the remedy; the PID is 0 for no orchestrator."""
+    if not pid:
+        return "A merge or a clean-up is under way in this project", "Wait for its end."
+    remedy = "Watch it: python orchestrate.py status. End it: python orchestrate.py stop."
+    return f"An orchestrator already runs for this project (PID {pid})", remedy
 
 
 def check_complete(streams: Iterable[Stream]) -> None:
@@ -4790,11 +4981,12 @@ def check_complete(streams: Iterable[Stream]) -> None:
             raise click.UsageError(f"{visible(stream.id)} is not complete ({count}): its branch is not finished")
 
 
-def check_merge(project: Project, repository: Repository, merged: Container[str]) -> None:
-    """Raise OrchestrateError where a merge of these streams could mix with something else."""
+def check_merge(project: Project, repository: Repository, branch: Branch) -> None:
+    """Raise OrchestrateError where a merge could mix with something else."""
     history = read_history(project)
     for stream_id, worker in discover_workers(project, history.records).workers.items():
-        if worker.ending is None and (stream_id in merged or history.record(stream_id).folder == str(project.root)):
+        folder = history.record(stream_id).folder
+        if worker.ending is None and (stream_id == branch.stream_id or folder == str(project.root)):
             raise OrchestrateError(
                 f"The worker of {visible(stream_id)} is still at work (PID {worker.pid})",
                 "Wait for its end, or stop it: python orchestrate.py stop",
@@ -4802,8 +4994,9 @@ def check_merge(project: Project, repository: Repository, merged: Container[str]
             )
     if not repository.branch:
         raise OrchestrateError("No branch is checked out", "Switch to the one to merge into: git switch BRANCH")
-    if read_changed(repository.root) or is_merging(repository.root):
-        files = format_names(read_changed(repository.root)) or "a merge that is not concluded"
+    changed = read_changed(repository.git)
+    if changed or repository.git.run("rev-parse", "--verify", "--quiet", "MERGE_HEAD", most=1):
+        files = format_names(changed) or "a merge that is not concluded"
         raise OrchestrateError(f"The tree is not clean: {files}", "Commit or stash that first (git status).")
 
 
@@ -4823,37 +5016,43 @@ def clean_command(dry_run: bool) -> int:
     project, database = find_places()
     with contextlib.closing(TaskStore(database.path)) as store:
         streams = read_all_streams(store).streams
-    state = StateFolder(project)
     if not project.folder.is_dir():
         click.echo("Nothing to clean.")
         return EXIT_DONE
-    if not state.acquire():
-        raise OrchestrateError(
-            f"An orchestrator runs (PID {read_orchestrator_pid(project)})",
-            "End it: python orchestrate.py stop",
-            EXIT_RUNNING,
-        )
-    try:
-        check_idle(project, streams)
-        return do_chores(plan_clean(project, streams), dry_run)
-    finally:
-        state.release()
+    with hold_project(project) as clock:
+        history = read_history(project)
+        check_idle(project, {stream.id for stream in streams} | set(history.records))
+        return do_chores(plan_clean(project, streams, history), dry_run, clock)
 
 
-def check_idle(project: Project, streams: Iterable[Stream]) -> None:
+def check_idle(project: Project, stream_ids: Iterable[str]) -> None:
     """Raise OrchestrateError where anything of a worker still runs."""
-    found = discover_workers(project, {stream.id for stream in streams} | set(read_history(project).records))
-    if found.trees:
-        pids = ", ".join(str(pid) for tree in found.trees.values() for pid in tree)
-        raise OrchestrateError(
-            f"Workers still run: {format_names(list(found.trees))} (PID {pids})",
-            "Stop them: python orchestrate.py stop",
-            EXIT_RUNNING,
-        )
+    trees = discover_workers(project, stream_ids).trees
+    if trees:
+        pids = ", ".join(str(pid) for tree in trees.values() for pid in tree)
+        message = f"Workers still run: {format_names(list(trees))} (PID {pids})"
+        raise OrchestrateError(message, "Stop them: python orchestrate.py stop", EXIT_RUNNING)
 
 
-def do_chores(chores: Sequence[Chore], dry_run: bool) -> int:
-    """Do what there is to do, or only say it; return the exit code."""
+def plan_clean(project: Project, streams: Sequence[Stream], history: History) -> list[Chore]:
+    """Decide what to clean up. Raises OSError."""
+    pid_files = sorted(project.pids.glob("*.pid"))
+    chores = [Chore("remove", f"stale PID file {path.name}", path.unlink) for path in pid_files]
+    # A worker that ended unseen is judged by its output, at the next start.
+    unjudged = {file_name(i) for i, record in history.records.items() if record.pid or record.is_starting}
+    found = sorted((project.folder / "logs").glob("*"))
+    logs = [path for path in found if path.is_file() and path.stem not in unjudged]
+    logs = [path for path in logs if path != project.positions or not unjudged]
+    if logs:
+        target = name_archive(project, time.strftime("%Y%m%d"))
+        what = f"{format_count(len(logs), 'log')} to {target.relative_to(project.root)}"
+        chores.append(Chore("move", what, functools.partial(archive, logs, target)))
+    repository = read_repository(Git(project.root))
+    return chores if repository.obstacle else [*chores, *plan_worktrees(project, repository, streams)]
+
+
+def do_chores(chores: Sequence[Chore], dry_run: bool, clock: Clock) -> int:
+    """Do what there is to do, or only say it, until a signal comes; return the exit code."""
     code = EXIT_DONE
     for chore in chores:
         what = visible(chore.what)
@@ -4866,23 +5065,11 @@ def do_chores(chores: Sequence[Chore], dry_run: bool) -> int:
         else:
             done = {"remove": "Removed", "move": "Moved", "keep": "Kept"}[chore.verb]
             click.echo(f"{f'Would {chore.verb}' if dry_run else done} {what}")
+        if clock.signals:
+            return 128 + clock.signals[0]
     if not chores:
         click.echo("Nothing to clean.")
     return code
-
-
-def plan_clean(project: Project, streams: Sequence[Stream]) -> list[Chore]:
-    """Decide what to clean up. Raises OSError."""
-    chores = [
-        Chore("remove", f"stale PID file {path.name}", path.unlink) for path in sorted(project.pids.glob("*.pid"))
-    ]
-    logs = [path for path in sorted((project.folder / "logs").iterdir()) if path.is_file()]
-    if logs:
-        target = name_archive(project, time.strftime("%Y%m%d"))
-        what = f"{format_count(len(logs), 'log')} to {target.relative_to(project.root)}"
-        chores.append(Chore("move", what, functools.partial(archive, logs, target)))
-    repository = read_repository(project.root)
-    return chores if repository.obstacle else [*chores, *plan_worktrees(project, repository, streams)]
 
 
 @cli.command("logs")

@@ -1905,7 +1905,7 @@ def occupy_folder(workspace: Workspace) -> str:
     folder = find_worktree(workspace)
     folder.mkdir(parents=True)
     (folder / "notes.md").write_text("mine\n")
-    return f"{folder} exists, and is no worktree of this repository"
+    return f"{folder} is no worktree of this repository. Look at what it holds, and move it away."
 
 
 def occupy_with_a_file(workspace: Workspace) -> str:
@@ -1913,7 +1913,7 @@ def occupy_with_a_file(workspace: Workspace) -> str:
     folder = find_worktree(workspace)
     folder.parent.mkdir(parents=True)
     folder.write_text("mine\n")
-    return f"{folder} exists, and is no worktree of this repository"
+    return f"{folder} is no worktree of this repository. Look at what it holds, and move it away."
 
 
 def occupy_with_a_link(workspace: Workspace) -> str:
@@ -1924,14 +1924,14 @@ def occupy_with_a_link(workspace: Workspace) -> str:
     (target / "notes.md").write_text("mine\n")
     folder.parent.mkdir(parents=True)
     folder.symlink_to(target)
-    return f"{target} exists, and is no worktree of this repository"
+    return f"{target} is no worktree of this repository. Look at what it holds, and move it away."
 
 
 def occupy_with_another_repository(workspace: Workspace) -> str:
     """Let a clone stand where the worktree belongs."""
     folder = find_worktree(workspace)
     workspace.git("clone", "--quiet", str(workspace.root), str(folder))
-    return f"{folder} exists, and is no worktree of this repository"
+    return f"{folder} is no worktree of this repository. Look at what it holds, and move it away."
 
 
 def take_git_away(workspace: Workspace) -> str:
@@ -1940,34 +1940,34 @@ def take_git_away(workspace: Workspace) -> str:
     workspace.git("worktree", "add", "--quiet", "-b", "stream/A", str(folder))
     (folder / "new.py").write_text("mine\n")
     (folder / ".git").unlink()
-    return f"{folder} is a worktree without .git"
+    return f"{folder} is a worktree that has lost its .git. Look at what it holds, and move it away."
 
 
 def check_out_elsewhere(workspace: Workspace) -> str:
     """Let the branch be checked out in another worktree."""
     other = workspace.root.parent / "elsewhere"
     workspace.git("worktree", "add", "--quiet", "-b", "stream/A", str(other))
-    return f"branch stream/A is checked out in {other}"
+    return f"branch stream/A is checked out in {other}. Switch to another one there."
 
 
 def check_out_in_the_root(workspace: Workspace) -> str:
     """Let the branch be the one that the project itself is on."""
     workspace.git("switch", "--quiet", "-c", "stream/A")
-    return f"branch stream/A is checked out in {workspace.root}"
+    return f"branch stream/A is checked out in {workspace.root}. Switch to another one there."
 
 
 def switch_away(workspace: Workspace) -> str:
     """Let the worktree be on another branch before the stream's first worker comes."""
     folder = find_worktree(workspace)
     workspace.git("worktree", "add", "--quiet", "-b", "mine", str(folder))
-    return f"the worktree {folder} is on branch mine, not on stream/A"
+    return f"the worktree {folder} is on branch mine, not on stream/A. git switch stream/A there."
 
 
 def detach(workspace: Workspace) -> str:
     """Let the worktree be on no branch."""
     folder = find_worktree(workspace)
     workspace.git("worktree", "add", "--quiet", "--detach", str(folder))
-    return f"the worktree {folder} is on no branch, not on stream/A"
+    return f"the worktree {folder} is on no branch, not on stream/A. git switch stream/A there."
 
 
 def lock_and_lose(workspace: Workspace) -> str:
@@ -1975,7 +1975,7 @@ def lock_and_lose(workspace: Workspace) -> str:
     folder = find_worktree(workspace)
     workspace.git("worktree", "add", "--quiet", "--lock", "-b", "stream/A", str(folder))
     shutil.rmtree(folder)
-    return f"the worktree {folder} is locked, and is not there"
+    return f"the worktree {folder} is locked, and is not there. git worktree unlock, or mount it."
 
 
 def read_everything(workspace: Workspace) -> tuple[str, str, dict[str, str]]:

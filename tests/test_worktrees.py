@@ -6,10 +6,12 @@ A *finished* stream is one whose tasks are complete and whose branch was made wi
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -120,7 +122,11 @@ def finish(workspace: Workspace, stream: str, *files: str, **metadata: Any) -> P
         (workspace.state / name).mkdir(parents=True, exist_ok=True)
     put(workspace.state / ".gitignore", "*\n")
     put(workspace.state / "orchestrator.pid", "")  # a lock stays where it is
-    return add_worktree(workspace, stream, *files)
+    folder = add_worktree(workspace, stream, *files)
+    put(
+        workspace.root / workspace.git("rev-parse", "--git-dir", cwd=folder).strip() / "orchestrate", f"stream/{stream}"
+    )
+    return folder
 
 
 def listing(folder: Path) -> dict[str, str]:
@@ -399,7 +405,8 @@ def test_a_worktree_whose_first_filling_was_cut_off_is_filled_again(repository: 
     add_streams(repository, "A")
     folder = tree(repository, "A")
     repository.git("worktree", "add", "--quiet", "--no-checkout", "-b", "stream/A", str(folder))
-    put(repository.root / ".git" / "worktrees" / "A" / "index.lock", "")
+    for name in ("index.lock", "orchestrate-new"):
+        put(repository.root / ".git" / "worktrees" / "A" / name, "")
     put(folder / "README.md", "half a fi")
     run(repository)
     assert status(repository, folder) == ""
@@ -412,7 +419,7 @@ def test_a_worker_that_left_the_branch_is_followed_by_one_that_is_told(repositor
     said = run(repository)
     assert places(repository) == [("A", ".claude/worktrees/A", "stream/A")] * 2
     assert "- The last worker left it on mine: bring its work to stream/A first\n" in prompt(repository, "A")
-    assert "  git merge --no-ff stream/A  # nothing to merge, its worktree is on mine instead\n" in said
+    assert "  git merge --no-ff mine  # 1 commit to merge, 1 file changed, used instead of stream/A\n" in said
     assert subjects(repository, "mine") == ["A:_a.py", "Begin"]
 
 
@@ -449,7 +456,9 @@ def test_a_branch_name_that_git_does_not_take_fails_its_stream_at_once(repositor
     add_streams(repository, "A", branchName=name)
     add_streams(repository, "B")
     run(repository, code=1)
-    assert failures(repository) == {"A": f"{name!r} is no name for a branch"}
+    assert failures(repository) == {
+        "A": f"{name!r} is no name for a branch. Correct the worktreePath or the branchName of its tasks."
+    }
     assert repository.starts() == ["B"]
     assert branches(repository) == ["main", "stream/B"]
 
@@ -513,7 +522,7 @@ def test_no_hook_and_no_file_system_monitor_runs_or_hangs_anything(repository: W
     shutil.rmtree(repository.root.parent / "hooks", ignore_errors=True)
     repository.git("config", "core.fsmonitor", "false")
     assert (repository.root / "a.py").read_text() == "A\n"
-    assert branches(repository) == ["main"]
+    assert branches(repository) == ["main", "stream/C"]  # its worktree was made by hand
     assert forward == head(repository, "HEAD~1")
 
 
@@ -670,7 +679,7 @@ def test_what_claude_needs_and_git_ignores_is_named_to_the_worker_and_to_the_use
     add_streams(workspace, "A")
     run(workspace)
     few = ".claude/commands/continue.md, .claude/commands/x/y.md, .claude/agents/me.md"
-    assert warnings(workspace) == [f"A: not in git, so not in its worktree: {few} and 1 more"]
+    assert warnings(workspace) == [f"The worktrees lack what git does not track: {few} and 1 more"]
     line = f"- Not in git, so not here; read them in {workspace.root}: {few}, .claude/settings.json\n"
     assert line in prompt(workspace, "A")
 
@@ -878,8 +887,9 @@ def test_merge_stops_where_an_untracked_file_is_in_the_way_and_leaves_it(reposit
     put(repository.root / "a.py", "mine\n")
     before = state_of(repository)
     said = merge(repository, code=1)
-    assert said.startswith("[ERROR] stream/A was not merged, the tree is as it was: git merge: error: ")
-    assert "untracked" in said
+    assert said == (
+        "[ERROR] stream/A was not merged, it would overwrite what git does not track: a.py\nMove that away first.\n"
+    )
     assert (repository.root / "a.py").read_text() == "mine\n"
     assert state_of(repository) == before
 
@@ -969,8 +979,8 @@ def test_merge_warns_of_what_a_branchs_worktree_holds_beside_it(repository: Work
     put(finish(repository, "A", "a.py") / "new.py", "")
     repository.git("switch", "--quiet", "-c", "mine", cwd=finish(repository, "B", "b.py"))
     assert merge(repository, out=merged("A", "B")) == (
-        "Warning: A: 1 commit to merge, 1 file changed, 1 file uncommitted\n"
-        "Warning: B: 1 commit to merge, 1 file changed, its worktree is on mine instead\n"
+        "Warning: stream/A (A): 1 commit to merge, 1 file changed, 1 file uncommitted\n"
+        "Warning: mine (B): 1 commit to merge, 1 file changed, used instead of stream/B\n"
     )
 
 
@@ -991,13 +1001,16 @@ def test_merge_refuses_while_a_worker_works_where_it_merges_from_or_to(
     repository.play("until=go.txt all")
     process = repository.popen("start", *NO_POLL)
     pid = repository.wait_for_worker(stream)
+    assert merge(repository, code=75).startswith(
+        f"[ERROR] An orchestrator already runs for this project (PID {process.pid})"
+    )
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
     repository.database.set_status("completed", stream)
     before = state_of(repository)
     said = merge(repository, code=75)
     assert said.startswith(f"[ERROR] The worker of {stream} is still at work (PID {pid})\n")
     assert state_of(repository) == before
-    repository.open_gate("go.txt")
-    assert process.wait(timeout=20) == 0
 
 
 def test_merge_goes_on_while_a_worker_works_in_another_worktree(repository: Workspace) -> None:
@@ -1006,9 +1019,9 @@ def test_merge_goes_on_while_a_worker_works_in_another_worktree(repository: Work
     repository.play("until=go.txt all")
     process = repository.popen("start", *NO_POLL)
     repository.wait_for_worker("B")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
     assert merge(repository, out=merged("A")) == ""
-    repository.open_gate("go.txt")
-    assert process.wait(timeout=20) == 0
 
 
 def test_merge_without_an_identity_is_an_error_and_leaves_the_tree_as_it_was(repository: Workspace) -> None:
@@ -1061,8 +1074,8 @@ def test_clean_removes_what_is_merged_and_keeps_the_rest_and_says_why(repository
         "Kept .claude/worktrees/B: 1 commit to merge, 1 file changed",
         "Kept .claude/worktrees/C: nothing to merge, 1 file uncommitted",
         "Kept .claude/worktrees/D: nothing to merge, 1 file uncommitted",
-        "Kept .claude/worktrees/E: nothing to merge, its worktree is on mine instead",
-        "Kept .claude/worktrees/F: nothing to merge, its worktree is on no branch instead",
+        "Kept .claude/worktrees/E: nothing to merge, used instead of stream/E",
+        "Kept .claude/worktrees/F: nothing to merge, used instead of stream/F",
         "Kept .claude/worktrees/G: nothing to merge; 1 task of G open",
         "Removed branch stream/H: it is merged",
         "Kept stream/I: 1 commit to merge, 1 file changed",
@@ -1178,7 +1191,7 @@ def test_clean_looks_after_the_worktrees_of_streams_that_are_gone_from_the_datab
     repository.database.execute("UPDATE tasks SET archived = 1")
     assert clean(repository) == [
         "Kept .claude/worktrees/A: 1 commit to merge, 1 file changed",
-        "Removed worktree .claude/worktrees/B",
+        "Removed worktree .claude/worktrees/B, and what git ignores there: x.txt",
         "Removed branch stream/B: it is merged",
         "Kept .claude/worktrees/C: nothing to merge, 1 file uncommitted",
     ]
@@ -1248,7 +1261,9 @@ def test_clean_refuses_while_a_worker_or_an_orchestrator_runs(repository: Worksp
         process.wait()
     done = repository.run("clean")
     reason = (
-        f"An orchestrator runs (PID {process.pid})" if who == "orchestrator" else f"Workers still run: A (PID {pid})"
+        f"An orchestrator already runs for this project (PID {process.pid})"
+        if who == "orchestrator"
+        else f"Workers still run: A (PID {pid})"
     )
     assert (done.returncode, done.stdout) == (75, "")
     assert done.stderr.startswith(f"[ERROR] {reason}\n")
@@ -1352,7 +1367,7 @@ def check_whole_way(workspace: Workspace, into: str = "main") -> None:
     for stream in "AB":
         assert subjects(workspace, f"stream/{stream}")[0] == f"{stream}:_{stream.lower()}.py"
     shown = json.loads(workspace.run("status", "--json").stdout)["streams"]
-    assert [stream["branch"]["commits_ahead"] for stream in shown] == [1, 1]
+    assert [branch["commits_ahead"] for stream in shown for branch in stream["branches"]] == [1, 1]
     assert merge(workspace, out=merged("A", "B", into=into)) == ""
     assert sorted(path.name for path in workspace.root.glob("[ab].py")) == ["a.py", "b.py"]
     done = workspace.run("clean")
@@ -1476,21 +1491,22 @@ def test_status_shows_each_branch_its_commits_and_uncommitted_files(repository: 
     ]
     streams = json.loads(repository.run("status", "--json").stdout)["streams"]
     fields = {"files_uncommitted": 0, "commits_ahead": 0, "files_changed": 0}
-    names = {
-        s: {"name": f"stream/{s}", "worktree": str(tree(repository, s)), "worktree_on": f"stream/{s}"} for s in "AB"
-    }
-    assert [stream["branch"] for stream in streams] == [
-        {**names["A"], "commits_ahead": 2, "files_changed": 2, "files_uncommitted": 1},
-        {**names["B"], **fields},
-        None,
+    names = {s: {"name": f"stream/{s}", "worktree": str(tree(repository, s)), "instead_of": None} for s in "AB"}
+    assert [stream["branches"] for stream in streams] == [
+        [{**names["A"], "commits_ahead": 2, "files_changed": 2, "files_uncommitted": 1}],
+        [{**names["B"], **fields}],
+        [],
     ]
 
 
 def test_status_says_what_a_worktree_is_on_instead(repository: Workspace) -> None:
     repository.git("switch", "--quiet", "-c", "mine", cwd=finish(repository, "A"))
-    assert "stream/A │ nothing to merge, its worktree is on mine instead\n" in repository.run("status").stdout
+    assert "mine │ nothing to merge, used instead of stream/A\n" in repository.run("status").stdout
     (stream,) = json.loads(repository.run("status", "--json").stdout)["streams"]
-    assert stream["branch"]["worktree_on"] == "mine"
+    assert [(branch["name"], branch["instead_of"]) for branch in stream["branches"]] == [
+        ("stream/A", None),
+        ("mine", "stream/A"),
+    ]
 
 
 def test_status_of_a_repository_that_can_not_be_read_shows_everything_else(repository: Workspace) -> None:
@@ -1501,3 +1517,202 @@ def test_status_of_a_repository_that_can_not_be_read_shows_everything_else(repos
     assert (done.returncode, done.stderr) == (0, "")
     assert "✓ A │ A name" in done.stdout
     assert "Warning: branches are not shown: git rev-parse: fatal: bad config line 1" in " ".join(done.stdout.split())
+
+
+# ── What a hostile reader found ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def add_own(repository: Workspace, name: str) -> Path:
+    """Let the user have a worktree and a branch of their own, with a file that git ignores."""
+    folder = repository.root.parent / name
+    repository.git("worktree", "add", "--quiet", "-b", name, str(folder))
+    put(folder / "key.txt", "secret\n")
+    return folder
+
+
+def test_clean_leaves_the_users_worktrees_and_branches_though_a_stream_names_them(repository: Workspace) -> None:
+    folder = add_own(repository, "wip")
+    repository.git("branch", "develop")
+    put(repository.state / "logs" / "A.log", "")
+    put(repository.state / "orchestrator.pid", "")
+    repository.database.add_stream("A", worktreePath=str(folder), branchName="wip")
+    repository.database.add_stream("B", branchName="develop")
+    repository.database.execute("UPDATE tasks SET status = 'cancelled'")
+    lines = clean(repository)
+    assert lines[1:] == [f"Kept {folder}: it was not made by the orchestrator"]
+    assert (folder / "key.txt").exists()
+    assert branches(repository) == ["develop", "main", "wip"]
+
+
+def test_clean_removes_the_branch_that_the_metadata_name_where_the_run_has_made_it(repository: Workspace) -> None:
+    repository.git("branch", "old")
+    add_streams(repository, "A", branchName="feature")
+    add_streams(repository, "B", branchName="old")
+    run(repository)
+    assert [line for line in clean(repository) if not line.startswith("Moved")] == [
+        "Removed worktree .claude/worktrees/A",
+        "Removed branch feature: it is merged",
+        "Removed worktree .claude/worktrees/B",
+    ]
+    assert branches(repository) == ["main", "old"]
+
+
+@pytest.mark.parametrize("where", ["root", "wip"])
+def test_a_folder_that_was_refused_once_is_refused_again(repository: Workspace, where: str) -> None:
+    folder = repository.root if where == "root" else add_own(repository, "wip")
+    add_streams(repository, "A", worktreePath=str(folder))
+    for _ in range(2):
+        said = run(repository, code=1)
+        assert "PID 0" not in said
+    assert repository.starts() == []
+    assert repository.git("status", "--porcelain", cwd=folder) == ""
+
+
+def test_merge_never_overwrites_what_git_ignores_here(repository: Workspace) -> None:
+    finish(repository, "A", "key.txt", "folder.txt/a.py")
+    put(repository.root / "key.txt", "secret\n")
+    put(repository.root / "folder.txt", "mine\n")
+    before = state_of(repository)
+    assert merge(repository, code=1).startswith(
+        "[ERROR] stream/A was not merged, it would overwrite what git does not track: folder.txt, key.txt\n"
+    )
+    assert (repository.root / "key.txt").read_text() == "secret\n"
+    assert (repository.root / "folder.txt").read_text() == "mine\n"
+    assert state_of(repository) == before
+
+
+def test_a_merge_that_the_user_begins_in_the_same_moment_is_not_taken_back(repository: Workspace) -> None:
+    repository.git("switch", "--quiet", "-c", "mine")
+    commit(repository, "README.md", "mine\n")
+    repository.git("switch", "--quiet", "main")
+    commit(repository, "README.md", "main\n")
+    finish(repository, "A", "a.py")
+    shadow_git(repository, f'case "$*" in *--no-ff*) {GIT} merge mine > /dev/null;; esac\nexec {GIT} "$@"')
+    said = merge(repository, code=1)
+    assert said.startswith(
+        "[ERROR] stream/A was not merged, what it left: README.md: conflicts with main in README.md\n"
+    )
+    assert repository.git("rev-parse", "MERGE_HEAD").strip() == head(repository, "mine")
+
+
+def test_clean_keeps_a_worktree_that_holds_another_one(repository: Workspace) -> None:
+    folder = finish(repository, "A")
+    inner = folder / "inner.txt"
+    repository.git("worktree", "add", "--quiet", "-b", "inner", str(inner))
+    put(inner / "precious.py", "")
+    assert clean(repository) == [f"Kept .claude/worktrees/A: there are others in it: .claude/worktrees/A/inner.txt"]
+    assert (inner / "precious.py").exists()
+
+
+def test_a_worktree_whose_index_is_lost_keeps_its_files(repository: Workspace) -> None:
+    add_streams(repository, "A")
+    repository.play(A=["write=README.md exit=1", "commit=b.py all"])
+    process = repository.popen("start", *NO_POLL)
+    wait_until(lambda: repository.events("worker_ended"), "the first end")
+    (repository.root / ".git" / "worktrees" / "A" / "index").unlink()
+    assert process.wait(timeout=30) == 0
+    assert (tree(repository, "A") / "README.md").read_text() == "A\n"
+    assert status(repository, tree(repository, "A")) == " M README.md\n"
+
+
+def test_a_lock_that_a_killed_worker_left_holds_up_none(repository: Workspace) -> None:
+    add_streams(repository, "A")
+    repository.play(A=["commit=a.py die=9", "commit=b.py all"])
+    process = repository.popen("start", *NO_POLL)
+    wait_until(lambda: repository.events("worker_ended"), "the first end")
+    put(repository.root / ".git" / "worktrees" / "A" / "index.lock", "")
+    assert process.wait(timeout=30) == 0
+    assert subjects(repository, "stream/A") == ["A:_b.py", "A:_a.py", "Begin"]
+
+
+def test_ctrl_c_ends_the_run_while_git_hangs(repository: Workspace) -> None:
+    add_streams(repository, "A", "B", "C")
+    mark = repository.root.parent / "hangs"
+    shadow_git(repository, f'case "$*" in *worktree*) touch {mark}; exec sleep 3600;; esac\nexec {GIT} "$@"')
+    process = repository.popen("start", *NO_POLL, script=hasten(repository, GIT_TIMEOUT="600.0"))
+    wait_until(mark.exists, "git")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+
+
+def test_a_second_ctrl_c_ends_a_merge_that_hangs_and_restores_the_tree(repository: Workspace) -> None:
+    finish(repository, "A", "a.py")
+    commit(repository, "a.py", "main\n")
+    mark = repository.root.parent / "hangs"
+    put(repository.root / ".git" / "info" / "attributes", "*.py merge=hang\n")
+    with (repository.root / ".git" / "info" / "exclude").open("a") as file:
+        file.write(".merge_file_*\n")  # what git leaves when a driver is ended
+    repository.git("config", "merge.hang.driver", f"touch {mark}; sleep 3600")
+    before = state_of(repository)
+    process = repository.popen("merge")
+    wait_until(mark.exists, "the merge driver")
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)  # two signals of one kind at once are one
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert err.startswith("[ERROR] stream/A was not merged, the tree is as it was: git merge: interrupted\n")
+    assert state_of(repository) == before
+
+
+def test_a_branch_that_a_lost_worktree_holds_is_used_again(repository: Workspace) -> None:
+    old = repository.root.parent / "old"
+    repository.git("worktree", "add", "--quiet", "-b", "stream/A", str(old))
+    commit(repository, "a.py", "A\n", old)
+    shutil.rmtree(old)
+    add_streams(repository, "A")
+    run(repository)
+    assert (tree(repository, "A") / "a.py").exists()
+
+
+def test_a_project_that_was_moved_goes_on_in_its_worktrees(repository: Workspace) -> None:
+    add_streams(repository, "A")
+    repository.play("write=new.py all")
+    run(repository)
+    moved = repository.root.parent / "moved"
+    repository.root.rename(moved)
+    repository.root = moved
+    repository.database.add_task("A")
+    run(repository, "--project", str(moved), "--db", str(repository.database.path))
+    assert places(repository)[-1] == ("A", ".claude/worktrees/A", "stream/A")
+    assert status(repository, tree(repository, "A")) == "?? new.py\n"
+
+
+def test_a_file_that_two_branches_rename_is_said_to_conflict(repository: Workspace) -> None:
+    for stream in "AB":
+        folder = finish(repository, stream)
+        repository.git("mv", "README.md", f"{stream}.md", cwd=folder)
+        repository.git("commit", "--quiet", "-m", "Rename", cwd=folder)
+    repository.database.add_stream("I", "integration")
+    run(repository)
+    assert "- stream/B (B): 1 commit to merge, 2 files changed; conflicts with stream/A in " in prompt(repository, "I")
+
+
+def test_logs_that_no_verdict_was_made_from_yet_stay(repository: Workspace) -> None:
+    add_streams(repository, "A", "B")
+    repository.play(A="until=go.txt cost=1.5 exit=1", B="all")
+    process = repository.popen("start", *NO_POLL)
+    pid = repository.wait_for_worker("A")
+    wait_until(lambda: repository.events("worker_ended"), "the end of B's worker")
+    process.kill()
+    process.wait()
+    repository.open_gate("go.txt")
+    wait_until(lambda: not is_running(pid), "its end")
+    assert repository.run("clean").returncode == 0
+    assert sorted(path.name for path in (repository.state / "logs").glob("[!.]*")) == ["A.jsonl", "A.log"]
+    repository.play()
+    run(repository)
+    assert [end["cost"] for end in repository.events("worker_ended") if end["stream"] == "A"] == [1.5, 0.0]
+
+
+def test_nobody_starts_or_stops_while_a_merge_or_a_clean_up_is_under_way(repository: Workspace) -> None:
+    finish(repository, "A")
+    add_streams(repository, "B")
+    with (repository.state / "orchestrator.pid").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for words in (["start"], ["start", "B"], ["merge"], ["clean"]):
+            done = repository.run(*words)
+            assert (done.returncode, done.stdout) == (75, ""), words
+            assert done.stderr == "[ERROR] A merge or a clean-up is under way in this project\nWait for its end.\n"
+        stopped = repository.run("stop")
+    assert (stopped.returncode, stopped.stdout) == (0, "Nothing to stop.\n")
