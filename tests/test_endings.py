@@ -471,7 +471,9 @@ def test_a_claude_that_vanishes_fails_its_stream_at_once(workspace: Workspace) -
     workspace.claude.unlink()
     claude = "claude"
     out, _ = run.communicate(timeout=30)
-    assert (run.returncode, out.splitlines()[-1]) == (1, f"A failed: {claude}: command not found")
+    remedy = "Install Claude Code (npm install -g @anthropic-ai/claude-code) or add it to PATH"
+    reason = f"{claude}: command not found. {remedy}; --claude CMD names another command."
+    assert (run.returncode, out.splitlines()[-1]) == (1, f"A failed: {reason}")
 
 
 def test_the_budget_is_shared_counted_once_and_ends_the_run(workspace: Workspace) -> None:

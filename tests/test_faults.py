@@ -1098,12 +1098,18 @@ def remove_folder(claude: Path) -> None:
     shutil.rmtree(claude.parent)
 
 
+LOST = (
+    "{claude}: command not found. Install Claude Code (npm install -g @anthropic-ai/claude-code) or add it to PATH; "
+    "--claude CMD names another command."
+)
+
+
 @pytest.mark.parametrize(
     ("lose", "message"),
     [
-        (remove_file, "{claude}: command not found"),
-        (take_run_bit, "{claude} is not executable"),
-        (remove_folder, "{claude}: command not found"),
+        (remove_file, LOST),
+        (take_run_bit, "{claude} is not executable. Make it so: chmod +x {claude}"),
+        (remove_folder, LOST),
     ],
 )
 def test_fault_21_a_claude_that_is_lost_in_a_run_fails_its_stream_at_once(

@@ -422,13 +422,13 @@ def test_format_status_json_holds_every_fact(tmp_path: Path) -> None:
             "id": "A", "name": "é [red]", "phase": "parallel", "dependencies": ["B"], "state": "running",
             "reason": None, "pid": 7, "attempt": 3, "restarts": 2, "percent": 62,
             "tasks": {"total": 8, "pending": 1, "in_progress": 2, "blocked": 0, "completed": 5, "cancelled": 1},
-            "branch": None,
+            "branches": [],
         },
         {
             "id": "B", "name": "b", "phase": "foundation", "dependencies": [], "state": "complete",
             "reason": None, "pid": None, "attempt": 0, "restarts": 0, "percent": 100,
             "tasks": {"total": 1, "pending": 0, "in_progress": 0, "blocked": 0, "completed": 1, "cancelled": 0},
-            "branch": None,
+            "branches": [],
         },
     ]  # fmt: skip
     assert status == {

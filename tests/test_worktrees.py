@@ -1600,7 +1600,7 @@ def test_clean_keeps_a_worktree_that_holds_another_one(repository: Workspace) ->
     inner = folder / "inner.txt"
     repository.git("worktree", "add", "--quiet", "-b", "inner", str(inner))
     put(inner / "precious.py", "")
-    assert clean(repository) == [f"Kept .claude/worktrees/A: there are others in it: .claude/worktrees/A/inner.txt"]
+    assert clean(repository) == ["Kept .claude/worktrees/A: there are others in it: .claude/worktrees/A/inner.txt"]
     assert (inner / "precious.py").exists()
 
 
