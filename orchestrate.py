@@ -20,6 +20,7 @@ for people: it stands in the journal and on the screen, and no decision reads it
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import dataclasses
 import difflib
@@ -45,8 +46,11 @@ import stat
 import subprocess
 import sys
 import sysconfig
+import termios
 import textwrap
 import time
+import tty
+import unicodedata
 import urllib.parse
 import zlib
 from dataclasses import dataclass, field, replace
@@ -91,7 +95,7 @@ import psutil  # noqa: E402
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.live import Live
+    from rich.segment import Segment
     from rich.text import Text
 
 # ── 1. Constants ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -115,8 +119,9 @@ LIMIT_PAUSE_MAX = 3600.0  # seconds
 LIMIT_RESET_MAX = 8 * 86400.0  # seconds, the longest time to a reset that is believed: a weekly limit's, and a day
 LIMIT_RETRY = 15.0  # seconds, the least pause after a reset that was none; doubles up to LIMIT_PAUSE
 LIMIT_MARGIN = 1.0  # seconds added to the reset time that a worker reported
+WORKING_WITHIN = 60  # seconds since the last sign of life in which a worker is shown as working
 SILENT_AFTER = 300  # seconds without a sign of life until a worker is shown as silent
-CPU_INTERVAL = 15  # seconds between two looks at the CPU time of a worker that is silent otherwise
+CPU_INTERVAL = 15  # seconds between two looks at the CPU time and the memory of the workers' trees
 CPU_IDLE = 0.1  # share of one core below which a worker's tree counts as idle; a claude that waits was seen to use 0.03
 BUDGET_LEAST = 0.01  # US dollars, the least that a worker is started with
 NOTIFICATIONS = 16  # commands of --notify that run at once
@@ -130,6 +135,7 @@ TICK = 0.2  # seconds between two cheap looks at the database, the marks and ado
 BUSY_TIMEOUT = 0.2  # seconds that the orchestrator waits for a locked database, so that Ctrl+C stays prompt
 PATIENT_BUSY_TIMEOUT = 5.0  # seconds that the other commands wait for it
 LOCK_RETRIES = 10  # looks at a taken lock, 20 ms apart: `status` holds it for an instant to see whether it is taken
+BOARD_INTERVAL = 1.0  # seconds between two pictures of the board, where nothing was done in between
 WATCH_INTERVAL = 15  # seconds between two frames of `status --watch`
 LOG_LINES = 50  # lines that `logs` shows before it follows
 FOLLOW_INTERVAL = 0.2  # seconds between two looks at a log that is followed
@@ -143,6 +149,7 @@ READS_AT_ONCE = 128  # reads of one worker's output in one tick, so that a flood
 UNWRITTEN_LINES = 100_000  # lines that are kept of those that can't be written to one file
 LINES_AT_ONCE = 2000  # lines of one worker's output in one tick after which no more is read, for the same reason
 BOX_WIDTH = 73  # columns of the box around a title
+NARROW, WIDE = 80, 100  # columns below which the board's bars are half as long; from which on it shows usage
 BAR_WIDTH, OVERALL_BAR_WIDTH = 15, 40  # cells of a stream's bar, and of the bar over all streams
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_RUNNING = 0, 1, 2, 75
@@ -286,6 +293,7 @@ class StreamState(enum.Enum):
     """What a stream is doing; the value is what people read."""
 
     COMPLETE = "Complete"
+    WORKING = "Working"
     RUNNING = "Running"
     FINISHING = "Finishing"
     STOPPING = "Stopping"
@@ -297,6 +305,11 @@ class StreamState(enum.Enum):
     STOPPED = "Stopped"
     FAILED = "Failed"
     IDLE = "Not running"
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a worker lives, and nothing else is to be said of it; that it works comes and goes."""
+        return self in (StreamState.WORKING, StreamState.RUNNING)
 
 
 class StopReason(enum.Enum):
@@ -447,8 +460,10 @@ class Worker:
     """A worker that was started or found. `leftovers` are processes of its tree that outlived it.
 
     `active_at` is when it last gave a sign of life, in monotonic seconds, 0 where nobody knows; `cost` is what it has
-    reported so far, in US dollars; `notice` is what it said of a usage limit that comes near. Of one that was just
-    started, `folder` and `branch` say where it works, and `warnings` what a person should know about that.
+    reported so far, in US dollars; `notice` is what it said of a usage limit that comes near, `activity` the last that
+    it has said or done. `cpu` is the share of a core that its tree has used of late, `memory` what that holds, in
+    bytes; None and 0 where nobody has looked. Of one that was just started, `folder` and `branch` say where it works,
+    and `warnings` what a person should know about that.
     """
 
     stream_id: str
@@ -459,6 +474,9 @@ class Worker:
     active_at: float = 0.0
     cost: float = 0.0
     notice: str = ""
+    activity: str = ""
+    cpu: float | None = None
+    memory: int = 0
     folder: str = ""
     branch: str = ""
     warnings: tuple[str, ...] = ()
@@ -795,7 +813,7 @@ class Clock(Protocol):
     def slept(self) -> float:
         """Seconds for which the machine slept since its boot, which the monotonic clock does not count."""
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> object:
         """Wait that long, or until something happens."""
 
 
@@ -1381,7 +1399,8 @@ def _assess_running(stream: Stream, snapshot: Snapshot, limits: Limits, now: flo
     if stream.is_complete:
         since = record.since if record.state is StreamState.FINISHING else now
         return Standing(StreamState.FINISHING, "its tasks are complete", since + limits.finish_grace)
-    return Standing(StreamState.RUNNING)
+    is_working = worker.active_at and now - worker.active_at <= WORKING_WITHIN
+    return Standing(StreamState.WORKING if is_working else StreamState.RUNNING)
 
 
 def _assess_resting(
@@ -1802,13 +1821,14 @@ def run_hook(command: str, variables: Mapping[str, str], environ: Mapping[str, s
     )
 
 
-def read_cpu_time(tree: Mapping[int, psutil.Process]) -> float:
-    """Return the CPU seconds that the living processes of a tree have used, with the children that they waited for."""
-    used = 0.0
+def read_usage(tree: Mapping[int, psutil.Process]) -> tuple[float, int]:
+    """Return the CPU seconds that a tree's living processes, and their ended children, have used; and its bytes."""
+    used, memory = 0.0, 0
     for process in tree.values():
         with contextlib.suppress(psutil.Error):
             used += sum(process.cpu_times()[:4])
-    return used
+            memory += process.memory_info().rss
+    return used, memory
 
 
 def send_signal(process: psutil.Process, signum: int) -> None:
@@ -2060,6 +2080,7 @@ class Transcript:
         self._skipped = 0
         self.position = max(start, position)
         self.words = ""
+        self.activity = ""
         self.notice = ""
         self.cost = 0.0
         self._folder = ""
@@ -2152,10 +2173,12 @@ class Transcript:
         else:
             self.words = ""  # no longer the last line
             self._heed(event)
+        lines = [text] if event is None else format_output(event, self._folder)
+        self.activity = next((line.strip() for line in reversed(lines) if line.strip()), self.activity)
         if end <= self.position:
             return []
         self.position = end
-        return [text] if event is None else format_output(event, self._folder)
+        return lines
 
     def _heed(self, event: Event) -> None:
         """Take note of what the verdict, the display and the paths in the log need."""
@@ -2173,15 +2196,19 @@ class Transcript:
 
 
 class LogFollower:
-    """Reads a log as it grows, across rotation, truncation and removal; at first its last `lines` lines."""
+    """Reads a log as it grows, across rotation, truncation and removal; at first its last `lines` lines.
 
-    def __init__(self, path: Path, lines: int) -> None:
+    Or from the worker on that ran at `since`, in seconds since the epoch.
+    """
+
+    def __init__(self, path: Path, lines: int, since: float | None = None) -> None:
         self.path = path
         self._file: IO[bytes] | None = None
         self._rest = b""
         self._open()
         if self._file is not None:
-            self._file.seek(_find_last_lines(self._file, lines))
+            position = _find_last_lines(self._file, lines) if since is None else _find_worker(self._file, since)
+            self._file.seek(position)
 
     def read(self) -> list[str]:
         """Return the lines that were written since the last call, with their ends. Raises OSError.
@@ -2252,6 +2279,31 @@ def _find_last_lines(file: IO[bytes], lines: int) -> int:
     return 0 if lines else end
 
 
+# The lines with which a worker begins and ends in a log, in UTC: see format_log_line.
+_LOG_MARK = re.compile("──── ([0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:]{8}) · (ended after )?".encode())
+
+
+def _find_worker(file: IO[bytes], since: float) -> int:
+    """Return the position at which the worker begins in a log that ran at a moment, else the next one."""
+    position = found = file.seek(0)
+    is_over = False  # whether the last worker so far had ended by then
+    for line in file:
+        mark = _LOG_MARK.match(line)
+        try:
+            at = read_time(f"{mark[1].decode()}+00:00") if mark else 0.0
+        except ValueError:
+            mark = None  # somebody else's line
+        if mark and mark[2] and at < since:
+            found, is_over = position + len(line), True
+        elif mark and not mark[2]:
+            is_over = False
+            if at > since:
+                break
+            found = position
+        position += len(line)
+    return position if is_over else found
+
+
 def read_positions(project: Project) -> dict[str, int]:
     """Return how far the logs are rendered, in bytes by file name."""
     try:
@@ -2303,8 +2355,10 @@ class _Tracked:
     leader: psutil.Process | None = None
     tree: dict[int, psutil.Process] = field(default_factory=dict)
     active_at: float = 0.0
-    cpu_time: float = 0.0
+    cpu_time: float | None = None
     cpu_read_at: float = 0.0
+    cpu: float | None = None
+    memory: int = 0
 
     def has_ended(self) -> bool:
         if self.child is not None:
@@ -2988,13 +3042,13 @@ class WorkerTable:
             read_to = tracked.transcript.read_to
             is_drained = self._attempt(tracked.transcript.pump)
             if tracked.transcript.read_to != read_to:
-                self.touch(stream_id)
+                tracked.active_at = self._clock.monotonic()
             if not has_ended and not self.project.pid_file(stream_id).exists():
                 self._attempt(functools.partial(self._write_pid, tracked.worker))  # somebody removed it
             if has_ended and is_drained and (tracked.worker.ending is None or tracked.worker.leftovers):
                 over.append(stream_id)
         self._attempt(self._write_positions)
-        self._look_for_cpu_use()
+        self._look_at_usage()
         if over:
             self._look_for_leftovers(over)
         return {stream_id: self._describe(tracked) for stream_id, tracked in self._tracked.items()}
@@ -3035,28 +3089,28 @@ class WorkerTable:
         return sum(not tracked.has_ended() for tracked in self._tracked.values() if tracked.worker.ending is None)
 
     def touch(self, stream_id: str) -> None:
-        """Take note of a sign of life."""
+        """Take note of a sign of life beside the output: on the PID file too, so that `status` sees it."""
         if stream_id in self._tracked:
             self._tracked[stream_id].active_at = self._clock.monotonic()
+            with contextlib.suppress(OSError):  # it is written again where it is missing
+                os.utime(self.project.pid_file(stream_id))
 
     def _describe(self, tracked: _Tracked) -> Worker:
-        transcript = tracked.transcript
-        return replace(tracked.worker, active_at=tracked.active_at, cost=transcript.cost, notice=transcript.notice)
+        seen = tracked.transcript
+        worker = replace(tracked.worker, active_at=tracked.active_at, cpu=tracked.cpu, memory=tracked.memory)
+        return replace(worker, cost=seen.cost, notice=seen.notice, activity=visible(seen.activity[:WORDS_LENGTH]))
 
-    def _look_for_cpu_use(self) -> None:
-        """Take CPU time in a tree for a sign of life: a long build says nothing, but it works."""
+    def _look_at_usage(self) -> None:
+        """Look at CPU time and memory. CPU time is a sign of life: a long build says nothing, but it works."""
         now = self._clock.monotonic()
-        silent = {
-            stream_id: tracked
-            for stream_id, tracked in self._tracked.items()
-            if now - max(tracked.active_at, tracked.cpu_read_at) >= CPU_INTERVAL
-        }
-        trees = find_trees(self.project, read_process_table(), {}) if silent else {}
-        for stream_id, tracked in silent.items():
-            used = read_cpu_time(trees.get(stream_id, {}))
-            is_first = not tracked.cpu_read_at
-            if not is_first and abs(used - tracked.cpu_time) > CPU_IDLE * (now - tracked.cpu_read_at):
-                tracked.active_at = now
+        due = {i: tracked for i, tracked in self._tracked.items() if now - tracked.cpu_read_at >= CPU_INTERVAL}
+        trees = find_trees(self.project, read_process_table(), {}) if due else {}
+        for stream_id, tracked in due.items():
+            used, tracked.memory = read_usage(trees.get(stream_id, {}))
+            if tracked.cpu_time is not None:
+                tracked.cpu = abs(used - tracked.cpu_time) / (now - tracked.cpu_read_at)
+                if tracked.cpu > CPU_IDLE:
+                    self.touch(stream_id)
             tracked.cpu_time, tracked.cpu_read_at = used, now
 
     def open_output(self, stream_id: str) -> int:
@@ -3090,7 +3144,9 @@ class WorkerTable:
                 words = f"{error.message}. {error.remedy}" if isinstance(error, OrchestrateError) else str(error)
                 worker = Worker(stream.id, 0, run, Ending(None, visible(words), is_final))
         transcript = self._follow(stream.id, start, start)
-        self._tracked[stream.id] = _Tracked(worker, transcript, child, active_at=self._clock.monotonic())
+        now = self._clock.monotonic()
+        tracked = _Tracked(worker, transcript, child, active_at=now, cpu_time=0.0, cpu_read_at=now)
+        self._tracked[stream.id] = tracked
         if worker.ending is None:
             self._attempt(functools.partial(self._write_pid, worker))  # it runs: the next poll tries again
         return worker
@@ -3173,8 +3229,10 @@ class SystemClock:
 
     _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-    def __init__(self) -> None:
+    def __init__(self, draws: bool = False) -> None:
         self.signals: list[int] = []
+        self.wants_suspension = False
+        self._draws = draws
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> SystemClock:
@@ -3185,6 +3243,9 @@ class SystemClock:
         for signum in (*self._ENDING, signal.SIGCHLD):
             if signal.getsignal(signum) is not signal.SIG_IGN or signum == signal.SIGCHLD:  # nohup stays in force
                 self._previous[signum] = signal.signal(signum, self.handle_signal)
+        if self._draws:  # who draws on a terminal draws anew when that is resized, and leaves it as it was at Ctrl+Z
+            self._previous[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, self.handle_signal)
+            self._previous[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self.handle_suspension)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -3196,8 +3257,17 @@ class SystemClock:
 
     def handle_signal(self, signum: int, _frame: object) -> None:
         """Record a signal that asks for the end."""
-        if signum != signal.SIGCHLD:
+        if signum in self._ENDING:
             self.signals.append(signum)
+
+    def handle_suspension(self, _signum: int, _frame: object) -> None:
+        """Record Ctrl+Z."""
+        self.wants_suspension = True
+
+    def suspend(self) -> None:
+        """Stop until somebody says `fg`."""
+        self.wants_suspension = False
+        os.kill(os.getpid(), signal.SIGSTOP)
 
     def monotonic(self) -> float:
         """Seconds that no step of the wall clock changes."""
@@ -3211,11 +3281,14 @@ class SystemClock:
         """Seconds for which the machine slept since its boot: by Linux' clock, or by macOS' that goes on in sleep."""
         return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC_RAW)) - time.monotonic()
 
-    def wait(self, seconds: float) -> None:
-        """Wait that long, or until a signal comes."""
-        if select.select([self._receiver], [], [], max(seconds, 0))[0]:
+    def wait(self, seconds: float, keyboard: IO[bytes] | None = None) -> bytes:
+        """Wait that long, or until a signal comes or something is typed; return that."""
+        sources = [self._receiver, *([keyboard] if keyboard is not None else [])]
+        ready = select.select(sources, [], [], max(seconds, 0))[0]
+        if self._receiver in ready:
             with contextlib.suppress(BlockingIOError):
                 self._receiver.recv(4096)
+        return os.read(keyboard.fileno(), 64) if keyboard is not None and keyboard in ready else b""
 
 
 def format_time(wall: float) -> str:
@@ -3487,7 +3560,7 @@ def read_snapshot(project: Project, store: TaskStore, streams: tuple[Stream, ...
     return Snapshot(
         project=project.name,
         streams=backlog.streams,
-        workers={i: replace(worker, active_at=read_last_output(project, i)) for i, worker in workers.items()},
+        workers={i: read_activity(project, worker) for i, worker in workers.items()},
         history=history,
         stopped=StateFolder(project).stopped(ids),
         orchestrator=read_orchestrator_pid(project),
@@ -3496,13 +3569,17 @@ def read_snapshot(project: Project, store: TaskStore, streams: tuple[Stream, ...
     )
 
 
-def read_last_output(project: Project, stream_id: str) -> float:
-    """Return when a worker last wrote anything, in monotonic seconds; 0 where nobody knows."""
-    try:
-        age = time.time() - project.raw(stream_id).stat().st_mtime
-    except OSError:
-        return 0.0
-    return time.monotonic() - max(age, 0)
+def read_activity(project: Project, worker: Worker) -> Worker:
+    """Return a worker with the last that it has said or done, and when, from outside the orchestrator."""
+    moments = []
+    for path in (project.raw(worker.stream_id), project.pid_file(worker.stream_id)):
+        with contextlib.suppress(OSError):
+            moments.append(path.stat().st_mtime)
+    lines = []
+    with contextlib.suppress(OSError), contextlib.closing(LogFollower(project.log(worker.stream_id), 5)) as log:
+        lines = [line.strip() for line in log.read() if line.strip() and not line.startswith("────")]
+    active_at = time.monotonic() - max(time.time() - max(moments), 0) if moments else 0.0
+    return replace(worker, active_at=active_at, activity=visible(lines[-1][:WORDS_LENGTH]) if lines else "")
 
 
 class Reporter:
@@ -3741,8 +3818,9 @@ class Orchestrator:
         standings = assess(snapshot, self.limits, now)
         for stream_id, standing in standings.items():
             record = self.history.record(stream_id)
-            if (record.state, record.reason) != (standing.state, standing.reason):
-                self.emit("state", stream=stream_id, state=standing.state.name, reason=standing.reason)
+            state = StreamState.RUNNING if standing.state.is_running else standing.state
+            if (record.state, record.reason) != (state, standing.reason):
+                self.emit("state", stream=stream_id, state=state.name, reason=standing.reason)
         shown = replace(snapshot, history=self.history)
         self._tell(lambda reporter: reporter.show(shown, standings, now))
 
@@ -4011,19 +4089,21 @@ def stop_workers(project: Project, stream_ids: Iterable[str], selected: set[str]
 
 # ── 7. Rendering ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
+# One symbol and one colour for each state, wherever it is shown.
 _LOOKS: dict[StreamState, tuple[str, str]] = {
     StreamState.COMPLETE: ("✓", "green"),
-    StreamState.RUNNING: ("●", "cyan"),
-    StreamState.FINISHING: ("●", "green"),
-    StreamState.STOPPING: ("■", "yellow"),
+    StreamState.WORKING: ("●", "cyan"),
+    StreamState.RUNNING: ("●", "blue"),
+    StreamState.FINISHING: ("◕", "green"),
+    StreamState.STOPPING: ("▣", "yellow"),
     StreamState.RESTARTING: ("↻", "yellow"),
     StreamState.PAUSED: ("◫", "yellow"),
-    StreamState.QUEUED: ("○", "default"),
+    StreamState.QUEUED: ("◌", "default"),
     StreamState.WAITING: ("○", "bright_black"),
     StreamState.BLOCKED: ("⊘", "magenta"),
     StreamState.STOPPED: ("■", "yellow"),
     StreamState.FAILED: ("✗", "red"),
-    StreamState.IDLE: ("○", "bright_black"),
+    StreamState.IDLE: ("·", "bright_black"),
 }
 
 
@@ -4060,6 +4140,20 @@ def format_silence(worker: Worker, now: float) -> str:
     """Return for how long a worker has given no sign of life; empty where that is not long."""
     silence = now - worker.active_at if worker.active_at else 0
     return f"silent for {format_duration(silence)}" if silence >= SILENT_AFTER else ""
+
+
+def format_activity(worker: Worker, now: float) -> str:
+    """Return the last that a worker has said or done, and how long ago, in one line."""
+    age = f" ({format_duration(now - worker.active_at)} ago)" if worker.active_at else ""
+    return textwrap.shorten(worker.activity, 160, placeholder=" …") + age
+
+
+def format_usage(worker: Worker, restarts: int) -> str:
+    """Return restarts, CPU use, memory and cost in columns; empty where there is nothing to say."""
+    cpu = "" if worker.cpu is None else f"{worker.cpu:.0%}"
+    memory = f"{worker.memory / 2**20:.0f} MB" if worker.memory else ""
+    cost = f"${worker.cost:.2f}" if worker.cost else ""
+    return f"{f'↻{restarts}' if restarts else '':>4} {cpu:>5} {memory:>8} {cost:>7}"
 
 
 def render_box(title: str, width: int) -> list[Text]:
@@ -4133,7 +4227,7 @@ def render_dashboard(
     box = render_box(f"{snapshot.project.upper()} - STREAM STATUS", width)
     rule = Text("─" * min(width or BOX_WIDTH, BOX_WIDTH - 2), style="bright_black")
     running = sum(worker.ending is None for worker in snapshot.workers.values())
-    overall = _render_overall(snapshot.streams)
+    overall = _render_overall(snapshot.streams, width)
     details = [_render_detail(s, standings[s.id], snapshot.workers.get(s.id), now) for s in snapshot.streams]
     workers = Text(f"  Workers: {running} running")
     clock = time.strftime("%H:%M:%S", time.localtime(wall))
@@ -4151,20 +4245,21 @@ def render_dashboard(
     return render_lines(whole, width)
 
 
-def _render_overall(streams: Sequence[Stream]) -> list[Text]:
+def _render_overall(streams: Sequence[Stream], width: int) -> list[Text]:
     from rich.text import Text
 
     completed, total = sum(s.completed for s in streams), sum(s.total for s in streams)
     percent = 100 * completed // total if total else 100 * bool(streams)
     in_progress, blocked = sum(s.in_progress for s in streams), sum(s.blocked for s in streams)
-    counts = [
-        f"✓ {completed} completed",
-        f"⚡ {in_progress} in progress",
-        f"◯ {total - completed - in_progress - blocked} pending",
-    ]
-    counts += [f"⊘ {blocked} blocked"] if blocked else []
+    pending = total - completed - in_progress - blocked
+    signs = [("✓", completed, "completed"), ("⚡", in_progress, "in progress"), ("◯", pending, "pending")]
+    signs += [("⊘", blocked, "blocked")] if blocked else []
+    counts = [f"{sign} {count} {word}" for sign, count, word in signs]
     bar = Text(f"  {format_bar(percent, OVERALL_BAR_WIDTH)} {percent}%", style="green" if percent == 100 else "cyan")
-    return [bar, Text("  " + (" │ " if blocked else "  │  ").join([*counts, f"Total: {total}"]))]
+    line = Text("  " + (" │ " if blocked else "  │  ").join([*counts, f"Total: {total}"]))
+    if width and line.cell_len > width:
+        line = Text("  " + "  ".join([*(f"{sign}{count}" for sign, count, _ in signs), f"Total: {total}"]))
+    return [bar, line]
 
 
 def _render_detail(stream: Stream, standing: Standing, worker: Worker | None, now: float) -> list[Text]:
@@ -4174,14 +4269,13 @@ def _render_detail(stream: Stream, standing: Standing, worker: Worker | None, no
     status = format_standing(standing, worker, now)
     if standing.state is StreamState.COMPLETE:
         status = "Completed"
-    elif standing.state is StreamState.RUNNING and stream.in_progress:
-        status = status.replace("Running", "Working", 1)
     counts = (("✓", stream.completed), ("⚡", stream.in_progress), ("○", stream.pending), ("⊘", stream.blocked))
     return [
         Text.assemble("  ", (icon, style), f" {visible(stream.id)}"),
         Text(f"    {format_bar(stream.percent)} {stream.completed}/{stream.total} ({stream.percent}%)"),
         Text("    " + "  ".join(f"{sign}{count}" for sign, count in counts if count)),
         Text.assemble("    Status: ", (status, style)),
+        *([Text(f"    Last: {format_activity(worker, now)}", "bright_black")] if worker and worker.activity else []),
     ]
 
 
@@ -4200,31 +4294,64 @@ def _render_quick_actions(rule: Text) -> list[Text]:
 def render_table(
     snapshot: Snapshot, standings: Mapping[str, Standing], now: float, width: int, height: int
 ) -> list[Text]:
-    """Return a line a stream; where there are more than `height` lines, those that are at work come first."""
+    """Return a line a stream, under its phase where there is room; what does not fit into `height` is summed up.
+
+    Those that need a person are the last to be, then those that are at work.
+    """
     from rich.text import Text
 
-    calm = (StreamState.COMPLETE, StreamState.WAITING, StreamState.IDLE, StreamState.QUEUED)
     shown = snapshot.streams
     if len(shown) > height:
-        chosen = sorted(shown, key=lambda s: standings[s.id].state in calm)[: max(height - 1, 1)]
-        shown = tuple(s for s in shown if s in chosen)
-    longest = max((Text(visible(s.id)).cell_len for s in shown), default=0)
-    id_width = min(longest, max((width or 80) // 4, 10))
-    lines = []
-    for stream in shown:
-        standing = standings[stream.id]
-        icon, style = _LOOKS[standing.state]
-        name = Text(visible(stream.id))
-        name.truncate(id_width, overflow="ellipsis", pad=True)
-        progress = f" {format_bar(stream.percent)} {f'{stream.completed}/{stream.total}':<7} "
-        words = format_standing(standing, snapshot.workers.get(stream.id), now)
-        if standing.state is StreamState.RUNNING:
-            started_at = snapshot.history.record(stream.id).started_at
-            age = f"Running {format_duration(now - started_at)}" if started_at else "Running"
-            words = words.replace("Running", age, 1)
-        lines.append(Text.assemble("  ", (icon, style), " ", name, progress, (words, style)))
-    hidden = len(snapshot.streams) - len(shown)
-    return lines + ([Text(f"  … {format_count(hidden, 'stream')} more", style="bright_black")] if hidden else [])
+        chosen = sorted(shown, key=lambda s: _find_urgency(standings[s.id].state))[: max(height - 1, 1)]
+        ids = {stream.id for stream in chosen}
+        shown = tuple(s for s in shown if s.id in ids)
+    id_width = min(max((Text(visible(s.id)).cell_len for s in shown), default=0), max((width or 80) // 4, 10))
+    count_width = max((len(f"{s.completed}/{s.total}") for s in shown), default=0)
+    widths = (id_width, count_width, width)
+    has_captions = len(snapshot.streams) + len({stream.phase for stream in shown}) <= height
+    lines: list[Text] = []
+    for phase in Phase:
+        members = [stream for stream in shown if stream.phase is phase]
+        lines += [Text(f"  {phase.name}", style="bold")] if members and has_captions else []
+        lines += [_render_row(stream, snapshot, standings[stream.id], now, widths) for stream in members]
+    ids = {stream.id for stream in shown}
+    hidden = [standings[s.id].state.value.lower() for s in snapshot.streams if s.id not in ids]
+    counts = ", ".join(f"+{hidden.count(state)} {state}" for state in dict.fromkeys(hidden))
+    return lines + ([Text(f"  … {counts}", style="bright_black")] if hidden else [])
+
+
+def _find_urgency(state: StreamState) -> int:
+    """Return how far behind others a stream stands where there is no room for all: who needs a person comes first."""
+    calm = (StreamState.QUEUED, StreamState.WAITING, StreamState.IDLE)
+    urgent = (StreamState.FAILED, StreamState.BLOCKED, StreamState.STOPPED)
+    return 3 if state is StreamState.COMPLETE else 2 if state in calm else 0 if state in urgent else 1
+
+
+def _render_row(
+    stream: Stream, snapshot: Snapshot, standing: Standing, now: float, widths: tuple[int, int, int]
+) -> Text:
+    """Return a stream's line. The widths are those of the ids, of the counts, and of the whole, in columns."""
+    from rich.text import Text
+
+    id_width, count_width, width = widths
+    icon, style = _LOOKS[standing.state]
+    name, worker = Text(visible(stream.id)), snapshot.workers.get(stream.id)
+    name.truncate(id_width, overflow="ellipsis", pad=True)
+    bar = format_bar(stream.percent, BAR_WIDTH if width == 0 or width >= NARROW else BAR_WIDTH // 2)
+    count = f"{stream.completed}/{stream.total}".ljust(count_width)
+    row = Text.assemble("  ", (icon, style), " ", name, " ", (bar, style), f" {count}  ")
+    if worker is None or not standing.state.is_running:
+        return row.append(format_standing(standing, None, now), style)
+    record = snapshot.history.record(stream.id)
+    age = f" {format_duration(now - record.started_at)}" if record.started_at else ""
+    silence = format_silence(worker, now)
+    words = standing.state.value + age + (f", {silence}" if silence else "")
+    row.append(words, style).append(f" · {worker.activity}" if worker.activity else "", "bright_black")
+    usage = format_usage(worker, record.restarts)
+    if width >= WIDE and usage.strip():
+        row.truncate(width - len(usage) - 1, overflow="ellipsis", pad=True)
+        row.append(usage)
+    return row
 
 
 def render_board(snapshot: Snapshot, standings: Mapping[str, Standing], now: float, width: int, height: int) -> Text:
@@ -4235,13 +4362,15 @@ def render_board(snapshot: Snapshot, standings: Mapping[str, Standing], now: flo
     elapsed = format_duration(now - snapshot.history.run_started_at)
     workers = format_count(len(snapshot.workers), "worker")
     head = [visible(snapshot.project), f"{completed}/{total} tasks", workers, elapsed]
+    cost = snapshot.history.spent + sum(worker.cost for worker in snapshot.workers.values())
+    head += [f"${cost:.2f}"] if cost else []
     if now < snapshot.history.paused_until:
         head.append(f"paused for {format_countdown(snapshot.history.paused_until, now)}")
     title = Text(f"── {' · '.join(head)} ", style="bold cyan")
     title.append("─" * max(width - title.cell_len, 0))
     table = render_table(snapshot, standings, now, width, max(height - 4, 1))
     # What is typed is echoed where the cursor stands: on an empty last line it can't wrap the board.
-    return render_lines([title, *table, Text("")], width)
+    return render_lines([title, *table, Text("")][: max(height - 2, 1)], width)
 
 
 def format_status_json(
@@ -4293,11 +4422,365 @@ def _describe_branch(branch: Branch) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a run, in seconds since the epoch. `kind` is a VerdictKind's value, or `running` until it ends."""
+
+    begin: float
+    end: float
+    kind: str
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a run did with one stream: its attempts, the times in which it was blocked, and its cost in US dollars."""
+
+    phase: Phase
+    attempts: tuple[Span, ...] = ()
+    blocks: tuple[Span, ...] = ()
+    cost: float = 0.0
+
+    @property
+    def summary(self) -> str:
+        """How many attempts it took, and at what cost."""
+        return f"{len(self.attempts)}× ${self.cost:.2f}" if self.attempts else "never ran"
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The last run as it can be drawn. Times in seconds since the epoch, for people; they may step."""
+
+    project: str
+    begin: float = 0.0
+    end: float = 0.0
+    courses: Mapping[str, Course] = field(default_factory=dict)
+    pauses: tuple[Span, ...] = ()
+    outcome: str = ""
+
+    @property
+    def cost(self) -> float:
+        """What all workers have cost, in US dollars."""
+        return sum(course.cost for course in self.courses.values())
+
+    @property
+    def length(self) -> float:
+        """Seconds from the begin to the end, never 0."""
+        return max(self.end - self.begin, 1.0)
+
+    @property
+    def title(self) -> str:
+        """What this is, in a line."""
+        moment = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.begin))
+        return f"{self.project} · {moment} · {format_duration(self.end - self.begin)} · ${self.cost:.2f}"
+
+    def place(self, moment: float) -> float:
+        """Return where a moment lies between the begin, 0, and the end, 1."""
+        return min(max((moment - self.begin) / self.length, 0.0), 1.0)
+
+
+def fold_timeline(project: str, events: Iterable[Event], streams: Sequence[Stream], wall: float | None) -> Timeline:
+    """Return the last run; `wall` is the time now if it still goes on. What is no event of ours is passed over."""
+    draft = _Draft()
+    for event in events:
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            draft.draw(event)
+    end = draft.end if wall is None else max(wall, draft.end)
+    courses = {stream.id: Course(stream.phase) for stream in streams}
+    for stream_id, phase in draft.phases.items():
+        attempts, blocks = (
+            tuple(span if span.end else replace(span, end=end) for span in spans.get(stream_id, ()))
+            for spans in (draft.attempts, draft.blocks)
+        )
+        phase = courses[stream_id].phase if stream_id in courses else phase
+        courses[stream_id] = Course(phase, attempts, blocks, draft.costs.get(stream_id, 0.0))
+    ordered = sorted(courses.items(), key=lambda entry: (entry[1].phase.rank, natural_key(entry[0])))
+    outcome = draft.outcome or ("the run was interrupted" if draft.begin and wall is None else "")
+    return Timeline(project, draft.begin, end, dict(ordered), tuple(draft.pauses), outcome)
+
+
+class _Draft:
+    """A timeline while it is read. A run that was interrupted goes on with the next start."""
+
+    def __init__(self) -> None:
+        self.begin = self.end = 0.0
+        self.outcome = ""
+        self.pauses: list[Span] = []
+        self.phases: dict[str, Phase] = {}
+        self.attempts: dict[str, list[Span]] = {}
+        self.blocks: dict[str, list[Span]] = {}
+        self.costs: dict[str, float] = {}
+
+    def draw(self, event: Event) -> None:
+        """Take one more event. Raises KeyError, TypeError, ValueError where it is none of ours."""
+        kind, at = event["event"], read_time(event["time"])
+        if kind == "run_started" and (self.outcome or not self.begin):
+            self.__init__()  # type: ignore[misc]
+            self.begin = at
+        if kind == "run_ended":
+            self.outcome = str(event["reason"])
+        elif kind == "run_paused":
+            pause = Span(at, read_time(event["until"]), VerdictKind.PAUSED.value, str(event["reason"]))
+            self.pauses.append(pause)
+        elif kind in ("worker_started", "worker_adopted", "worker_ended", "state"):
+            self._draw_stream(kind, str(event["stream"]), event, at)
+        self.end = max(self.end, at)
+
+    def _draw_stream(self, kind: str, stream_id: str, event: Event, at: float) -> None:
+        attempts, blocks = self.attempts.setdefault(stream_id, []), self.blocks.setdefault(stream_id, [])
+        phase = Phase(event.get("phase", Phase.PARALLEL.value))
+        self.phases[stream_id] = phase if "phase" in event else self.phases.get(stream_id, phase)
+        if kind == "state":
+            _close(blocks, at)
+            if event["state"] == StreamState.BLOCKED.name:
+                blocks.append(Span(at, 0.0, VerdictKind.BLOCKED.value, str(event["reason"])))
+        elif kind == "worker_ended":
+            seconds, verdict = _read_amount(event, "seconds"), VerdictKind(event["verdict"]).value
+            cost, ending = _read_amount(event, "cost"), str(event["ending"])
+            is_open = bool(attempts) and not attempts[-1].end
+            last = attempts.pop() if is_open else Span(at, 0.0, _TAKEN_OVER)
+            attempts.append(Span(at - seconds if last.kind == _TAKEN_OVER else last.begin, at, verdict, ending))
+            self.costs[stream_id] = self.costs.get(stream_id, 0.0) + cost
+        elif kind == "worker_started":
+            _close(attempts, at)  # its end was lost
+            attempts.append(Span(at, 0.0, "running"))
+        elif not attempts or attempts[-1].end:
+            attempts.append(Span(at, 0.0, _TAKEN_OVER))
+
+
+_TAKEN_OVER = "taken over"  # the kind of an attempt that began before this run, until it ends
+
+
+def _read_amount(event: Event, key: str) -> float:
+    """Return a number of an event. Raises ValueError where it is none that can be."""
+    amount = float(event.get(key, 0.0))
+    if not 0 <= amount < 1e12:
+        raise ValueError(f"{key} is {amount}")
+    return amount
+
+
+def _close(spans: list[Span], at: float) -> None:
+    if spans and not spans[-1].end:
+        spans[-1] = replace(spans[-1], end=at)
+
+
+# The outcome of an attempt: its symbol, its colour on a terminal, its colour on paper.
+_OUTCOMES = {
+    "running": ("●", "cyan", "#2aa1b3"),
+    VerdictKind.COMPLETE.value: ("✓", "green", "#2f9e44"),
+    VerdictKind.RESTART.value: ("↻", "yellow", "#e8a317"),
+    VerdictKind.PAUSED.value: ("◫", "yellow", "#b8860b"),
+    VerdictKind.BLOCKED.value: ("⊘", "magenta", "#a13fb5"),
+    VerdictKind.STOPPED.value: ("■", "yellow", "#868e96"),
+    VerdictKind.VANISHED.value: ("■", "yellow", "#868e96"),
+    VerdictKind.FAILED.value: ("✗", "red", "#d6336c"),
+}
+_LEGEND, _HATCHED = ("complete", "restart", "failed", "stopped", "running"), ("blocked", "paused")
+_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
+
+
+def find_ticks(length: float, most: int) -> list[int]:
+    """Return seconds at which an axis of this length is labelled, at most that often beside 0."""
+    step = next((step for step in _STEPS if length / step <= most), 86400 * int(length / 86400 / most + 1))
+    return list(range(0, int(length) + 1, step))
+
+
+def render_timeline(timeline: Timeline, width: int) -> Text:
+    """Return the chart: a row a stream, a bar an attempt, its outcome as a symbol at its end. Width in columns."""
+    from rich.text import Text
+
+    names = {stream_id: Text(visible(stream_id)) for stream_id in timeline.courses}
+    longest = max((name.cell_len for name in names.values()), default=0)
+    right = max((len(course.summary) for course in timeline.courses.values()), default=0)
+    name_width = min(longest, max(width // 4, 10))
+    cells = max(width - name_width - right - 6, 10)
+    lines = [Text(visible(timeline.title), style="bold cyan")]
+    for phase in Phase:
+        members = {i: course for i, course in timeline.courses.items() if course.phase is phase}
+        lines += [Text(f"── {phase.name} ".ljust(width, "─"), style="bright_black")] if members else []
+        for stream_id, course in members.items():
+            name = names[stream_id]
+            name.truncate(name_width, overflow="ellipsis", pad=True)
+            row = Text.assemble(" ", name, " │", *_render_cells(timeline, course, cells), "│ ")
+            lines.append(row.append(course.summary.rjust(right)))
+    lines += _render_axis(timeline, name_width + 3, cells)
+    words = [part for line in timeline.outcome.split("\n") for part in textwrap.wrap(visible(line), width)]
+    return render_lines([*lines, *map(Text, words)], width)
+
+
+def _render_cells(timeline: Timeline, course: Course, count: int) -> list[tuple[str, str]]:
+    """Return the cells of a row. What is short lies above what is long, so that it is seen."""
+    cells = [(" ", "")] * count
+    attempts = sorted(course.attempts, key=lambda span: span.begin - span.end)
+    hatched = [(span, "░") for span in timeline.pauses] + [(span, "▒") for span in course.blocks]
+    for span, fill in [*hatched, *((span, "█") for span in attempts)]:
+        symbol, style, _ = _OUTCOMES.get(span.kind, _OUTCOMES["running"])
+        first = min(int(timeline.place(span.begin) * count), count - 1)
+        last = max(min(int(timeline.place(span.end) * count), count) - 1, first)
+        cells[first : last + 1] = [(fill, style)] * (last - first + 1)
+        if fill == "█":
+            cells[last] = (symbol, style)
+    return cells
+
+
+def _render_axis(timeline: Timeline, left: int, cells: int) -> list[Text]:
+    from rich.text import Text
+
+    ticks, labels = ["─"] * cells, " " * (cells + 12)
+    for seconds in find_ticks(timeline.length, max(cells // 12, 1)):
+        at = min(int(seconds / timeline.length * cells), cells - 1)
+        label = format_duration(seconds)
+        ticks[at] = "┴"
+        labels = labels[:at] + label + labels[at + len(label) :]
+    parts = [Text(f"{_OUTCOMES[kind][0]} {kind}", _OUTCOMES[kind][1]) for kind in _LEGEND]
+    parts += [Text(f"{fill} {kind}", _OUTCOMES[kind][1]) for fill, kind in zip("▒░", _HATCHED)]
+    legend = [Text("")]
+    for part in parts:
+        if legend[-1].cell_len + part.cell_len + 2 > left + cells:
+            legend.append(Text(""))
+        legend[-1].append("  " if legend[-1] else " ").append(part)
+    axis = Text(" " * (left - 1) + f"└{''.join(ticks)}┘", "bright_black")
+    return [axis, Text(" " * left + labels.rstrip(), "bright_black"), *legend]
+
+
+def format_timeline_svg(timeline: Timeline, width: int = 1200) -> str:
+    """Return the chart as an SVG image. Width in pixels; below 600 a stream's name stands above its bar."""
+    is_narrow = width < 600
+    left, right, pitch = (8, 8, 44) if is_narrow else (190, 130, 28)
+    room = width - left - right
+    parts, y = [], 40
+    for phase in Phase:
+        members = {i: course for i, course in timeline.courses.items() if course.phase is phase}
+        if members:
+            parts.append(f'<text x="8" y="{y + 14}" class="small">{phase.name}</text>')
+            parts.append(f'<path d="M8 {y + 20}H{width - 8}" class="rule"/>')
+            y += 28
+        for stream_id, course in members.items():
+            summary = f'<text x="{width - 8}" y="{y + 13}" class="end">{course.summary}</text>'
+            parts += [f'<text x="8" y="{y + 13}">{_cut(stream_id, 24)}</text>', summary]
+            parts += _format_bars(timeline, course, left, y + 18 * is_narrow, width - left - right)
+            y += pitch
+    for seconds in find_ticks(timeline.length, max(room // 110, 1)):
+        x = round(left + seconds / timeline.length * room)
+        parts.insert(0, f'<path d="M{x} 40V{y}" class="rule"/>')
+        side = " end" if x > width - 40 else ""
+        parts.append(f'<text x="{x}" y="{y + 14}" class="small{side}">{format_duration(seconds)}</text>')
+    legend, height = _format_legend(width, y + 34)
+    head = f'<text x="8" y="24" class="title">{_cut(timeline.title, width // 8)}</text>'
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    patterns = "".join(_PATTERN.format(kind, _OUTCOMES[kind][2]) for kind in _HATCHED)
+    body = "".join([f"{_SVG_STYLE}<defs>{patterns}</defs>{_SVG_GROUND}", head, *parts, *legend])
+    for kind in _HATCHED:  # a page holds two images, and a pattern of one that is not shown does not work in the other
+        body = body.replace(f"#{kind})", f"#{kind}{width})").replace(f'id="{kind}"', f'id="{kind}{width}"')
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">{body}</svg>\n'
+
+
+def _format_bars(timeline: Timeline, course: Course, left: int, y: int, room: int) -> list[str]:
+    """Return the bars of a row: what is hatched below, attempts above, the short ones last."""
+    attempts = sorted(course.attempts, key=lambda span: span.begin - span.end)
+    layers = [(span, False) for span in (*timeline.pauses, *course.blocks)] + [(span, True) for span in attempts]
+    bars = []
+    for span, is_attempt in layers:
+        x, end = timeline.place(span.begin) * room, timeline.place(span.end) * room
+        fill = _OUTCOMES.get(span.kind, _OUTCOMES["running"])[2] if is_attempt else f"url(#{span.kind})"
+        words = f"{span.kind}, {format_duration(span.end - span.begin)}" + (f": {span.words}" if span.words else "")
+        where = f'x="{left + x:.1f}" y="{y}" width="{max(end - x, 2):.1f}" height="18"'
+        bars.append(f'<rect {where} fill="{fill}" class="bar"><title>{_cut(words, 300)}</title></rect>')
+        if is_attempt and end - x > 16:
+            symbol = _OUTCOMES.get(span.kind, _OUTCOMES["running"])[0]
+            bars.append(f'<text x="{left + end - 4:.1f}" y="{y + 14}" class="end sign">{symbol}</text>')
+    return bars
+
+
+def _format_legend(width: int, y: int) -> tuple[list[str], int]:
+    """Return the legend, broken into lines, and the height of the image below it."""
+    parts, x = [], 8
+    for kind in (*_LEGEND, *_HATCHED):
+        step = 24 + 7 * len(kind)
+        x, y = (8, y + 20) if x + step > width else (x, y)
+        fill = f"url(#{kind})" if kind in _HATCHED else _OUTCOMES[kind][2]
+        parts.append(f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{fill}" class="bar"/>')
+        parts.append(f'<text x="{x + 14}" y="{y}" class="small">{kind}</text>')
+        x += step
+    return parts, y + 14
+
+
+def _cut(text: str, length: int) -> str:
+    """Return text from outside for XML, at most so long."""
+    text = re.sub("[\ud800-\udfff\ufffe\uffff]", "\ufffd", visible(text))  # XML has no such characters
+    text = text if len(text) <= length else text[: length - 1] + "…"
+    return "".join({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"}.get(char, char) for char in text)
+
+
+_PATTERN = (
+    '<pattern id="{0}" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+    '<path d="M1 0V6" stroke="{1}" stroke-width="2"/></pattern>'
+)
+_SVG_STYLE = (
+    "<style>text{font:13px system-ui,sans-serif;fill:#212529}.title{font-weight:600;font-size:15px}.sign{fill:#fff}"
+    ".small{fill:#6c757d;font-size:11px}.end{text-anchor:end}.rule{stroke:#dee2e6}.bar{stroke:#fff;stroke-width:.5}"
+    "</style>"
+)
+_SVG_GROUND = '<rect width="100%" height="100%" fill="#fff"/>'
+
+
+def format_timeline_html(timeline: Timeline) -> str:
+    """Return a page that needs nothing else: the chart for wide and for narrow windows, and each attempt in a table."""
+    rows = []
+    for stream_id, course in timeline.courses.items():
+        for number, span in enumerate(course.attempts, 1):
+            began, took = format_duration(span.begin - timeline.begin), format_duration(span.end - span.begin)
+            cells = (stream_id, str(number), began, took, span.kind, span.words)
+            rows.append("<tr>" + "".join(f"<td>{_cut(cell, 300)}</td>" for cell in cells) + "</tr>")
+    heads = "".join(f"<th>{name}</th>" for name in ("Stream", "Attempt", "Began after", "Took", "Outcome", "Its end"))
+    charts = f"<div class=wide>{format_timeline_svg(timeline)}</div>"
+    charts += f"<div class=narrow>{format_timeline_svg(timeline, 380)}</div>"
+    outcome = "".join(f"<p>{_cut(line, 500)}</p>" for line in timeline.outcome.split("\n"))
+    title, table = _cut(timeline.title, 200), f"<table><tr>{heads}</tr>{''.join(rows)}</table>"
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_PAGE_STYLE}</style>'
+        f"<body>{charts}{outcome}{table}</body></html>\n"
+    )
+
+
+_PAGE_STYLE = (
+    "body{font:14px system-ui,sans-serif;margin:8px auto;max-width:1200px;padding:0 8px;color:#212529}"
+    "svg{max-width:100%;height:auto}.narrow{display:none}table{border-collapse:collapse;margin-top:1em;width:100%}"
+    "td,th{border-top:1px solid #dee2e6;padding:4px 8px;text-align:left;vertical-align:top}"
+    "td:first-child{overflow-wrap:anywhere;min-width:5em}"
+    "@media(max-width:600px){.wide{display:none}.narrow{display:block}td,th{padding:3px;font-size:11px}}"
+    "@media print{.wide{display:block}.narrow{display:none}rect{-webkit-print-color-adjust:exact;"
+    "print-color-adjust:exact}tr{break-inside:avoid}}"
+)
+
+
+# What stands for a symbol where the terminal's encoding does not have it. Other characters become a question mark.
+_PAIRS = "█# ▒: ░. ═= ─- │| ║| ╔+ ╗+ ╚+ ╝+ ┴+ └+ ┘+ ✓v ●* ◕@ ▣& ↻~ ◫= ◌: ○o ◯o ⊘- ■% ✗x ·. ⚡! …. ×x 📊* 🖥* ⌨*"
+_PLAIN = {pair[0]: pair[1] for pair in _PAIRS.split()}
+
+
+def replace_unencodable(error: UnicodeError) -> tuple[str, int]:
+    """Return what is written in the place of characters that an encoding lacks: an error handler for `codecs`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_find_plain, error.object[error.start : error.end])), error.end
+
+
+def _find_plain(char: str) -> str:
+    """Return what stands for a character, in as many columns as it takes."""
+    if unicodedata.category(char) in ("Mn", "Me", "Cf"):
+        return ""
+    is_wide = unicodedata.east_asian_width(char) in "WF"
+    return f"{_PLAIN[char]}{' ' * is_wide}" if char in _PLAIN else "??" if is_wide else "?"
+
+
 class LineReporter(Reporter):
     """Writes what is done as plain lines, as they come: for pipes, files and `nohup`."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, annotates: bool = False) -> None:
         self.console = console
+        self._annotates = annotates
 
     def event(self, event: Event) -> None:
         """Write an event's line, where it has one."""
@@ -4307,30 +4790,112 @@ class LineReporter(Reporter):
         if words:
             moment = time.strftime("%H:%M:%S", time.localtime(read_time(event["time"])))
             self.console.print(Text.assemble((moment, "bright_black"), f"  {words}"), soft_wrap=True)
+        annotation = format_annotation(event) if self._annotates else ""
+        if annotation:
+            self.console.print(Text(annotation), soft_wrap=True)
+
+
+def format_annotation(event: Event) -> str:
+    """Return a stream's failure as a workflow command of GitHub Actions; empty for anything else."""
+    if event["event"] != "state" or event["state"] != StreamState.FAILED.name:
+        return ""
+
+    def escape(text: str, more: str = "") -> str:
+        return re.sub(f"[%\r\n{more}]", lambda match: f"%{ord(match[0]):02X}", visible(text))
+
+    return f"::error title={escape(event['stream'], ':,')} failed::{escape(event['reason'])}"
+
+
+class Canvas:
+    """The lower end of a terminal, drawn again in place; what is written above it scrolls."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._picture: Text | None = None
+
+    def draw(self, picture: Text) -> None:
+        """Draw a picture in the place of the last one: in one write, so that nothing flickers."""
+        with self._console:
+            self._erase()
+            self._console.show_cursor(False)
+            self._console.print(picture, soft_wrap=True)
+            self._picture = picture
+
+    @contextlib.contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Let lines be written above the picture."""
+        with self._console:
+            picture = self._picture
+            self._erase()
+            yield
+            if picture is not None:
+                self.draw(picture)
+
+    def clear(self) -> None:
+        """Take the picture away, and give the cursor back."""
+        with self._console:
+            self._erase()
+            self._console.show_cursor(True)
+
+    def leave(self) -> None:
+        """Let the picture stand, and give the cursor back."""
+        self._picture = None
+        self._console.show_cursor(True)
+
+    def _erase(self) -> None:
+        if self._picture is not None:
+            # A terminal that became narrower has broken the lines that no longer fit.
+            width = max(self._console.width, 1)
+            rows = sum(max(-(-line.cell_len // width), 1) for line in self._picture.split("\n", allow_blank=True))
+            # Row by row: what is cleared as a whole from the top on, some terminals keep in their history.
+            up, erase = f"\r\x1b[2K\x1b[{rows}A", "\x1b[2K\x1b[1B" * rows
+            self._console.print(Escape(f"{up}{erase}{up}"), end="")
+            self._picture = None
+
+
+class Escape:
+    """A control sequence, for rich to write as it is."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __rich_console__(self, console: Console, options: object) -> Iterator[Segment]:
+        """Return it as what takes no room."""
+        from rich.segment import ControlType, Segment
+
+        yield Segment(self.text, None, [(ControlType.HOME,)])
 
 
 class BoardReporter(LineReporter):
-    """Writes the same lines above a board that is drawn again in place."""
+    """Writes the same lines above a board."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
-        self._live: Live | None = None
+    def __init__(self, console: Console, clock: SystemClock, annotates: bool = False) -> None:
+        super().__init__(console, annotates)
+        self._clock = clock
+        self._canvas = Canvas(console)
+        self._shown: tuple[float, object] = 0.0, None
+
+    def event(self, event: Event) -> None:
+        """Write an event's line above the board."""
+        with self._canvas.lifted():
+            super().event(event)
+        self._shown = 0.0, None
 
     def show(self, snapshot: Snapshot, standings: Mapping[str, Standing], now: float) -> None:
         """Draw the board."""
-        from rich.live import Live
-
-        if self._live is None:
-            self._live = Live(console=self.console, auto_refresh=False, transient=True, redirect_stderr=False)
-            self._live.start()
-        board = render_board(snapshot, standings, now, self.console.width, self.console.height)
-        self._live.update(board, refresh=True)
+        if self._clock.wants_suspension:
+            self.close()
+            self._clock.suspend()
+            self._shown = 0.0, None
+        width, height = size = self.console.size
+        if now - self._shown[0] >= BOARD_INTERVAL or self._shown[1] != size:
+            self._canvas.draw(render_board(snapshot, standings, now, width, height))
+            self._shown = now, size
 
     def close(self) -> None:
         """Take the board away and give the cursor back."""
-        if self._live is not None:
-            with contextlib.suppress(OSError):  # the terminal is gone
-                self._live.stop()
+        with contextlib.suppress(OSError):  # the terminal is gone
+            self._canvas.clear()
 
 
 class JsonReporter(Reporter):
@@ -4453,7 +5018,12 @@ def make_console(stderr: bool = False) -> Console:
 
 def line_width(console: Console) -> int:
     """Return the columns that lines are cut to: those of the terminal; in a pipe nothing is cut."""
-    return console.width if console.is_terminal else 0
+    return console.width if console.file.isatty() else 0
+
+
+def can_draw(console: Console) -> bool:
+    """Whether pictures can be drawn in place. FORCE_COLOR, which rich takes for a terminal, is none."""
+    return console.file.isatty() and not console.is_dumb_terminal
 
 
 class FiniteRange(click.FloatRange):
@@ -4599,9 +5169,10 @@ def run_in_foreground(
         return join_run(project, sorted(limits.streams or ()), read_orchestrator_pid(project), options["as_json"])
     store = TaskStore(database.path, BUSY_TIMEOUT)
     console = make_console()
-    reporters = make_reporters(console, options)
     try:
-        with SystemClock() as clock, contextlib.closing(store), contextlib.ExitStack() as stack:
+        with SystemClock(has_board(console, options)) as clock, contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.closing(store))
+            reporters = make_reporters(console, options, clock)
             for reporter in reporters:
                 stack.callback(reporter.close)
             table = WorkerTable(project, database, command, os.environ, clock, not options["no_worktrees"])
@@ -4616,10 +5187,16 @@ def run_in_foreground(
     return code
 
 
-def make_reporters(console: Console, options: Mapping[str, Any]) -> list[Reporter]:
+def has_board(console: Console, options: Mapping[str, Any]) -> bool:
+    """Whether the run is shown as a live board."""
+    return can_draw(console) and not options["as_json"]
+
+
+def make_reporters(console: Console, options: Mapping[str, Any], clock: SystemClock) -> list[Reporter]:
     """Return what shows the run: JSON lines, a board on a terminal, or plain lines; and the user's command, if any."""
-    has_board = console.is_terminal and not console.is_dumb_terminal
-    shown: Reporter = BoardReporter(console) if has_board else LineReporter(console)
+    is_annotated = os.environ.get("GITHUB_ACTIONS") == "true"
+    shown: Reporter = LineReporter(console, is_annotated)
+    shown = BoardReporter(console, clock, is_annotated) if has_board(console, options) else shown
     reporter = JsonReporter() if options["as_json"] else shown
     return [reporter, *([Notifier(options["notify"], os.environ)] if options["notify"] else [])]
 
@@ -4630,7 +5207,8 @@ def print_end(console: Console, run: Orchestrator, code: int) -> None:
 
     if run.history.outcome:
         style = "green" if code == EXIT_DONE else "red"
-        console.print(Text(run.history.outcome, style=style), soft_wrap=True)
+        outcome = re.sub(r"(?m)^(?=\s*::)", "- ", run.history.outcome)  # else a command to GitHub Actions
+        console.print(Text(outcome, style=style), soft_wrap=True)
         for line in format_unmerged(run):
             console.print(Text(line), soft_wrap=True)
         return
@@ -4803,24 +5381,81 @@ def find_check_code(standings: Mapping[str, Standing]) -> int:
 
 
 def watch_dashboard(project: Project, store: TaskStore, streams: Sequence[str], interval: float) -> int:
-    """Show the dashboard again and again, in place on a terminal, until a signal comes; return its exit code."""
-    from rich.live import Live
+    """Show the dashboard again and again, in place on a terminal, until all is complete, `q` or a signal.
 
+    Returns the exit code.
+    """
     console = make_console()
+    if not can_draw(console):
+        return print_dashboards(console, project, store, streams, interval)
+    canvas, keyboard = Canvas(console), Keyboard()
     known: tuple[Stream, ...] = ()
-    with SystemClock() as clock, Live(console=console, auto_refresh=False) as live:
+    with SystemClock(draws=True) as clock, contextlib.ExitStack() as stack:
+        stack.callback(canvas.leave)
+        stack.callback(keyboard.close)
+        keyboard.open()
         while not clock.signals:
             snapshot, standings = read_standings(project, store, streams, known)
             known = snapshot.streams
-            height = console.height if console.is_terminal else 0
-            now, width = clock.monotonic(), line_width(console)
-            picture = render_dashboard(snapshot, standings, now, clock.wall(), width, height)
-            if console.is_terminal:
-                live.update(picture, refresh=True)
-            else:
-                console.print(picture, soft_wrap=True)
+            width, height = console.size
+            canvas.draw(render_dashboard(snapshot, standings, clock.monotonic(), clock.wall(), width, height - 1))
+            if say_complete(console, standings) or b"q" in clock.wait(interval, keyboard.file):
+                return EXIT_DONE
+            if clock.wants_suspension:
+                canvas.leave()
+                keyboard.close()
+                clock.suspend()
+                keyboard.open()
+    return 128 + clock.signals[0]
+
+
+def print_dashboards(
+    console: Console, project: Project, store: TaskStore, streams: Sequence[str], interval: float
+) -> int:
+    """Write the dashboard again and again, one below the other, to what is no terminal; return the exit code."""
+    known: tuple[Stream, ...] = ()
+    with SystemClock() as clock:
+        while not clock.signals:
+            snapshot, standings = read_standings(project, store, streams, known)
+            known = snapshot.streams
+            console.print(render_dashboard(snapshot, standings, clock.monotonic(), clock.wall(), 0), soft_wrap=True)
+            if say_complete(console, standings):
+                return EXIT_DONE
             clock.wait(interval)
     return 128 + clock.signals[0]
+
+
+def say_complete(console: Console, standings: Mapping[str, Standing]) -> bool:
+    """Return whether every stream is complete, and say so."""
+    is_complete = all(standing.state is StreamState.COMPLETE for standing in standings.values())
+    if is_complete:
+        console.print(f"All complete: {format_count(len(standings), 'stream')}.")
+    return is_complete
+
+
+class Keyboard:
+    """Single keys from the terminal, without an echo; none where nobody types there."""
+
+    def __init__(self) -> None:
+        self.file: IO[bytes] | None = None
+        self._before: list[Any] = []
+
+    def open(self) -> None:
+        """Take keys from now on, unless this runs in the background and may not."""
+        try:
+            is_ours = sys.stdin is not None and os.getpgrp() == os.tcgetpgrp(sys.stdin.fileno())
+        except (OSError, ValueError):
+            is_ours = False
+        if is_ours:
+            self.file = sys.stdin.buffer
+            self._before = termios.tcgetattr(self.file)
+            tty.setcbreak(self.file.fileno(), termios.TCSANOW)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self.file is not None:
+            with contextlib.suppress(termios.error):  # it is gone
+                termios.tcsetattr(self.file, termios.TCSANOW, self._before)
 
 
 @cli.command("stop")
@@ -4902,6 +5537,38 @@ def record_stop(project: Project, worker: Worker) -> None:
     journal.append(event)
     if journal.trouble:
         click.echo(f"Warning: {visible(str(journal.trouble))}: the journal does not tell of this stop", err=True)
+
+
+@cli.command("timeline")
+@project_options()
+@click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write it as an image.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write it as a page.")
+def timeline_command(svg: Path | None, html: Path | None) -> int:
+    """Show the last run as a chart: a bar for each attempt of each stream, pauses, blocks, cost.
+
+    \b
+    Examples:
+      python orchestrate.py timeline
+      python orchestrate.py timeline --html night.html
+    """
+    project = find_current_project()
+    streams: tuple[Stream, ...] = ()
+    with contextlib.suppress(OrchestrateError, StoreError), contextlib.ExitStack() as stack:
+        # What never ran stands in the database alone; the rest is shown without it.
+        store = stack.enter_context(contextlib.closing(TaskStore(find_current_database(project).path)))
+        streams = store.read().streams
+    wall = time.time() if read_orchestrator_pid(project) else None
+    timeline = fold_timeline(project.name, Journal(project.journal).read(), streams, wall)
+    if not timeline.begin:
+        raise OrchestrateError("There was no run yet in this project", "Begin one: python orchestrate.py start")
+    for path, text in ((svg, format_timeline_svg), (html, format_timeline_html)):
+        if path is not None:
+            path.write_text(text(timeline), encoding="utf-8")
+            click.echo(f"Wrote {visible(str(path))}")
+    if svg is None and html is None:
+        console = make_console()
+        console.print(render_timeline(timeline, console.width or 80), soft_wrap=True)
+    return EXIT_DONE
 
 
 @cli.command("merge")
@@ -5084,26 +5751,46 @@ def do_chores(chores: Sequence[Chore], dry_run: bool, clock: Clock) -> int:
     metavar="N",
     help="Lines to show at first.",
 )
+@click.option(
+    "--since",
+    metavar="TIME",
+    help="Instead of -n: begin with the worker that ran then (30m, 2h, 14:05, 2026-11-23T14:05).",
+)
 @click.option("--follow/--no-follow", default=True, help="Go on with what is written, until Ctrl+C.")
 @click.option("--raw", is_flag=True, help="Show the workers' output as it came.")
-def logs_command(streams: tuple[str, ...], lines: int, follow: bool, raw: bool) -> int:
+def logs_command(streams: tuple[str, ...], lines: int, since: str | None, follow: bool, raw: bool) -> int:
     """Show the last lines of streams' logs, then follow them; without a name, those of all streams.
 
     \b
     Examples:
       python orchestrate.py logs Stream-B
       python orchestrate.py logs -n 200 --no-follow Stream-B
+      python orchestrate.py logs --since 2h
     """
+    begin = None if since is None else read_moment(since, time.time())
+    if begin is not None and raw:
+        raise click.UsageError("--since does not go with --raw: the workers' output has no times")
     project, known = find_stoppable()
     check_names(streams, sorted(known))
     names = list(streams) or sorted(known, key=natural_key)
     paths = {name: project.raw(name) if raw else project.log(name) for name in names}
-    followers = {name: LogFollower(path, lines) for name, path in paths.items()}
+    followers = {name: LogFollower(path, lines, begin) for name, path in paths.items()}
     history = read_history(project)
     unrendered = {name: UnrenderedOutput(project, name, history.record(name).raw_start) for name in names if not raw}
     for name, path in paths.items():
         if streams and not path.exists():
             click.echo(f"{visible(name)} has no log yet: {visible(str(path))}", err=True)
+    return follow_logs(project, followers, unrendered, follow, raw)
+
+
+def follow_logs(
+    project: Project,
+    followers: Mapping[str, LogFollower],
+    unrendered: Mapping[str, UnrenderedOutput],
+    follow: bool,
+    raw: bool,
+) -> int:
+    """Write what the logs have and get, until all of it is written or a signal comes; return the exit code."""
     console = make_console()
     with SystemClock() as clock, contextlib.ExitStack() as stack:
         for follower in followers.values():
@@ -5114,11 +5801,22 @@ def logs_command(streams: tuple[str, ...], lines: int, follow: bool, raw: bool) 
                 shown = follower.read()
                 if name in unrendered:
                     shown = unrendered[name].complete([line.rstrip("\n") for line in shown], has_orchestrator)
-                print_log_lines(console, shown, name if len(names) > 1 else "", place, raw)
+                print_log_lines(console, shown, name if len(followers) > 1 else "", place, raw)
             if not follow and all(follower.is_at_end() for follower in followers.values()):
                 return EXIT_DONE
             clock.wait(FOLLOW_INTERVAL if follow else 0)
     return 128 + clock.signals[0]
+
+
+def read_moment(text: str, wall: float) -> float:
+    """Return a moment, in seconds since the epoch: so long ago, a time of this day, or a date. Raises UsageError."""
+    ago = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
+    if ago:
+        return wall - int(ago[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[ago[2]]
+    for given in (text, f"{time.strftime('%Y-%m-%d', time.localtime(wall))}T{text}"):
+        with contextlib.suppress(ValueError):
+            return read_time(given)
+    raise click.UsageError(f"--since {text!r} is no time: 30m, 2h, 14:05 or 2026-11-23T14:05")
 
 
 def print_log_lines(console: Console, lines: Sequence[str], name: str, place: int, is_raw: bool) -> None:
@@ -5135,7 +5833,8 @@ def print_log_lines(console: Console, lines: Sequence[str], name: str, place: in
         elif is_raw:
             click.echo(f"{prefix[0] if prefix else ''}{line}", nl=False)
         else:
-            click.echo(f"{prefix[0] if prefix else ''}{visible(line.expandtabs())}")
+            # Not to click's own stream, which is UTF-8 where the environment says ASCII.
+            click.echo(f"{prefix[0] if prefix else ''}{visible(line.expandtabs())}", file=sys.stdout)
 
 
 _STREAM_COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright_green", "bright_magenta")
@@ -5144,9 +5843,10 @@ _STREAM_COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, and return the exit code: the one place that turns errors into exit codes."""
     words = list(sys.argv[1:] if argv is None else argv)
+    codecs.register_error("orchestrate", replace_unencodable)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows another
+            stream.reconfigure(errors="orchestrate")  # a terminal that lacks a character shows another
     try:
         return int(cli.main(words, standalone_mode=False, obj={"argv": words}) or EXIT_DONE)
     except click.UsageError as error:
@@ -5168,7 +5868,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def flush_output() -> None:
     """Write out what is left; where nobody takes it (`… | head`), keep Python from complaining about it at exit."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
