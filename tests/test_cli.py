@@ -196,7 +196,7 @@ def test_status_json_is_for_programs(workspace: Workspace) -> None:
     status = json.loads(workspace.run("status", "--json").stdout)
     assert (status["version"], status["project"], status["orchestrator_pid"]) == (1, str(workspace.root), run.pid)
     (stream,) = status["streams"]
-    assert (stream["state"], stream["pid"], stream["percent"], stream["attempt"]) == ("running", pid, 33, 1)
+    assert (stream["state"], stream["pid"], stream["percent"], stream["attempt"]) == ("working", pid, 33, 1)
     assert stream["tasks"] == {"total": 3, "pending": 2, "in_progress": 0, "blocked": 0, "completed": 1, "cancelled": 0}
 
 
@@ -246,9 +246,10 @@ def test_the_wrappers_call_the_renderer_from_anywhere(workspace: Workspace, tmp_
         [str(folder / "watch-status"), "0.1"],
         cwd=workspace.root, env=environment, stdout=subprocess.PIPE, text=True, encoding="utf-8",
     ) as live:  # fmt: skip
-        workspace.database.set_status("completed", "Stream-A")
         assert live.stdout is not None
-        assert any("2/2 (100%)" in line for line in live.stdout)
+        assert any("0/2 (0%)" in line for line in live.stdout)
+        workspace.database.execute("UPDATE tasks SET status = 'completed' WHERE id = 'TASK-1'")
+        assert any("1/2 (50%)" in line for line in live.stdout)
         live.send_signal(signal.SIGINT)
         live.stdout.read()
     assert live.returncode == 130

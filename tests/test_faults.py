@@ -1342,7 +1342,7 @@ def test_fault_24_stop_status_and_logs_work_on_a_full_disk(workspace: Workspace,
     run, output = begin_full_run(workspace, disk)
     a, limit = workspace.pid("A"), disk.limit_command()
     states = find_states(workspace, preexec_fn=limit, env=UNMEASURED)
-    assert states == {"A": "running", "B": "running", "C": "blocked", "D": "stopped"}
+    assert states == {"A": "working", "B": "working", "C": "blocked", "D": "stopped"}
     logs = workspace.run("logs", "--no-follow", "A", preexec_fn=limit, env=UNMEASURED)
     assert (logs.returncode, logs.stderr, "hello" in logs.stdout) == (0, "", True)
     stopped = workspace.run("stop", "A", preexec_fn=limit, env=UNMEASURED)
@@ -1469,7 +1469,7 @@ def test_fault_25_a_long_write_into_a_write_ahead_log_is_no_fault_at_all(workspa
     repair = lock_database(workspace.database)
     run, output = start_run(workspace)
     workspace.wait_for_worker("A")
-    assert find_states(workspace) == {"A": "running"}
+    assert find_states(workspace) == {"A": "working"}
     repair()
     assert finish_run(run, output)[0] == 0, output.text
     assert workspace.events("database_unreadable") == []
@@ -1555,7 +1555,7 @@ def test_fault_26_a_journal_that_ends_in_half_a_line_or_holds_garbage_is_read_pa
     with journal.open("ab") as file:
         file.write(b"\n".join([*GARBAGE, b'{"version": 1, "event": "worker_en']))
     half = len(journal.read_bytes().splitlines())
-    assert find_states(workspace) == {"A": "running"}
+    assert find_states(workspace) == {"A": "working"}
     assert workspace.run("logs", "--no-follow").returncode == 0
     run, output = start_run(workspace)
     wait_until(lambda: "Took over the worker of A" in output.text, "the worker to be taken over")

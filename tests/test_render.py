@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,16 @@ def make_stream(stream_id: str, name: str = "", phase: str = "parallel", **field
     return Stream(stream_id, name or f"{stream_id} name", Phase(phase), **fields)
 
 
-def make_snapshot(*streams: Stream, running: dict[str, int] | None = None, **more: Any) -> Snapshot:
-    """Return a snapshot in which these streams have workers, by PID, that were started 72 s ago."""
-    workers = {stream_id: Worker(stream_id, pid) for stream_id, pid in (running or {}).items()}
-    records = {stream_id: Record(started_at=NOW - 72) for stream_id in workers}
+def make_snapshot(
+    *streams: Stream, running: dict[str, int] | None = None, workers: tuple[Worker, ...] = (), **more: Any
+) -> Snapshot:
+    """Return a snapshot in which these streams have workers, some by PID alone, that were started 72 s ago."""
+    living = [Worker(stream_id, pid) for stream_id, pid in (running or {}).items()]
+    by_id = {worker.stream_id: worker for worker in (*living, *workers)}
+    records = {stream_id: Record(started_at=NOW - 72) for stream_id in by_id}
     history = more.pop("history", History(records=records, run_started_at=NOW - 3723))
     return Snapshot(**{"project": "your-project", "orchestrator": 1, **more}, streams=plan_backlog(streams),
-                    workers=workers, history=history)  # fmt: skip
+                    workers=by_id, history=history)  # fmt: skip
 
 
 def draw_status(snapshot: Snapshot, width: int = 80) -> list[str]:
@@ -85,7 +89,7 @@ GUIDE = make_snapshot(
     make_stream("Stream-A", "foundation", "foundation", completed=7),
     make_stream("Stream-B", "api-implementation", completed=8, in_progress=1, pending=1),
     make_stream("Stream-C", "ui-components", completed=2, pending=3),
-    running={"Stream-B": 12345, "Stream-C": 12346},
+    workers=(Worker("Stream-B", 12345, active_at=NOW - 5), Worker("Stream-C", 12346)),
 )
 
 # ── The guide's pictures ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -145,19 +149,23 @@ Data: Task Copilot │ 2 workers │ 16:42:11"""
 
 BOARD = """\
 ── your-project · 17/22 tasks · 2 workers · 1h 02m ─────────────────────────────
-  ✓ Stream-A [███████████████] 7/7     Complete
-  ● Stream-B [████████████░░░] 8/10    Running 1m 12s (PID: 12345)
-  ● Stream-C [██████░░░░░░░░░] 2/5     Running 1m 12s (PID: 12346)
+  FOUNDATION
+  ✓ Stream-A [███████████████] 7/7   Complete
+  PARALLEL
+  ● Stream-B [████████████░░░] 8/10  Working 1m 12s
+  ● Stream-C [██████░░░░░░░░░] 2/5   Running 1m 12s
 """
 
 
 @pytest.mark.parametrize("width", [0, 80, 200])
 def test_status_and_dashboard_are_the_guides_at_any_width_that_holds_them(width: int) -> None:
-    assert "\n".join(draw_status(GUIDE, width)) == STATUS
+    quiet = replace(GUIDE, workers={i: replace(worker, active_at=0) for i, worker in GUIDE.workers.items()})
+    assert "\n".join(draw_status(quiet, width)) == STATUS
+    assert "\n".join(draw_status(GUIDE, width)) == STATUS.replace("Running (PID: 12345)", "Working (PID: 12345)")
     assert "\n".join(draw_dashboard(GUIDE, width)) == DASHBOARD
 
 
-def test_board_is_a_line_a_stream_below_a_rule_as_wide_as_the_terminal() -> None:
+def test_board_is_a_line_a_stream_under_its_phase_below_a_rule_as_wide_as_the_terminal() -> None:
     assert "\n".join(draw_board(GUIDE)) == BOARD
 
 
@@ -176,7 +184,7 @@ def test_status_at_60_columns_cuts_what_is_too_long_and_says_so() -> None:
 ╚══════════════════════════════════════════════════════════╝
 
   PARALLEL
-    ○ Stream-A │ a name that goes on and on until nobody re…
+    · Stream-A │ a name that goes on and on until nobody re…
       [░░░░░░░░░░░░░░░] 0/1 │ Not running
 
     ⊘ 流-B │ 漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢…
@@ -289,13 +297,14 @@ def test_a_dashboard_of_20_streams_on_80_by_24() -> None:
     shown = [line.split()[1] for line in lines if "[" in line and "%" not in line]
     assert "S-20" in shown
     assert shown == sorted(shown, key=natural_key)
-    assert f"  … {20 - len(shown)} streams more" in lines
+    waiting = 20 - len(shown) - 4  # the complete ones go first
+    assert f"  … +4 complete, +{waiting} queued" in lines
     assert lines[-1] == "Data: Task Copilot │ 1 worker │ 16:42:11"
 
 
 @pytest.mark.parametrize(("width", "shown"), [(60, "s" * 14 + "… ["), (80, "s" * 19 + "… ["), (120, "s" * 30 + " [")])
 def test_a_board_gives_a_quarter_of_its_width_to_the_ids(width: int, shown: str) -> None:
-    assert draw_board(make_snapshot(make_stream("s" * 30)), width)[1].startswith(f"  ✓ {shown}")
+    assert draw_board(make_snapshot(make_stream("s" * 30)), width)[2].startswith(f"  ✓ {shown}")
 
 
 @pytest.mark.parametrize("height", [5, 10, 24])
@@ -306,7 +315,7 @@ def test_a_board_fits_into_its_terminal(height: int) -> None:
 
 def test_a_worker_whose_start_nobody_knows_has_no_age() -> None:
     snapshot = make_snapshot(make_stream("A", pending=1), running={"A": 9}, history=History())
-    assert draw_board(snapshot)[1].rstrip().endswith("Running (PID: 9)")
+    assert draw_board(snapshot)[2].rstrip().endswith(" 0/1  Running")
 
 
 # ── Text from outside ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -332,10 +341,11 @@ def test_text_from_outside_is_shown_and_not_obeyed() -> None:
 
 
 def test_the_console_writes_a_picture_as_it_is() -> None:
-    picture = render_status(GUIDE, assess(GUIDE, Limits(), NOW), NOW, 80)
+    standings = assess(GUIDE, Limits(), NOW)
+    picture = render_dashboard(GUIDE, standings, NOW, NOON, 80)
     file = io.StringIO()
     Console(file=file, width=80, color_system=None, force_terminal=True).print(Text("[b]") + picture, soft_wrap=True)
-    assert file.getvalue() == f"[b]{STATUS}\n"
+    assert file.getvalue() == f"[b]{DASHBOARD}\n"
 
 
 @pytest.mark.parametrize(
@@ -379,6 +389,7 @@ def test_natural_key_orders_any_ids_and_takes_no_two_for_the_same(ids: list[str]
 
 STANDINGS = [
     (Standing(StreamState.COMPLETE), 0, "Complete"),
+    (Standing(StreamState.WORKING), 7, "Working (PID: 7)"),
     (Standing(StreamState.RUNNING), 7, "Running (PID: 7)"),
     (Standing(StreamState.FINISHING, "its tasks are complete", NOW + 72), 7,
      "Finishing (PID: 7): stopped in 1m 12s unless it exits"),

@@ -1,0 +1,187 @@
+"""A snapshot in which every state stands, and a run of every outcome: what whole pictures are drawn from."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from orchestrate import (
+    Course,
+    History,
+    Phase,
+    Record,
+    Snapshot,
+    Span,
+    Standing,
+    Stream,
+    StreamState,
+    Timeline,
+    Worker,
+    render_board,
+    render_dashboard,
+    render_status,
+    render_timeline,
+)
+
+NOW = 10_000.0
+NOON = time.mktime((2026, 1, 2, 12, 0, 0, 0, 0, -1))
+HOSTILE = "\x1b[2J\n[red]x[/]\u202e\u2067"
+WIDE_NAMES = ("漢字" * 12, "🎉🎉 party", HOSTILE, "e\u0301" * 30, "ערב", "x" * 90)
+
+EVERY_STATE: tuple[tuple[str, Stream, Standing], ...] = tuple(
+    (stream.id, stream, standing)
+    for stream, standing in (
+        (
+            Stream("Stream-A", "foundation", Phase.FOUNDATION, completed=7),
+            Standing(StreamState.COMPLETE),
+        ),
+        (
+            Stream("Stream-B", "api-implementation", Phase.PARALLEL, completed=8, in_progress=1, pending=1),
+            Standing(StreamState.WORKING),
+        ),
+        (
+            Stream("Stream-C", "ui-components", Phase.PARALLEL, completed=2, pending=3),
+            Standing(StreamState.RUNNING),
+        ),
+        (
+            Stream("Stream-D", "docs", Phase.PARALLEL, completed=4),
+            Standing(StreamState.FINISHING, "its tasks are complete", NOW + 42),
+        ),
+        (
+            Stream("Stream-E", "search", Phase.PARALLEL, completed=1, in_progress=1),
+            Standing(StreamState.STOPPING, "stopped by the user"),
+        ),
+        (
+            Stream("Stream-F", "billing", Phase.PARALLEL, completed=3, pending=9),
+            Standing(StreamState.RESTARTING, "exit code 1", NOW + 3.2),
+        ),
+        (
+            Stream("Stream-G", "mail", Phase.PARALLEL, pending=4),
+            Standing(StreamState.PAUSED, "usage limit", NOW + 3599),
+        ),
+        (
+            Stream("Stream-H", "export", Phase.PARALLEL, pending=2),
+            Standing(StreamState.QUEUED, "all 2 workers are busy"),
+        ),
+        (
+            Stream("Stream-I", "import", Phase.PARALLEL, completed=2, blocked=3),
+            Standing(StreamState.BLOCKED, "TASK-9: needs a key"),
+        ),
+        (
+            Stream("Stream-J", "admin", Phase.PARALLEL, completed=1, pending=1),
+            Standing(StreamState.STOPPED, "stopped by the user"),
+        ),
+        (
+            Stream("Stream-K", "auth", Phase.PARALLEL, completed=1, pending=3),
+            Standing(StreamState.FAILED, "gave up after 3 restarts"),
+        ),
+        (
+            Stream("Stream-L", "tests", Phase.INTEGRATION, pending=5),
+            Standing(StreamState.WAITING, "waits for Stream-B, Stream-C"),
+        ),
+        (
+            Stream("Stream-M", "release", Phase.INTEGRATION, pending=1),
+            Standing(StreamState.IDLE),
+        ),
+    )
+)
+STREAMS = tuple(stream for _, stream, _ in EVERY_STATE)
+STANDINGS = {stream_id: standing for stream_id, _, standing in EVERY_STATE}
+WORKERS = {
+    "Stream-B": Worker(
+        "Stream-B", 12345, active_at=NOW - 5, cost=0.42, activity="Edit src/api/routes.py", cpu=0.37, memory=2**28
+    ),
+    "Stream-C": Worker("Stream-C", 12346, active_at=NOW - 400, activity="Running the tests", cpu=0.0, memory=2**27),
+    "Stream-D": Worker("Stream-D", 12347, active_at=NOW - 1, cost=1.5, activity="Done."),
+    "Stream-E": Worker("Stream-E", 12348),
+}
+SNAPSHOT = Snapshot(
+    project="your-project",
+    streams=STREAMS,
+    workers=WORKERS,
+    history=History(
+        records={
+            stream_id: Record(started_at=NOW - 72, restarts=int(stream_id == "Stream-B")) for stream_id in WORKERS
+        },
+        run_started_at=NOW - 3723,
+        spent=2.5,
+    ),
+    orchestrator=1,
+)
+
+
+def rename(names: tuple[str, ...]) -> tuple[Snapshot, dict[str, Standing]]:
+    """Return the snapshot and standings with the last streams renamed, so that every kind of row has odd names."""
+    streams, standings, workers, records = [], {}, {}, {}
+    for place, stream in enumerate(STREAMS):
+        stream_id = f"{names[place % len(names)]}{place}"
+        streams.append(replace(stream, id=stream_id, name=names[(place + 1) % len(names)]))
+        standing = STANDINGS[stream.id]
+        standings[stream_id] = replace(standing, reason=standing.reason and f"waits {names[place % len(names)]}")
+        if stream.id in WORKERS:
+            workers[stream_id] = replace(WORKERS[stream.id], stream_id=stream_id)
+            records[stream_id] = SNAPSHOT.history.records[stream.id]
+    history = replace(SNAPSHOT.history, records=records)
+    snapshot = replace(SNAPSHOT, streams=tuple(streams), workers=workers, history=history, project=names[0])
+    return snapshot, standings
+
+
+def draw(what: str, width: int, height: int = 0, **other: Any) -> list[str]:
+    """Return a picture's lines."""
+    snapshot, standings = other.get("snapshot", SNAPSHOT), other.get("standings", STANDINGS)
+    if what == "status":
+        text = render_status(snapshot, standings, NOW, width)
+    elif what == "dashboard":
+        text = render_dashboard(snapshot, standings, NOW, NOON, width, height)
+    elif what == "board":
+        text = render_board(snapshot, standings, NOW, width, height or 24)
+    else:
+        text = render_timeline(other.get("timeline", TIMELINE), width)
+    return text.plain.split("\n")
+
+
+def span(begin: float, end: float, kind: str = "complete", words: str = "") -> Span:
+    """Return a span in seconds after the run's begin."""
+    return Span(NOON + begin, NOON + end, kind, words)
+
+
+TIMELINE = Timeline(
+    "your-project",
+    NOON,
+    NOON + 600,
+    {
+        "Stream-A": Course(Phase.FOUNDATION, (span(0, 120, "complete", "exit code 0"),), cost=1.25),
+        "Stream-B": Course(
+            Phase.PARALLEL,
+            (span(120, 240, "restart", "exit code 1"), span(250, 250.1, "restart"), span(260, 560)),
+            cost=12.5,
+        ),
+        "Stream-C": Course(Phase.PARALLEL, (span(120, 600, "running"),)),
+        "Stream-D": Course(Phase.PARALLEL, (span(120, 200, "blocked"),), (span(200, 600, "blocked", "a key"),), 0.4),
+        "Stream-E": Course(Phase.PARALLEL, (span(120, 180, "failed"),), cost=0.1),
+        "Stream-F": Course(Phase.PARALLEL, (span(120, 150, "stopped"), span(400, 450, "vanished"))),
+        "Stream-G": Course(Phase.PARALLEL, (span(120, 300, "paused"), span(420, 500)), cost=3),
+        "Stream-H": Course(Phase.INTEGRATION),
+    },
+    (span(300, 420, "paused", "usage limit"),),
+    "Stream-E failed: gave up\nStream-D blocked: a key",
+)
+
+SIZES = (
+    *(("status", width, 0) for width in (60, 80, 200)),
+    *(("dashboard", width, height) for width in (60, 80, 200) for height in (0, 24)),
+    *(("board", width, height) for width in (60, 80, 200) for height in (10, 24)),
+    *(("timeline", width, 0) for width in (60, 80, 200)),
+)
+
+
+def draw_album() -> str:
+    """Return every picture at every size, each behind a line with its name: what `pictures.txt` holds."""
+    return "".join(f"#### {what} {width}x{height}\n" + "\n".join(draw(what, width, height)) + "\n"
+                   for what, width, height in SIZES)  # fmt: skip
+
+
+if __name__ == "__main__":
+    # After a change that is meant: python tests/pictures.py > tests/pictures.txt, then read the difference.
+    print(draw_album(), end="")

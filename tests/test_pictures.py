@@ -1,0 +1,207 @@
+"""Whole pictures of every state, at fixed sizes; odd names that keep the columns; terminals without Unicode."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pictures import (
+    EVERY_STATE,
+    HOSTILE,
+    NOON,
+    SIZES,
+    SNAPSHOT,
+    STANDINGS,
+    TIMELINE,
+    WIDE_NAMES,
+    WORKERS,
+    draw,
+    draw_album,
+    rename,
+)
+from rich.cells import cell_len
+from support import Workspace
+
+from orchestrate import Phase, Snapshot, Standing, Stream, StreamState, Timeline, replace_unencodable
+
+ALBUM = (Path(__file__).parent / "pictures.txt").read_text(encoding="utf-8")
+PICTURES = [pytest.param(*size, id=f"{size[0]}-{size[1]}x{size[2]}") for size in SIZES]
+
+
+def find_picture(album: str, what: str, width: int, height: int) -> str:
+    """Return one picture of an album."""
+    return album.split(f"#### {what} {width}x{height}\n")[1].split("#### ")[0]
+
+
+@pytest.mark.parametrize(("what", "width", "height"), PICTURES)
+def test_a_picture_of_every_state_is_as_in_the_album(what: str, width: int, height: int) -> None:
+    """After a change that is meant, tests/pictures.py draws the album anew."""
+    assert find_picture(draw_album(), what, width, height) == find_picture(ALBUM, what, width, height)
+
+
+def test_every_state_is_in_the_pictures_with_a_look_of_its_own() -> None:
+    assert {standing.state for standing in STANDINGS.values()} == set(StreamState)
+    lines = draw("board", 200, 40)
+    rows = {stream_id: line[2] for line in lines for stream_id, *_ in EVERY_STATE if f" {stream_id} " in line}
+    symbols = {STANDINGS[stream_id].state: symbol for stream_id, symbol in rows.items()}
+    assert symbols.pop(StreamState.WORKING) == symbols.pop(StreamState.RUNNING) == "●"  # both live; the colour differs
+    assert len(set(symbols.values()) | {"●"}) == len(StreamState) - 1
+
+
+# ── What does not fit ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("height", range(5, 24))
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_board_fits_and_every_stream_is_in_it_or_counted(width: int, height: int) -> None:
+    lines = draw("board", width, height)
+    assert len(lines) <= height
+    rows = sum("[" in line for line in lines)
+    counted = [int(count) for line in lines if line.startswith("  … ") for count in re.findall(r"\+(\d+)", line)]
+    assert counted or rows == len(EVERY_STATE)
+    if width == 200:
+        assert rows + sum(counted) == len(EVERY_STATE)
+
+
+def test_captions_stand_as_soon_as_there_is_room_for_all_of_them() -> None:
+    with_captions = len(EVERY_STATE) + 3 + 4
+    assert "  PARALLEL" in draw("board", 80, with_captions)
+    assert "  PARALLEL" not in draw("board", 80, with_captions - 1)
+    assert sum("[" in line for line in draw("board", 80, with_captions - 1)) == len(EVERY_STATE)
+
+
+def test_usage_stands_in_columns_from_100_columns_on() -> None:
+    assert "256 MB" not in "\n".join(draw("board", 99, 24))
+    for width in (100, 101, 200):
+        rows = [line for line in draw("board", width, 24) if "●" in line]
+        assert [cell_len(row) for row in rows] == [width - 1, width - 1]
+        assert rows[0].endswith("  ↻1   37%   256 MB   $0.42")
+        assert rows[1].endswith("        0%   128 MB        ")
+
+
+def test_a_busy_nights_usage_does_not_run_together() -> None:
+    worker = replace(WORKERS["Stream-B"], cost=1234.5, memory=123_456 * 2**20, cpu=64.0)
+    snapshot = replace(SNAPSHOT, workers={**WORKERS, "Stream-B": worker})
+    (row,) = (line for line in draw("board", 120, 24, snapshot=snapshot) if "● Stream-B" in line)
+    assert row.split()[-5:] == ["↻1", "6400%", "123456", "MB", "$1234.50"]
+    assert cell_len(row) <= 120
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_who_needs_a_person_is_never_hidden_behind_who_does_not(width: int) -> None:
+    """On a small board a failed stream, or at least its count, can be read: it is not what the window cuts off."""
+    assert "failed" in "\n".join(draw("board", width, 10)).lower()
+
+
+# ── Odd names ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def find_offsets(lines: list[str], pattern: str) -> set[int]:
+    """Return the columns at which a pattern is found, over all lines."""
+    return {cell_len(line[: match.start()]) for line in lines for match in re.finditer(pattern, line)}
+
+
+def draw_odd(what: str, width: int, height: int) -> list[str]:
+    """Return a picture whose streams, project and reasons have wide, long and hostile names."""
+    snapshot, standings = rename(WIDE_NAMES)
+    courses = {stream_id: replace(course) for stream_id, course in zip(standings, TIMELINE.courses.values())}
+    timeline = replace(TIMELINE, project=HOSTILE, courses=courses, outcome=f"{HOSTILE} failed\n{'漢' * 300}")
+    return draw(what, width, height, snapshot=snapshot, standings=standings, timeline=timeline)
+
+
+@pytest.mark.parametrize(("what", "width", "height"), PICTURES)
+def test_odd_names_keep_the_columns_and_are_not_obeyed(what: str, width: int, height: int) -> None:
+    lines = draw_odd(what, width, height)
+    assert [line for line in lines if cell_len(line) > width] == []
+    assert not re.search("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "".join(lines))
+    if what == "timeline":
+        assert len(find_offsets(lines, "│")) == 2
+    elif what == "board" or height:
+        assert len(find_offsets(lines, r"\[(?:[█░]{7}|[█░]{15})\]")) == 1
+    else:
+        assert len(find_offsets(lines, r"\[(?:[█░]{7}|[█░]{15})\]")) == 1
+        assert [cell_len(line) for line in lines[:3]] == [min(width, 73)] * 3
+    if what == "board" and width >= 100:
+        assert {cell_len(line) for line in lines if "●" in line} == {width - 1}
+
+
+# ── Terminals without Unicode ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def _handler() -> None:
+    codecs.register_error("orchestrate", replace_unencodable)
+
+
+def to_ascii(lines: list[str]) -> list[str]:
+    return [line.encode("ascii", "orchestrate").decode("ascii") for line in lines]
+
+
+@pytest.mark.usefixtures("_handler")
+@pytest.mark.parametrize(("what", "width", "height"), PICTURES)
+def test_in_ascii_a_picture_keeps_its_columns_and_has_no_question_mark(what: str, width: int, height: int) -> None:
+    lines = draw(what, width, height)
+    plain = to_ascii(lines)
+    assert [len(line) for line in plain] == [cell_len(line) for line in lines]
+    assert [line for line in plain if "?" in line] == []
+
+
+@pytest.mark.usefixtures("_handler")
+@pytest.mark.parametrize(("what", "width", "height"), PICTURES)
+def test_in_ascii_odd_names_keep_their_columns(what: str, width: int, height: int) -> None:
+    lines = draw_odd(what, width, height)
+    plain = to_ascii(lines)
+    assert [len(line) for line in plain] == [cell_len(line) for line in lines]
+
+
+@pytest.mark.usefixtures("_handler")
+def test_in_ascii_no_two_states_look_alike() -> None:
+    rows = [line for line in to_ascii(draw("board", 200, 40)) if "[" in line]
+    assert len(rows) == len(EVERY_STATE)
+    assert len({row[2] for row in rows}) == len(EVERY_STATE) - 1  # Working and Running differ in colour and words
+    assert "?" not in {row[2] for row in rows}
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp437", "koi8-r", "cp1252", "shift_jis"])
+@pytest.mark.usefixtures("_handler")
+def test_an_encoding_that_has_some_symbols_gets_the_rest_in_ascii(encoding: str) -> None:
+    for line in draw("board", 80, 24):
+        written = line.encode(encoding, "orchestrate").decode(encoding)
+        assert "?" not in written
+        assert len(written) == len(line)
+
+
+def test_the_handler_is_for_encoding_alone() -> None:
+    error = UnicodeDecodeError("ascii", b"\xff", 0, 1, "no")
+    with pytest.raises(UnicodeDecodeError):
+        replace_unencodable(error)
+
+
+@pytest.mark.parametrize("words", [("status",), ("status", "--dashboard"), ("timeline",), ("logs", "--no-follow")])
+def test_commands_write_ascii_where_the_environment_asks_for_it(workspace: Workspace, words: tuple[str, ...]) -> None:
+    workspace.database.add_stream("Stream-A", "foundation", streamName="漢字")
+    done = workspace.run("start", env={"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0
+    shown = workspace.run(*words, env={"PYTHONIOENCODING": "ascii"})
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert (done.stdout + shown.stdout).isascii()
+    assert [line for line in shown.stdout.splitlines() if "?" in line.replace("????", "")] == []
+
+
+def test_an_empty_project_is_drawn() -> None:
+    nothing = Snapshot("p", ())
+    for what in ("status", "dashboard", "board"):
+        assert draw(what, 60, 24, snapshot=nothing, standings={})
+    assert draw("timeline", 60, timeline=Timeline("p", NOON, NOON))[0] == "p · 2026-01-02 12:00 · 0s · $0.00"
+
+
+def test_a_stream_that_was_just_archived_leaves_no_gap() -> None:
+    standings = {"A": Standing(StreamState.COMPLETE)}
+    snapshot = Snapshot("p", (Stream("A", "a", Phase.PARALLEL, completed=1),), workers=WORKERS)
+    assert [line[:5] for line in draw("board", 80, 24, snapshot=snapshot, standings=standings)][1:3] == [
+        "  PAR",
+        "  ✓ A",
+    ]

@@ -1,0 +1,455 @@
+"""The timeline: the journal folded into what a run did, and that as a chart, an image and a page."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from pictures import HOSTILE, NOON, TIMELINE, span
+from support import Workspace, wait_until
+
+from orchestrate import (
+    Course,
+    Event,
+    Phase,
+    Span,
+    Stream,
+    Timeline,
+    find_ticks,
+    fold_timeline,
+    format_time,
+    format_timeline_html,
+    format_timeline_svg,
+    render_timeline,
+)
+
+# ── Folding ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def at(after: float, kind: str, **facts: Any) -> Event:
+    """Return an event so many seconds after noon."""
+    return {"version": 1, "event": kind, "time": format_time(NOON + after), "clock": after, **facts}
+
+
+def begun(seconds: float, stream: str = "A", phase: str = "parallel") -> Event:
+    return at(seconds, "worker_started", stream=stream, phase=phase)
+
+
+def ended(seconds: float, verdict: str = "complete", stream: str = "A", took: float = 10, cost: float = 0.5) -> Event:
+    return at(seconds, "worker_ended", stream=stream, verdict=verdict, ending="exit code 0", seconds=took, cost=cost)
+
+
+def stands(seconds: float, state: str, reason: str = "", stream: str = "A") -> Event:
+    return at(seconds, "state", stream=stream, state=state, reason=reason)
+
+
+START, END = at(0, "run_started"), at(100, "run_ended", exit_code=0, reason="all complete")
+
+
+def run_of(*spans: Span, blocks: tuple[Span, ...] = (), cost: float = 0.5, phase: str = "parallel") -> Course:
+    return Course(Phase(phase), spans, blocks, cost)
+
+
+def done(begin: float, end: float, kind: str = "complete") -> Span:
+    return span(begin, end, kind, "exit code 0")
+
+
+FOLDS: dict[str, tuple[list[Any], dict[str, Course], dict[str, Any]]] = {
+    "a run to its end": (
+        [START, begun(1), ended(50), END],
+        {"A": run_of(done(1, 50))},
+        {"begin": NOON, "end": NOON + 100, "outcome": "all complete"},
+    ),
+    "interrupted and continued": (
+        [START, begun(1), at(20, "run_left", signal=2, reason="left"), at(30, "run_started"), ended(50), END],
+        {"A": run_of(done(1, 50))},
+        {"begin": NOON, "outcome": "all complete"},
+    ),
+    "killed and continued": (
+        [START, begun(1), at(30, "run_started"), ended(50, "restart"), begun(60), ended(70), END],
+        {"A": run_of(done(1, 50, "restart"), done(60, 70), cost=1.0)},
+        {"begin": NOON, "outcome": "all complete"},
+    ),
+    "a second run begins anew": (
+        [START, begun(1), ended(50), END, at(200, "run_started"), begun(201, "B"), ended(250, stream="B")],
+        {"B": run_of(done(201, 250))},
+        {"begin": NOON + 200, "end": NOON + 250, "outcome": "the run was interrupted", "cost": 0.5},
+    ),
+    "an attempt that still runs": (
+        [START, begun(1), ended(20, "restart"), begun(30)],
+        {"A": run_of(done(1, 20, "restart"), span(30, 80, "running"))},
+        {"end": NOON + 80},
+    ),
+    "a pause": (
+        [START, at(10, "run_paused", until=format_time(NOON + 40), delay=30, reason="usage limit")],
+        {},
+        {"pauses": (span(10, 40, "paused", "usage limit"),)},
+    ),
+    "a block that is over": (
+        [START, stands(10, "BLOCKED", "a key"), stands(40, "QUEUED"), stands(41, "RUNNING"), END],
+        {"A": run_of(blocks=(span(10, 40, "blocked", "a key"),), cost=0)},
+        {},
+    ),
+    "a block for another reason": (
+        [START, stands(10, "BLOCKED", "a key"), stands(40, "BLOCKED", "a cert"), END],
+        {"A": run_of(blocks=(span(10, 40, "blocked", "a key"), span(40, 100, "blocked", "a cert")), cost=0)},
+        {},
+    ),
+    "a worker from before the run": (
+        [START, at(1, "worker_adopted", stream="A", pid=7, run="r"), ended(50, took=80), END],
+        {"A": run_of(done(-30, 50))},
+        {"begin": NOON},
+    ),
+    "what is no event of ours": (
+        [START, {}, {"event": 7}, {"event": "worker_started"}, {"event": "state", "time": "noon"},
+         begun(1, phase="later"),
+         {**ended(9), "seconds": "long"}, {**ended(9), "time": None}, {"event": "state", "time": format_time(NOON)},
+         {"event": ["x"], "time": format_time(NOON)}, begun(1), ended(50), at(60, "from the future", stream="A"), END],
+        {"A": run_of(done(1, 50))},
+        {"begin": NOON, "end": NOON + 100},
+    ),
+    "the wall clock steps back": (
+        [START, begun(50), ended(20), begun(30), ended(40)],
+        {"A": run_of(done(50, 20), done(30, 40), cost=1.0)},
+        {"begin": NOON, "end": NOON + 80},
+    ),
+    "only an end": ([END], {}, {"begin": 0.0}),
+    "nothing": ([], {}, {"begin": 0.0, "outcome": ""}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("events", "courses", "facts"), FOLDS.values(), ids=FOLDS.keys())
+def test_fold_timeline(events: list[Any], courses: dict[str, Course], facts: dict[str, Any]) -> None:
+    goes_on = facts.get("end") == NOON + 80
+    timeline = fold_timeline("p", events, (), NOON + 80 if goes_on else None)
+    assert timeline.courses == courses
+    assert {name: getattr(timeline, name) for name in facts} == facts
+
+
+def test_fold_timeline_shows_streams_that_never_ran_in_the_order_of_the_phases() -> None:
+    streams = (
+        Stream("Z-2", "z", Phase.INTEGRATION, pending=1),
+        Stream("Z-10", "z", Phase.INTEGRATION, pending=1),
+        Stream("A", "a", Phase.FOUNDATION, pending=1),
+    )
+    timeline = fold_timeline("p", [START, begun(1, "B"), begun(1, "Z-10", "integration")], streams, NOON + 9)
+    assert list(timeline.courses) == ["A", "B", "Z-2", "Z-10"]
+    assert timeline.courses["A"].summary == "never ran"
+    assert timeline.courses["Z-10"].summary == "1× $0.00"
+
+
+def test_an_attempt_whose_end_was_lost_is_over_when_the_next_one_begins() -> None:
+    timeline = fold_timeline("p", [START, begun(1), begun(40), ended(50), END], (), None)
+    first, second = timeline.courses["A"].attempts
+    assert (first.begin, first.end) == (NOON + 1, NOON + 40)
+    assert second == done(40, 50)
+
+
+def test_a_worker_that_was_taken_over_and_still_runs_is_no_stream_that_never_ran() -> None:
+    events = [START, at(1, "worker_adopted", stream="A", pid=7, run="r", completed=0, open=1)]
+    assert fold_timeline("p", events, (), NOON + 80).courses["A"].attempts
+
+
+def test_fold_timeline_ends_an_interrupted_run_with_its_last_event() -> None:
+    timeline = fold_timeline("p", [START, begun(1), at(20, "run_left", signal=2, reason="left")], (), None)
+    assert timeline.courses["A"].attempts == (span(1, 20, "running"),)
+
+
+@pytest.mark.parametrize(
+    ("length", "most", "ticks"),
+    [
+        (1, 5, [0, 1]),
+        (600, 3, [0, 300, 600]),
+        (600, 1, [0, 600]),
+        (59, 12, [0, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55]),
+        (30 * 86400, 3, [0, 11 * 86400, 22 * 86400]),
+    ],
+)
+def test_find_ticks(length: float, most: int, ticks: list[int]) -> None:
+    assert find_ticks(length, most) == ticks
+    assert len(ticks) <= most + 1
+
+
+# ── The chart ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_chart_of_a_night() -> None:
+    assert (
+        render_timeline(TIMELINE, 60).plain
+        == """\
+your-project · 2026-01-02 12:00 · 10m 00s · $17.25
+── FOUNDATION ──────────────────────────────────────────────
+ Stream-A │██████✓           ░░░░░░░            │  1× $1.25
+── PARALLEL ────────────────────────────────────────────────
+ Stream-B │       ██████↻ ↻█████████████████✓   │ 3× $12.50
+ Stream-C │       █████████████████████████████●│  1× $0.00
+ Stream-D │       ████⊘▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒│  1× $0.40
+ Stream-E │       ███✗       ░░░░░░░            │  1× $0.10
+ Stream-F │       █■         ░░░░░░██■          │  2× $0.00
+ Stream-G │       ██████████◫░░░░░░░████✓       │  2× $3.00
+── INTEGRATION ─────────────────────────────────────────────
+ Stream-H │                  ░░░░░░░            │ never ran
+          └┴─────────────────┴─────────────────┴┘
+           0s                5m 00s            10m 00s
+ ✓ complete  ↻ restart  ✗ failed  ■ stopped
+ ● running  ▒ blocked  ░ paused
+Stream-E failed: gave up
+Stream-D blocked: a key"""
+    )
+
+
+def test_what_is_short_is_seen_above_what_is_long() -> None:
+    course = Course(Phase.PARALLEL, (span(10, 10.2, "failed"), span(0, 600, "complete")))
+    row = render_timeline(replace(TIMELINE, courses={"A": course}, pauses=(), outcome=""), 60).plain.split("\n")[2]
+    assert "✗" in row
+    assert row.count("✓") == 1
+
+
+def test_a_clock_that_steps_back_leaves_the_chart_in_its_frame() -> None:
+    timeline = fold_timeline("p", [at(100, "run_started"), begun(90), ended(20), begun(500), ended(30)], (), None)
+    for width in (60, 80, 200):
+        rows = render_timeline(timeline, width).plain.split("\n")
+        assert all(len(row) <= width for row in rows)
+    for bar in find_bars(parse_svg(format_timeline_svg(timeline))):
+        assert float(bar.attrib["width"]) >= 2
+
+
+# ── The image and the page ────────────────────────────────────────────────────────────────────────────────────────────
+
+SVG = "{http://www.w3.org/2000/svg}"
+ODD = Timeline(
+    HOSTILE,
+    NOON,
+    NOON + 60,
+    {
+        "</title><script>alert('1')</script>": Course(
+            Phase.PARALLEL, (span(0, 0.01, "failed", '"><svg onload="x"> & ]]>'),), cost=1
+        ),
+        HOSTILE: Course(Phase.PARALLEL, (span(1, 61, '"/><script>', "<b>"),), (span(2, 3, "blocked", "&amp;"),)),
+        "漢" * 100: Course(Phase.PARALLEL),
+    },
+    (span(3, 4, "paused", "<i>"),),
+    "<script>x</script> failed & more\nsecond",
+)
+
+
+def parse_svg(text: str) -> ET.Element:
+    return ET.fromstring(text)
+
+
+def find_bars(root: ET.Element) -> list[ET.Element]:
+    """Return the bars of the chart; those of the legend have no words."""
+    return [rect for rect in root.iter(f"{SVG}rect") if rect.find(f"{SVG}title") is not None]
+
+
+@pytest.mark.parametrize("width", [380, 600, 1200])
+def test_the_image_is_well_formed_and_every_bar_lies_in_it(width: int) -> None:
+    root = parse_svg(format_timeline_svg(TIMELINE, width))
+    height = float(root.attrib["height"])
+    bars = find_bars(root)
+    assert root.attrib["viewBox"] == f"0 0 {width} {root.attrib['height']}"
+    assert len(bars) == len(TIMELINE.courses) + 11 + 1  # a pause in every row, the attempts, a block
+    for bar in bars:
+        x, y, wide = (float(bar.attrib[name]) for name in ("x", "y", "width"))
+        assert wide >= 2
+        assert x >= 0
+        assert x + wide <= width
+        assert y + 18 <= height
+    texts = ["".join(text.itertext()) for text in root.iter(f"{SVG}text")]
+    assert {*TIMELINE.courses, "FOUNDATION", "PARALLEL", "INTEGRATION", "3× $12.50", "never ran"} <= set(texts)
+    assert "restart, 2m 00s: exit code 1" in [title.text for title in root.iter(f"{SVG}title")]
+
+
+@pytest.mark.parametrize("width", [380, 1200])
+def test_no_two_texts_of_a_row_overlap_its_bar_on_a_narrow_image(width: int) -> None:
+    root = parse_svg(format_timeline_svg(TIMELINE, width))
+    for bar in find_bars(root):
+        top = float(bar.attrib["y"])
+        names = [t for t in root.iter(f"{SVG}text") if t.text in TIMELINE.courses and t.attrib["x"] == "8"]
+        beside = [t for t in names if top < float(t.attrib["y"]) <= top + 18]
+        assert (width < 600) == (not beside)
+
+
+def test_every_pattern_that_a_bar_names_is_defined() -> None:
+    root = parse_svg(format_timeline_svg(TIMELINE))
+    ids = {pattern.attrib["id"] for pattern in root.iter(f"{SVG}pattern")}
+    named = {match for rect in root.iter(f"{SVG}rect") for match in re.findall(r"url\(#(.*)\)", rect.attrib["fill"])}
+    assert named <= ids
+    assert named == {"blocked1200", "paused1200"}
+
+
+def test_the_image_escapes_what_comes_from_outside() -> None:
+    root = parse_svg(format_timeline_svg(ODD))
+    assert {element.tag for element in root.iter()} == {
+        f"{SVG}{name}" for name in ("svg", "style", "defs", "pattern", "path", "rect", "text", "title")
+    }
+    assert not [name for element in root.iter() for name in element.attrib if name.startswith("on")]
+    assert "</title><script>alert('…" in ["".join(text.itertext()) for text in root.iter(f"{SVG}text")]
+
+
+class Page(HTMLParser):
+    """Collects the tags and texts of a page, and checks that what must be closed is."""
+
+    VOID = ("meta", "br", "img", "link", "input")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.cells: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] in (["td"], ["p"]):
+            self.cells.append(data)
+
+
+@pytest.mark.parametrize("timeline", [TIMELINE, ODD, Timeline("p", NOON, NOON)])
+def test_the_page_is_well_formed_needs_nothing_else_and_runs_nothing(timeline: Timeline) -> None:
+    text = format_timeline_html(timeline)
+    page = Page(text)
+    assert page.open == []
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "link", "img", "iframe", "object", "b", "i"}
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on") or name == "src"]
+    assert set(re.findall(r"https?://[^\"' ]*", text)) == {"http://www.w3.org/2000/svg"}
+    assert "@import" not in text
+    assert set(re.findall(r"url\(([^)]*)\)", text)) <= {
+        f"#{kind}{width}" for kind in ("blocked", "paused") for width in (1200, 380)
+    }
+
+
+def test_the_page_has_a_row_for_each_attempt() -> None:
+    cells = Page(format_timeline_html(TIMELINE)).cells
+    rows = [cells[i : i + 6] for i in range(2, len(cells), 6)]
+    assert cells[:2] == ["Stream-E failed: gave up", "Stream-D blocked: a key"]
+    assert len(Page(format_timeline_html(TIMELINE)).tags) > 0
+    assert ["Stream-B", "1", "2m 00s", "2m 00s", "restart", "exit code 1"] in [row[:6] for row in rows]
+
+
+def test_text_that_no_file_can_hold_is_replaced() -> None:
+    """A worker's words may hold half a surrogate pair: JSON can say it, UTF-8 and XML can't."""
+    odd = replace(
+        ODD,
+        outcome="\ud800",
+        courses={"\udfff": Course(Phase.PARALLEL, (span(0, 1, "failed", "\ud83d \ufffe\uffff"),))},
+    )
+    for text in (format_timeline_svg(odd), format_timeline_html(odd)):
+        text.encode("utf-8")
+    parse_svg(format_timeline_svg(odd))
+
+
+# ── The command ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_without_a_run_there_is_a_remedy(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    done = workspace.run("timeline")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == ("[ERROR] There was no run yet in this project\nBegin one: python orchestrate.py start\n")
+
+
+def test_timeline_draws_the_last_run_and_what_never_ran(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A", "foundation")
+    workspace.database.add_stream("Stream-B")
+    workspace.play("cost=1.5 all")
+    assert workspace.run("start", "Stream-A").returncode == 0
+    done = workspace.run("timeline", env={"COLUMNS": "80"})
+    lines = done.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert lines[0].startswith("my-project · ")
+    assert lines[0].endswith(" · $1.50")
+    assert re.fullmatch(r" Stream-A │ *█*✓ *│  1× \$1\.50", lines[2])
+    assert re.fullmatch(r" Stream-B │ *│ never ran", lines[4])
+    assert lines[-1] == workspace.events("run_ended")[0]["reason"].split("\n")[-1]
+
+
+def test_svg_and_html_are_written_over_what_was_there(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    assert workspace.run("start").returncode == 0
+    svg, page = workspace.root / "a.svg", workspace.root / "a b.html"
+    svg.write_text("x" * 100_000)
+    done = workspace.run("timeline", "--svg", "a.svg", "--html", "a b.html")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Wrote a.svg\nWrote a b.html\n", "")
+    assert parse_svg(svg.read_text(encoding="utf-8")).tag == f"{SVG}svg"
+    assert Page(page.read_text(encoding="utf-8")).open == []
+
+
+@pytest.mark.parametrize("words", [("--svg", "."), ("--html", "no/such/folder/x.html"), ("--svg", "/dev/full")])
+def test_a_file_that_can_not_be_written_is_one_error(workspace: Workspace, words: tuple[str, ...]) -> None:
+    workspace.database.add_stream("Stream-A")
+    assert workspace.run("start").returncode == 0
+    done = workspace.run("timeline", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("[ERROR] ")
+    assert "Traceback" not in done.stderr
+
+
+def test_timeline_works_without_a_database(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    assert workspace.run("start").returncode == 0
+    workspace.database.path.unlink()
+    done = workspace.run("timeline")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert " Stream-A │" in done.stdout
+
+
+def test_timeline_of_a_run_that_goes_on_reaches_to_now(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    workspace.play("until=gate all")
+    run = workspace.popen("start")
+    workspace.wait_for_worker("Stream-A")
+    wait_until(lambda: "●│" in workspace.run("timeline").stdout, "a bar that reaches to the right edge")
+    workspace.open_gate("gate")
+    assert run.wait(timeout=30) == 0
+    (row,) = (line for line in workspace.run("timeline").stdout.splitlines() if " Stream-A │" in line)
+    assert "✓" in row
+    assert "●" not in row
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b'{"event": "worker_started", "time": "2026-01-0',
+        b"\xff\xfe\x00\n",
+        b'{"event": "worker_ended", "stream": "\\ud800", "time": "2026-01-02T12:00:00.000Z", "seconds": 1e400}\n',
+        b'[1]\n"x"\nnull\n',
+    ],
+)
+def test_a_journal_with_garbage_in_it_is_still_a_timeline(workspace: Workspace, garbage: bytes) -> None:
+    workspace.database.add_stream("Stream-A")
+    assert workspace.run("start").returncode == 0
+    with (workspace.state / "events.jsonl").open("ab") as journal:
+        journal.write(garbage)
+    done = workspace.run("timeline", "--html", "a.html")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert " Stream-A │" in workspace.run("timeline").stdout
+
+
+def test_words_with_half_a_surrogate_pair_can_be_written(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    assert workspace.run("start").returncode == 0
+    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    event = {"event": "run_ended", "time": moment, "reason": "\ud83d", "exit_code": 1, "version": 1, "clock": 0}
+    with (workspace.state / "events.jsonl").open("a") as journal:
+        journal.write(json.dumps(event) + "\n")
+    done = workspace.run("timeline", "--html", "a.html", "--svg", "a.svg")
+    assert (done.returncode, done.stderr) == (0, "")
