@@ -148,7 +148,7 @@ def test_on_a_terminal_only_our_own_sequences_arrive(workspace: Workspace, words
         assert workspace.run("start", "--max-restarts", "0", "--exit-on-blocked").returncode == 1
     shown = run_on_terminal(workspace, *words)
     assert "EVIL" in shown
-    rest = re.sub(r"\x1b\[[0-9;?]*[mKAGHJhl]", "", shown)  # colours, the cursor, the board
+    rest = re.sub(r"\x1b\[[0-9;?]*[mKABGHJhl]", "", shown)  # colours, the cursor, the board
     assert "\x1b" not in rest
     assert sorted(set(re.findall("[\x80-\x9f\u202a-\u202e\u2066-\u2069\x00\x07\x08\x0b\x0c\x0e\x7f]", rest))) == []
     assert "\x1b[31;1mEVIL" not in shown
