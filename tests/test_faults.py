@@ -209,7 +209,7 @@ def test_fault_03_a_process_of_another_user_whose_environment_is_hidden_is_left_
     with process_of_another_user() as pid:
         assert workspace.run("-c", look.format(pid), script=script).stdout == "hidden\n"
         write_pid(workspace, "A", f"{pid}\n")
-        assert "Running" not in workspace.run(str(SCRIPT), "status", script=script).stdout
+        assert "(PID" not in workspace.run(str(SCRIPT), "status", script=script).stdout
         assert workspace.run(str(SCRIPT), "stop", "A", script=script).returncode == 0
         write_pid(workspace, "A", f"{pid}\n")
         done = workspace.run(str(SCRIPT), "start", *NO_POLL, script=script)

@@ -165,7 +165,7 @@ def test_stop_leaves_nothing_of_a_worker_in_the_middle_of_a_tool_call(workspace:
         run = workspace.popen("start", env=use_real_cli(workspace, api))
         wait_until(lambda: "sleep" in commands(workspace), "the tool call", seconds=60)
         status = workspace.run("status")
-        assert f"Running (PID: {workspace.pid('Stream-A')})" in status.stdout
+        assert f"Working (PID: {workspace.pid('Stream-A')})" in status.stdout
         stopped = workspace.run("stop")
         assert (stopped.returncode, stopped.stderr) == (0, "")
         assert run.wait(timeout=10) == 143
