@@ -29,6 +29,7 @@ import errno
 import fcntl
 import functools
 import hashlib
+import html
 import importlib
 import importlib.util
 import itertools
@@ -785,6 +786,11 @@ class Snapshot:
     warnings: tuple[str, ...] = ()
     branches: tuple[Branch, ...] = ()
 
+    @property
+    def spent(self) -> float:
+        """What the workers of the run have cost, those that still run included, in US dollars."""
+        return self.history.spent + sum(worker.cost for worker in self.workers.values())
+
     def includes(self, stream: Stream, limits: Limits) -> bool:
         """Whether the run is about this stream: selected at its start, or requested since."""
         return limits.selects(stream) or self.history.record(stream.id).requested
@@ -1344,8 +1350,7 @@ def plan_pause(reset_in: float | None, hits: int) -> float:
 
 def find_budget_left(snapshot: Snapshot, limits: Limits) -> float:
     """Return the US dollars that the run may still spend, without a limit infinitely many."""
-    spent = snapshot.history.spent + sum(worker.cost for worker in snapshot.workers.values())
-    return limits.budget - spent if limits.budget else float("inf")
+    return limits.budget - snapshot.spent if limits.budget else float("inf")
 
 
 def plan_starts(ready: Sequence[Stream], snapshot: Snapshot, limits: Limits) -> list[Action]:
@@ -2627,9 +2632,10 @@ def _open_worktree(project: Project, repository: Repository, stream: Stream, las
     """Return a stream's worktree. A new one is registered with git, and filled by the worker's own process."""
     git, (folder, branch) = repository.git, name_worktree(project, stream)
     _check_names(git, stream, folder, branch)
-    if (folder / ".git").is_file() and folder not in read_worktrees(git):
-        git.run("worktree", "repair", str(folder))  # the project, or the worktree, was moved
     worktrees = read_worktrees(git)
+    if folder not in worktrees and (folder / ".git").is_file():
+        git.run("worktree", "repair", str(folder))  # the project, or the worktree, was moved
+        worktrees = read_worktrees(git)
     here, ref = worktrees.get(folder), f"refs/heads/{branch}"
     _check_worktree(git.root, folder, branch, worktrees, is_known=last_folder == str(folder / repository.prefix))
     has_branch = bool(git.run("rev-parse", "--verify", "--quiet", ref, most=1))
@@ -2710,7 +2716,11 @@ def find_unseen(git: Git) -> tuple[str, ...]:
 
 def read_uncommitted(git: Git) -> tuple[str, ...]:
     """Return the files in a folder that are changed, or new to git and not ignored. Raises GitError."""
-    return tuple(line[3:] for line in git.find("status", "--porcelain", "-z", "--no-renames", "--", "."))
+    return tuple(_read_status(git, "--", "."))
+
+
+def _read_status(git: Git, *words: str) -> list[str]:
+    return [line[3:] for line in git.find("status", "--porcelain", "-z", "--no-renames", *words)]
 
 
 # What makes claude what it is in a project; git may be told to ignore it.
@@ -2846,7 +2856,7 @@ def _restore(git: Git, place: str, branch: Branch, words: str) -> OrchestrateErr
 
 def read_changed(git: Git) -> list[str]:
     """Return the files of a working tree that git knows and that differ from the last commit. Raises GitError."""
-    return [line[3:] for line in git.find("status", "--porcelain", "-z", "--untracked-files=no", "--no-renames")]
+    return _read_status(git, "--untracked-files=no")
 
 
 def _format_workplace(place: Workplace, project: Project) -> list[str]:
@@ -4362,8 +4372,7 @@ def render_board(snapshot: Snapshot, standings: Mapping[str, Standing], now: flo
     elapsed = format_duration(now - snapshot.history.run_started_at)
     workers = format_count(len(snapshot.workers), "worker")
     head = [visible(snapshot.project), f"{completed}/{total} tasks", workers, elapsed]
-    cost = snapshot.history.spent + sum(worker.cost for worker in snapshot.workers.values())
-    head += [f"${cost:.2f}"] if cost else []
+    head += [f"${snapshot.spent:.2f}"] if snapshot.spent else []
     if now < snapshot.history.paused_until:
         head.append(f"paused for {format_countdown(snapshot.history.paused_until, now)}")
     title = Text(f"── {' · '.join(head)} ", style="bold cyan")
@@ -4431,6 +4440,11 @@ class Span:
     kind: str
     words: str = ""
 
+    @property
+    def look(self) -> tuple[str, str, str]:
+        """Its symbol, its colour on a terminal, its colour on paper."""
+        return _OUTCOMES.get(self.kind, _OUTCOMES["running"])
+
 
 @dataclass(frozen=True)
 class Course:
@@ -4440,6 +4454,11 @@ class Course:
     attempts: tuple[Span, ...] = ()
     blocks: tuple[Span, ...] = ()
     cost: float = 0.0
+
+    @property
+    def by_length(self) -> list[Span]:
+        """The attempts, the longest first: what is drawn later covers what was drawn before."""
+        return sorted(self.attempts, key=lambda span: span.begin - span.end)
 
     @property
     def summary(self) -> str:
@@ -4484,7 +4503,7 @@ def fold_timeline(project: str, events: Iterable[Event], streams: Sequence[Strea
     draft = _Draft()
     for event in events:
         with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):
-            draft.draw(event)
+            draft = draft.after(event)
     end = draft.end if wall is None else max(wall, draft.end)
     courses = {stream.id: Course(stream.phase) for stream in streams}
     for stream_id, phase in draft.phases.items():
@@ -4502,8 +4521,8 @@ def fold_timeline(project: str, events: Iterable[Event], streams: Sequence[Strea
 class _Draft:
     """A timeline while it is read. A run that was interrupted goes on with the next start."""
 
-    def __init__(self) -> None:
-        self.begin = self.end = 0.0
+    def __init__(self, begin: float = 0.0) -> None:
+        self.begin = self.end = begin
         self.outcome = ""
         self.pauses: list[Span] = []
         self.phases: dict[str, Phase] = {}
@@ -4511,12 +4530,14 @@ class _Draft:
         self.blocks: dict[str, list[Span]] = {}
         self.costs: dict[str, float] = {}
 
-    def draw(self, event: Event) -> None:
-        """Take one more event. Raises KeyError, TypeError, ValueError where it is none of ours."""
+    def after(self, event: Event) -> _Draft:
+        """Return the draft with one more event. Raises KeyError, TypeError, ValueError where it is none of ours."""
         kind, at = event["event"], read_time(event["time"])
-        if kind == "run_started" and (self.outcome or not self.begin):
-            self.__init__()  # type: ignore[misc]
-            self.begin = at
+        draft = _Draft(at) if kind == "run_started" and (self.outcome or not self.begin) else self
+        draft._draw(kind, event, at)
+        return draft
+
+    def _draw(self, kind: str, event: Event, at: float) -> None:
         if kind == "run_ended":
             self.outcome = str(event["reason"])
         elif kind == "run_paused":
@@ -4611,10 +4632,9 @@ def render_timeline(timeline: Timeline, width: int) -> Text:
 def _render_cells(timeline: Timeline, course: Course, count: int) -> list[tuple[str, str]]:
     """Return the cells of a row. What is short lies above what is long, so that it is seen."""
     cells = [(" ", "")] * count
-    attempts = sorted(course.attempts, key=lambda span: span.begin - span.end)
     hatched = [(span, "░") for span in timeline.pauses] + [(span, "▒") for span in course.blocks]
-    for span, fill in [*hatched, *((span, "█") for span in attempts)]:
-        symbol, style, _ = _OUTCOMES.get(span.kind, _OUTCOMES["running"])
+    for span, fill in [*hatched, *((span, "█") for span in course.by_length)]:
+        symbol, style, _ = span.look
         first = min(int(timeline.place(span.begin) * count), count - 1)
         last = max(min(int(timeline.place(span.end) * count), count) - 1, first)
         cells[first : last + 1] = [(fill, style)] * (last - first + 1)
@@ -4658,7 +4678,7 @@ def format_timeline_svg(timeline: Timeline, width: int = 1200) -> str:
         for stream_id, course in members.items():
             summary = f'<text x="{width - 8}" y="{y + 13}" class="end">{course.summary}</text>'
             parts += [f'<text x="8" y="{y + 13}">{_cut(stream_id, 24)}</text>', summary]
-            parts += _format_bars(timeline, course, left, y + 18 * is_narrow, width - left - right)
+            parts += _format_bars(timeline, course, (left, y + 18 * is_narrow, room), width)
             y += pitch
     for seconds in find_ticks(timeline.length, max(room // 110, 1)):
         x = round(left + seconds / timeline.length * room)
@@ -4668,26 +4688,25 @@ def format_timeline_svg(timeline: Timeline, width: int = 1200) -> str:
     legend, height = _format_legend(width, y + 34)
     head = f'<text x="8" y="24" class="title">{_cut(timeline.title, width // 8)}</text>'
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-    patterns = "".join(_PATTERN.format(kind, _OUTCOMES[kind][2]) for kind in _HATCHED)
+    # With the width in their names: a page holds two images, and a pattern of one that is not shown works in no other.
+    patterns = "".join(_PATTERN.format(f"{kind}{width}", _OUTCOMES[kind][2]) for kind in _HATCHED)
     body = "".join([f"{_SVG_STYLE}<defs>{patterns}</defs>{_SVG_GROUND}", head, *parts, *legend])
-    for kind in _HATCHED:  # a page holds two images, and a pattern of one that is not shown does not work in the other
-        body = body.replace(f"#{kind})", f"#{kind}{width})").replace(f'id="{kind}"', f'id="{kind}{width}"')
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">{body}</svg>\n'
 
 
-def _format_bars(timeline: Timeline, course: Course, left: int, y: int, room: int) -> list[str]:
-    """Return the bars of a row: what is hatched below, attempts above, the short ones last."""
-    attempts = sorted(course.attempts, key=lambda span: span.begin - span.end)
-    layers = [(span, False) for span in (*timeline.pauses, *course.blocks)] + [(span, True) for span in attempts]
+def _format_bars(timeline: Timeline, course: Course, place: tuple[int, int, int], width: int) -> list[str]:
+    """Return the bars of a row at a place (left, top, room): what is hatched, then attempts, the short ones last."""
+    left, y, room = place
+    hatched = [(span, False) for span in (*timeline.pauses, *course.blocks)]
     bars = []
-    for span, is_attempt in layers:
+    for span, is_attempt in [*hatched, *((span, True) for span in course.by_length)]:
         x, end = timeline.place(span.begin) * room, timeline.place(span.end) * room
-        fill = _OUTCOMES.get(span.kind, _OUTCOMES["running"])[2] if is_attempt else f"url(#{span.kind})"
+        symbol, _, colour = span.look
+        fill = colour if is_attempt else f"url(#{span.kind}{width})"
         words = f"{span.kind}, {format_duration(span.end - span.begin)}" + (f": {span.words}" if span.words else "")
         where = f'x="{left + x:.1f}" y="{y}" width="{max(end - x, 2):.1f}" height="18"'
         bars.append(f'<rect {where} fill="{fill}" class="bar"><title>{_cut(words, 300)}</title></rect>')
         if is_attempt and end - x > 16:
-            symbol = _OUTCOMES.get(span.kind, _OUTCOMES["running"])[0]
             bars.append(f'<text x="{left + end - 4:.1f}" y="{y + 14}" class="end sign">{symbol}</text>')
     return bars
 
@@ -4698,7 +4717,7 @@ def _format_legend(width: int, y: int) -> tuple[list[str], int]:
     for kind in (*_LEGEND, *_HATCHED):
         step = 24 + 7 * len(kind)
         x, y = (8, y + 20) if x + step > width else (x, y)
-        fill = f"url(#{kind})" if kind in _HATCHED else _OUTCOMES[kind][2]
+        fill = f"url(#{kind}{width})" if kind in _HATCHED else _OUTCOMES[kind][2]
         parts.append(f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{fill}" class="bar"/>')
         parts.append(f'<text x="{x + 14}" y="{y}" class="small">{kind}</text>')
         x += step
@@ -4708,8 +4727,7 @@ def _format_legend(width: int, y: int) -> tuple[list[str], int]:
 def _cut(text: str, length: int) -> str:
     """Return text from outside for XML, at most so long."""
     text = re.sub("[\ud800-\udfff\ufffe\uffff]", "\ufffd", visible(text))  # XML has no such characters
-    text = text if len(text) <= length else text[: length - 1] + "…"
-    return "".join({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"}.get(char, char) for char in text)
+    return html.escape(text if len(text) <= length else text[: length - 1] + "…")
 
 
 _PATTERN = (
