@@ -3260,7 +3260,8 @@ class SystemClock:
 
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
+            # Who was asked to end does so: an impatient second Ctrl+C must not break into the last words.
+            signal.signal(signum, signal.SIG_IGN if signum in self.signals else handler)
         signal.set_wakeup_fd(-1)
         self._receiver.close()
         self._sender.close()

@@ -942,7 +942,7 @@ def test_fault_22_an_impatient_ctrl_c_changes_nothing(workspace: Workspace) -> N
 
         terminal.wait_for(press_until_end, "the end")
         terminal.check_restored()
-        # Python gives SIGINT back to the system before it is gone: for a shell both are 130.
+        # Old Pythons give SIGINT back to the system before they are gone: for a shell both are 130.
         assert terminal.wait_for_end() in (130, -signal.SIGINT)
         assert LEFT in terminal.screen
         assert [is_running(worker.pid) for worker in workers] == [True, True]
