@@ -47,6 +47,7 @@ import stat
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import termios
 import textwrap
 import time
@@ -153,6 +154,12 @@ BOX_WIDTH = 73  # columns of the box around a title
 NARROW, WIDE = 80, 100  # columns below which the board's bars are half as long; from which on it shows usage
 BAR_WIDTH, OVERALL_BAR_WIDTH = 15, 40  # cells of a stream's bar, and of the bar over all streams
 
+CLAUDE_TIMEOUT = 20  # seconds for `claude --version`
+DISK_LEAST = 1 << 30  # bytes of free disk below which `doctor` warns
+PARALLEL_MOST = 5  # parallel streams above which the guide advises to split them
+SCHEMA_VERSION = 10  # of Task Copilot's database, the newest that this program was tried with
+PACKAGES = {"click": "8.0", "rich": "12.3", "psutil": "5.9"}  # the least versions of what it needs
+
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_RUNNING = 0, 1, 2, 75
 EXIT_INCOMPLETE, EXIT_NO_PROJECT = 3, 4  # of `status --check` alone
 
@@ -185,6 +192,111 @@ fi
 mkdir -p {folder} && cd {folder} || exit
 """
 ALARM = f"import os, signal, sys; signal.alarm({CHECKOUT_TIMEOUT}); os.execvp(sys.argv[1], sys.argv[1:])"
+
+# The streams of `demo`, after the guide's example: id, phase, name, tasks. Behind a task's title stands what happens.
+DEMO_STREAMS = (
+    ("Stream-A", "foundation", "core-types", ("Define the types", "Set up the build", "Write the storage", "Lint it")),
+    (
+        "Stream-B",
+        "parallel",
+        "api-implementation",
+        ("Design the routes", "Check the input: crash", "Page the lists", "Settle the errors: unblock", "Log requests"),
+    ),
+    (
+        "Stream-C",
+        "parallel",
+        "ui-components",
+        ("Lay out the pages", "Show the errors: block", "Draw the forms", "Test by keyboard"),
+    ),
+    ("Stream-D", "integration", "tests-and-docs", ("Test all of it", "Write the manual", "Prepare the release")),
+)
+DEMO_TASK = 0.75  # seconds that a simulated worker takes for a task
+DEMO_COST = 0.11  # US dollars that it says it has spent on one
+DEMO_SCHEMA = """\
+CREATE TABLE initiatives (id TEXT PRIMARY KEY, title TEXT NOT NULL, description TEXT, created_at TEXT NOT NULL,
+    updated_at TEXT NOT NULL);
+CREATE TABLE prds (id TEXT PRIMARY KEY, initiative_id TEXT NOT NULL REFERENCES initiatives(id), title TEXT NOT NULL,
+    description TEXT, content TEXT NOT NULL, metadata TEXT DEFAULT '{}', status TEXT DEFAULT 'active',
+    created_at TEXT NOT NULL, updated_at TEXT NOT NULL);
+CREATE TABLE tasks (id TEXT PRIMARY KEY, prd_id TEXT REFERENCES prds(id), parent_id TEXT REFERENCES tasks(id),
+    title TEXT NOT NULL, description TEXT, assigned_agent TEXT,
+    status TEXT DEFAULT 'pending' CHECK(status IN ('pending', 'in_progress', 'blocked', 'completed', 'cancelled')),
+    blocked_reason TEXT, notes TEXT, metadata TEXT DEFAULT '{}', created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
+    archived INTEGER DEFAULT 0, archived_at TEXT, archived_by_initiative_id TEXT);
+CREATE INDEX idx_tasks_status ON tasks(status);
+CREATE TABLE migrations (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL);
+INSERT INTO migrations VALUES (10, strftime('%Y-%m-%dT%H:%M:%fZ'));
+"""
+
+# `check-streams` and `watch-status`, which differ in what they show and in how they ask for it.
+WRAPPER = """\
+#!/bin/sh
+# {purpose}, by the status renderer of the orchestrate.py that lies beside this script.
+script=$0
+while [ -L "$script" ]; do
+    target=$(readlink "$script")
+    case $target in
+        /*) script=$target ;;
+        *) script=$(dirname "$script")/$target ;;
+    esac
+done
+exec "${PYTHON:-python3}" "$(dirname "$script")/orchestrate.py" status {option} "$@"
+"""
+WRAPPERS = {
+    "check-streams": ("Show all streams once", "--dashboard"),
+    "watch-status": ("Show all streams live: watch-status [SECONDS]", "--watch"),
+}
+
+# What `generate` says at the first time: the words of the guide.
+GENERATED = """\
+Headless Orchestration Scripts Generated
+
+Created files:
+- .claude/orchestrator/orchestrate.py (main orchestrator)
+- .claude/orchestrator/check-streams (status dashboard)
+- .claude/orchestrator/watch-status (live monitoring)
+
+Subdirectories:
+- .claude/orchestrator/pids/ (process tracking)
+- .claude/orchestrator/logs/ (worker logs)
+
+Next steps:
+1. Start orchestration: python .claude/orchestrator/orchestrate.py start
+2. Monitor progress: ./.claude/orchestrator/watch-status
+3. Check status: python .claude/orchestrator/orchestrate.py status
+"""
+
+SLASH_COMMAND = """\
+---
+description: Set up headless orchestration in this project, or show how its streams stand
+argument-hint: generate | status
+---
+
+Headless orchestration of this project's Task Copilot streams. What is asked for: $ARGUMENTS
+
+`orchestrate.py` in `.claude/orchestrator/` starts a headless `claude --print` worker for each stream, phase by phase.
+Run its commands with `python3`; where that lacks packages, the error names the command that installs them.
+
+## generate
+
+1. Call `stream_list`. Without streams, stop: tasks must first be organized into streams with @agent-ta, each with
+   `streamId`, `streamName` and `streamPhase` (foundation, parallel or integration) in its metadata.
+2. Run `python3 .claude/orchestrator/orchestrate.py generate` and show all that it prints. It brings its own files up to
+   date and leaves alone what a person has changed.
+3. Run `python3 .claude/orchestrator/orchestrate.py doctor`. For each line that is not in order, name its remedy.
+4. Show the plan: `python3 .claude/orchestrator/orchestrate.py start --dry-run`. Do not start it: the user does that, in
+   a terminal of their own.
+
+## status
+
+Run `python3 .claude/orchestrator/orchestrate.py status` and show it. Name each stream that is blocked, failed or
+stopped, with its reason; for a failed one also what stands at the end of
+`python3 .claude/orchestrator/orchestrate.py logs STREAM --no-follow`.
+
+## Anything else, or nothing
+
+Say what the two words above do.
+"""
 
 WORKER_PROMPT = """\
 You are a worker agent in the Claude Copilot orchestration system.
@@ -406,6 +518,22 @@ class Backlog:
 
     streams: tuple[Stream, ...] = ()
     warnings: tuple[str, ...] = ()
+    strays: int = 0  # open tasks that belong to no stream
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about one thing that a run needs; a remedy belongs to what is not as it should be."""
+
+    subject: str
+    found: str
+    remedy: str = ""
+    is_fatal: bool = False
+
+    @property
+    def level(self) -> str:
+        """How bad it is: `ok`, `warning`, or `error`, with which a run would fail."""
+        return "error" if self.is_fatal else "warning" if self.remedy else "ok"
 
 
 @dataclass(frozen=True)
@@ -972,6 +1100,11 @@ class Database:
 
     path: Path
 
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> Database:
+        """Return the one that a worker's environment leads to."""
+        return cls(Path(environ["TASK_DB_PATH"], environ["WORKSPACE_ID"], "tasks.db"))
+
     @property
     def environment(self) -> dict[str, str]:
         """The variables that lead a worker's Task Copilot server to this file."""
@@ -979,14 +1112,22 @@ class Database:
         return {"WORKSPACE_ID": folder.name, "TASK_DB_PATH": str(folder.parent)}
 
 
-def read_server_environment(project: Project, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the `env` of the task-copilot server in the project's `.mcp.json`, expanded; empty where there is none."""
+@dataclass(frozen=True)
+class Server:
+    """The task-copilot server of a project's `.mcp.json`: its command and its variables, expanded."""
+
+    words: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_server(project: Project, environ: Mapping[str, str]) -> Server | None:
+    """Return the task-copilot server in the project's `.mcp.json`, or None. Raises OrchestrateError."""
     path = project.root / ".mcp.json"
     try:
-        servers = json.loads(path.read_text(encoding="utf-8-sig"))["mcpServers"]
-        given = dict(servers["task-copilot"].get("env", {}))
+        given = json.loads(path.read_text(encoding="utf-8-sig"))["mcpServers"]["task-copilot"]
+        words, variables = [given.get("command"), *list(given.get("args") or ())], dict(given.get("env") or {})
     except (FileNotFoundError, KeyError):
-        return {}
+        return None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise OrchestrateError(
             f"{path} can't be read: {error}", "Repair it, or name the database with --db."
@@ -997,10 +1138,13 @@ def read_server_environment(project: Project, environ: Mapping[str, str]) -> dic
         return known.get(match["braced"] or match["plain"]) or match["default"] or ""
 
     variable = re.compile(r"\$(?:\{(?P<braced>\w+)(?::-(?P<default>[^}]*))?\}|(?P<plain>\w+))")
-    texts = {key: given[key] for key in ("TASK_DB_PATH", "WORKSPACE_ID") if isinstance(given.get(key), str)}
+    texts = {key: variables[key] for key in ("TASK_DB_PATH", "WORKSPACE_ID") if isinstance(variables.get(key), str)}
     if any(len(text) > PATH_LENGTH or "\0" in text for text in texts.values()):
         raise OrchestrateError(f"{path} names no path that could be", "Repair it, or name the database with --db.")
-    return {key: variable.sub(expand, text) for key, text in texts.items()}
+    return Server(
+        tuple(variable.sub(expand, word) for word in words if isinstance(word, str)),
+        {key: variable.sub(expand, text) for key, text in texts.items()},
+    )
 
 
 def find_database(project: Project, given: Path | None, environ: Mapping[str, str], home: Path) -> Database:
@@ -1011,7 +1155,8 @@ def find_database(project: Project, given: Path | None, environ: Mapping[str, st
     if given is not None:
         tried = [Path.cwd() / given]
     else:
-        server = read_server_environment(project, environ)
+        known = read_server(project, environ)
+        server = known.environment if known is not None else {}
         base = environ.get("TASK_DB_PATH") or server.get("TASK_DB_PATH") or str(home / ".claude" / "tasks")
         workspace = environ.get("WORKSPACE_ID") or server.get("WORKSPACE_ID") or project.name
         fallback = hashlib.md5(str(project.root).encode()).hexdigest()[:12]  # the server's own name for no name
@@ -1079,6 +1224,14 @@ class TaskStore:
             self._seen = seen
         return read_backlog(rows)
 
+    def read_version(self) -> int:
+        """Return the version of the schema; 0 where the database does not tell. Raises StoreError."""
+        with self._reporting():
+            connection = self._connect()
+            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'migrations'").fetchone():
+                return 0
+            return int(connection.execute("SELECT MAX(version) FROM migrations").fetchone()[0] or 0)
+
     def close(self) -> None:
         """Let go of the file."""
         if self._connection is not None:
@@ -1132,13 +1285,15 @@ def _fit(value: Any) -> Any:
 def read_backlog(rows: Iterable[_Row]) -> Backlog:
     """Fold rows of (identity, status, count, oldest, bad rows, named tasks, newest) into streams, in order."""
     groups: dict[str, list[tuple[_Row, list[Any]]]] = {}
-    bad = 0
+    bad = strays = 0
     for row in rows:
         bad += row[4]
         identity = _read_json(row[0]) if row[0] else [None]
         if identity[0] is not None:
             stream_id = identity[0] if isinstance(identity[0], str) else json.dumps(identity[0])
             groups.setdefault(stream_id, []).append((row, identity))
+        elif row[1] not in ("completed", "cancelled"):
+            strays += row[2] - row[4]
     warnings = [f"{format_count(bad, 'task')} skipped: the metadata is not valid JSON"] if bad else []
     streams = []
     for stream_id, group in groups.items():
@@ -1147,7 +1302,7 @@ def read_backlog(rows: Iterable[_Row]) -> Backlog:
         streams.append(stream)
         warnings += disagreements
     streams.sort(key=lambda stream: (stream.phase.rank, natural_key(stream.id)))
-    return Backlog(tuple(streams), tuple(warnings))
+    return Backlog(tuple(streams), tuple(warnings), strays)
 
 
 def _read_stream(stream_id: str, group: Sequence[tuple[_Row, list[Any]]]) -> tuple[Stream, list[str]]:
@@ -1193,6 +1348,64 @@ def _read_dependencies(value: object, task_id: str) -> tuple[tuple[str, ...], st
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(dict.fromkeys(value)), ""
     return (), f"task {task_id} has streamDependencies that are no list of stream ids"
+
+
+class DemoDatabase:
+    """The database of the demo, in Task Copilot's schema: the only one that this file ever writes to.
+
+    What happens in a task beside the work, its twist, stands in its metadata. Raises sqlite3.Error.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def make(self) -> None:
+        """Write the tasks of the demo's streams."""
+        self._path.parent.mkdir(parents=True)
+        with contextlib.closing(sqlite3.connect(self._path)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.executescript(DEMO_SCHEMA)
+        for stream_id, phase, name, tasks in DEMO_STREAMS:
+            for task in tasks:
+                title, _, twist = task.partition(": ")
+                metadata = {"streamId": stream_id, "streamName": name, "streamPhase": phase, "demo": twist}
+                task_id = f"TASK-{zlib.crc32(title.encode()):08x}"
+                self._execute(
+                    "INSERT INTO tasks (id, title, metadata, created_at, updated_at) "
+                    f"VALUES (?, ?, ?, {_SQL_NOW}, {_SQL_NOW})", task_id, title, json.dumps(metadata),
+                )  # fmt: skip
+
+    def read_open(self, stream_id: str) -> list[tuple[str, str, str]]:
+        """Return the open tasks of a stream, oldest first: their ids, titles and twists."""
+        return self._execute(
+            "SELECT id, title, coalesce(json_extract(metadata, '$.demo'), '') FROM tasks "
+            "WHERE json_extract(metadata, '$.streamId') = ? AND status IN ('pending', 'in_progress') ORDER BY rowid",
+            stream_id,
+        )
+
+    def update(self, task_id: str, twist: str, status: str, reason: str | None = None) -> None:
+        """Change the status of a task and use up its twist, unless somebody else has done that meanwhile."""
+        self._execute(
+            "UPDATE tasks SET status = ?, blocked_reason = ?, metadata = json_remove(metadata, '$.demo'), "
+            f"updated_at = {_SQL_NOW} WHERE id = ? AND coalesce(json_extract(metadata, '$.demo'), '') = ?",
+            status, reason, task_id, twist,
+        )  # fmt: skip
+
+    def unblock(self) -> None:
+        """Unblock what is blocked, and what would be."""
+        self._execute(
+            "UPDATE tasks SET status = replace(status, 'blocked', 'pending'), blocked_reason = NULL, "
+            f"metadata = json_remove(metadata, '$.demo'), updated_at = {_SQL_NOW} "
+            "WHERE status = 'blocked' OR json_extract(metadata, '$.demo') = 'block'"
+        )
+
+    def _execute(self, statement: str, *values: object) -> list[Any]:
+        connection = sqlite3.connect(self._path, timeout=PATIENT_BUSY_TIMEOUT, isolation_level=None)
+        with contextlib.closing(connection):
+            return connection.execute(statement, values).fetchall()
+
+
+_SQL_NOW = "strftime('%Y-%m-%dT%H:%M:%fZ')"
 
 
 # ── 4. Planner ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1570,6 +1783,11 @@ def _format_open(stream_id: str, standing: Standing) -> str:
 # ── 5. Workers ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def find_program(name: str, environ: Mapping[str, str]) -> str:
+    """Return the path of a program that can be executed; empty where there is none."""
+    return shutil.which(name, path=environ.get("PATH")) or ""
+
+
 @dataclass(frozen=True)
 class Command:
     """The worker's command: the words that stand for `claude`, and the form of its output."""
@@ -1587,12 +1805,16 @@ class Command:
         servers = ["--mcp-config", mcp_config] if mcp_config else []
         return [*self.words, *WORKER_FLAGS, *form, *limit, *servers, "-p", prompt]
 
-    def check(self, environ: Mapping[str, str], is_root: bool) -> None:
-        """Raise OrchestrateError where this command can't run at all."""
-        program = self.words[0]
-        if shutil.which(program, path=environ.get("PATH")) is None:
+    def find(self, environ: Mapping[str, str]) -> str:
+        """Return the path of its program. Raises OrchestrateError where there is none that can be executed."""
+        path = find_program(self.words[0], environ)
+        if not path:
             raise OrchestrateError(*self.describe_missing())
-        if is_root and Path(program).name == "claude" and environ.get("IS_SANDBOX") != "1":
+        return path
+
+    def check_user(self, environ: Mapping[str, str], is_root: bool) -> None:
+        """Raise OrchestrateError where claude refuses this user."""
+        if is_root and Path(self.words[0]).name == "claude" and environ.get("IS_SANDBOX") != "1":
             raise OrchestrateError(
                 "claude refuses --dangerously-skip-permissions for root",
                 "Run as another user, or in a sandbox of your own say so: export IS_SANDBOX=1",
@@ -1624,9 +1846,13 @@ def worker_environment(
     environ: Mapping[str, str], project: Project, database: Database, stream_id: str, run: str
 ) -> dict[str, str]:
     """Return the environment of a worker: by it, the tree below the worker can be found again."""
-    kept = {key: value for key, value in environ.items() if not REMOVED_VARIABLES.fullmatch(key)}
     marks = {"ORCHESTRATE_PROJECT": str(project.root), "ORCHESTRATE_STREAM": stream_id, "ORCHESTRATE_RUN": run}
-    return {**kept, **database.environment, **marks}
+    return {**keep_variables(environ), **database.environment, **marks}
+
+
+def keep_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what would mislead claude or git."""
+    return {key: value for key, value in environ.items() if not REMOVED_VARIABLES.fullmatch(key)}
 
 
 def read_prompt_template(project: Project) -> str:
@@ -1953,19 +2179,30 @@ def _format_output(event: Event, folder: str) -> list[str]:
     if event["type"] == "rate_limit_event":
         return [f"  {notice}" for notice in [format_limit(event)] if notice]
     if event["type"] == "result":
-        given = event.get("permission_denials")
-        denials = (
-            [denial for denial in given[:ITEMS_AT_MOST] if isinstance(denial, dict)] if isinstance(given, list) else []
-        )
+        denials = _read_items(event, "permission_denials")
         return [
             f"  permission denied: {_format_tool(d.get('tool_name'), d.get('tool_input'), folder)}" for d in denials
         ]
-    if event["type"] == "system" and event.get("subtype") == "api_retry":
+    return _format_system(event) if event["type"] == "system" else []
+
+
+def _format_system(event: Event) -> list[str]:
+    if event.get("subtype") == "init":
+        failed = [
+            server.get("name") for server in _read_items(event, "mcp_servers") if server.get("status") == "failed"
+        ]
+        return [visible(f"  MCP server {name} failed to start: the worker lacks its tools") for name in failed]
+    if event.get("subtype") == "api_retry":
         status = f" ({event['error_status']})" if event.get("error_status") else ""
         delay = _read_number(event, "retry_delay_ms") / 1000
         turn = f"{_read_number(event, 'attempt'):.0f}/{_read_number(event, 'max_retries'):.0f}"
         return [visible(f"  retry {turn} in {delay:.1f}s: {event.get('error', 'error')}{status}")]
     return []
+
+
+def _read_items(event: Event, key: str) -> list[dict[str, Any]]:
+    given = event.get(key)
+    return [item for item in given[:ITEMS_AT_MOST] if isinstance(item, dict)] if isinstance(given, list) else []
 
 
 def format_limit(event: Event) -> str:
@@ -2412,13 +2649,12 @@ class Git:
         return out.decode("utf-8", "surrogateescape")
 
     def _start(self, words: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        environ = {key: value for key, value in os.environ.items() if not REMOVED_VARIABLES.fullmatch(key)}
         null, pipe = subprocess.DEVNULL, subprocess.PIPE
         try:
             return subprocess.Popen(
                 [*GIT, *words],
                 cwd=self.root,
-                env={**environ, **GIT_VARIABLES, **variables},
+                env={**keep_variables(os.environ), **GIT_VARIABLES, **variables},
                 stdin=null,
                 stdout=pipe,
                 stderr=pipe,
@@ -4586,6 +4822,39 @@ def _close(spans: list[Span], at: float) -> None:
         spans[-1] = replace(spans[-1], end=at)
 
 
+def render_findings(findings: Sequence[Finding], width: int) -> Text:
+    """Return what `doctor` found, a line each, and the remedy under what is wrong. Width in columns, 0: no limit."""
+    from rich.text import Text
+
+    text = Text()
+    indent = max(len(finding.subject) for finding in findings) + 4
+    for finding in findings:
+        symbol, style = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}[finding.level]
+        room = max(width - indent, 20) if width else 10_000
+        lines = [part for line in finding.found.split("\n") for part in textwrap.wrap(visible(line.strip()), room)]
+        remedy = textwrap.wrap(visible(finding.remedy), room)
+        text.append(f"{symbol} {finding.subject:<{indent - 4}}  ", style)
+        text.append(f"\n{' ' * indent}".join(lines))
+        text.append("".join(f"\n{' ' * indent}{line}" for line in remedy), "bold")
+        text.append("\n")
+    errors, warnings = (sum(f.level == level for f in findings) for level in ("error", "warning"))
+    remarks = f" ({format_count(warnings, 'warning')})" if warnings else ""
+    if errors:
+        text.append(f"\nA run would fail: {format_count(errors, 'error')}{remarks}.", "red")
+    else:
+        text.append(f"\nReady{remarks}. Start: python orchestrate.py start", "green")
+    return text
+
+
+def format_findings_json(findings: Sequence[Finding], wall: float) -> str:
+    """Return what `doctor` found as one JSON object, for programs."""
+    checks = [{"subject": f.subject, "level": f.level, "found": f.found, "remedy": f.remedy or None} for f in findings]
+    is_ready = not any(finding.is_fatal for finding in findings)
+    return format_json(
+        {"version": JSON_VERSION, "time": format_time(wall), "ready": is_ready, "checks": checks}, indent=2
+    )
+
+
 # The outcome of an attempt: its symbol, its colour on a terminal, its colour on paper.
 _OUTCOMES = {
     "running": ("●", "cyan", "#2aa1b3"),
@@ -4984,11 +5253,16 @@ def find_places() -> tuple[Project, Database]:
 
 
 def find_current_project() -> Project:
-    """Return the project that the options and the working directory lead to."""
-    given = click.get_current_context().ensure_object(dict).get("project")
-    project = find_project(given, Path(__file__).resolve(), Path.cwd(), Path.home())
+    """Return the project that the options and the working directory lead to; its state must be nobody else's."""
+    project = locate_project()
     StateFolder(project).check()
     return project
+
+
+def locate_project() -> Project:
+    """Return the same without a look at its state."""
+    given = click.get_current_context().ensure_object(dict).get("project")
+    return find_project(given, Path(__file__).resolve(), Path.cwd(), Path.home())
 
 
 def find_current_database(project: Project) -> Database:
@@ -5113,10 +5387,12 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
                 read_known_streams(store, streams)
             return join_run(project, streams, running, options["as_json"])
         check_run(project, store, limits)
-    command.check(os.environ, os.geteuid() == 0)
+    command.find(os.environ)
+    command.check_user(os.environ, os.geteuid() == 0)
+    check_folders(project)
+    check_server(project)
     if database.path.name != "tasks.db":
-        name = visible(database.path.name)
-        click.echo(f"Warning: a Task Copilot server reads tasks.db, not {name}, in its folder", err=True)
+        click.echo(f"Warning: {visible(describe_name(database))}", err=True)
     if options["detach"]:
         return start_detached(project, click.get_current_context().obj["argv"])
     return run_in_foreground(project, database, command, limits, options)
@@ -5570,7 +5846,19 @@ def timeline_command(svg: Path | None, html: Path | None) -> int:
       python orchestrate.py timeline
       python orchestrate.py timeline --html night.html
     """
-    project = find_current_project()
+    timeline = read_timeline(find_current_project())
+    for path, text in ((svg, format_timeline_svg), (html, format_timeline_html)):
+        if path is not None:
+            path.write_text(text(timeline), encoding="utf-8")
+            click.echo(f"Wrote {visible(str(path))}")
+    if svg is None and html is None:
+        console = make_console()
+        console.print(render_timeline(timeline, console.width or 80), soft_wrap=True)
+    return EXIT_DONE
+
+
+def read_timeline(project: Project) -> Timeline:
+    """Return the last run. Raises OrchestrateError where there was none."""
     streams: tuple[Stream, ...] = ()
     with contextlib.suppress(OrchestrateError, StoreError), contextlib.ExitStack() as stack:
         # What never ran stands in the database alone; the rest is shown without it.
@@ -5580,14 +5868,7 @@ def timeline_command(svg: Path | None, html: Path | None) -> int:
     timeline = fold_timeline(project.name, Journal(project.journal).read(), streams, wall)
     if not timeline.begin:
         raise OrchestrateError("There was no run yet in this project", "Begin one: python orchestrate.py start")
-    for path, text in ((svg, format_timeline_svg), (html, format_timeline_html)):
-        if path is not None:
-            path.write_text(text(timeline), encoding="utf-8")
-            click.echo(f"Wrote {visible(str(path))}")
-    if svg is None and html is None:
-        console = make_console()
-        console.print(render_timeline(timeline, console.width or 80), soft_wrap=True)
-    return EXIT_DONE
+    return timeline
 
 
 @cli.command("merge")
@@ -5857,6 +6138,473 @@ def print_log_lines(console: Console, lines: Sequence[str], name: str, place: in
 
 
 _STREAM_COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright_green", "bright_magenta")
+
+
+@cli.command("generate")
+@project_options()
+@click.argument(
+    "folder", required=False, metavar="[DIR]", type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+@click.option("--force", is_flag=True, help="Overwrite files that a person has changed, too.")
+def generate_command(folder: Path | None, force: bool) -> int:
+    """Install this script and its two companions in the project, or in DIR, and /orchestration for Claude Code.
+
+    Again: brings its own files up to date. What a person has changed is left alone.
+
+    \b
+    Examples:
+      python orchestrate.py generate ~/my-project
+      python .claude/orchestrator/orchestrate.py generate
+    """
+    project = locate_project() if folder is None else Project(folder.resolve())
+    outcomes = generate(project, force)
+    if set(list(outcomes.values())[:-1]) == {"Created"}:
+        click.echo(GENERATED, nl=False)
+    else:
+        click.echo("\n".join(f"{outcome:<9} {name}" for name, outcome in outcomes.items()))
+    for name in (name for name, outcome in outcomes.items() if outcome == "Kept"):
+        click.echo(f"Warning: {name} was changed by a person and is left as it is; --force overwrites it", err=True)
+    click.echo("\nIn Claude Code: /orchestration generate, /orchestration status")
+    if sys.prefix != sys.base_prefix:
+        python = shlex.quote(sys.executable)
+        click.echo(f"The packages are in a virtual environment: take {python} for python,")
+        click.echo(f"and for check-streams and watch-status say: export PYTHON={python}")
+    return EXIT_DONE
+
+
+def generate(project: Project, force: bool = False) -> dict[str, str]:
+    """Install our files in a project, and return what became of each: Created, Updated, Unchanged or Kept.
+
+    One that differs from what was installed last was changed by a person. Raises OSError, OrchestrateError.
+    """
+    state = StateFolder(project)
+    state.check()
+    state.make()
+    record = project.folder / ".generated"  # for `sha256sum --check`
+    known = set(record.read_text(encoding="utf-8", errors="replace").splitlines()) if record.exists() else set()
+    outcomes, installed = {}, []
+    for name, (text, mode) in read_own_files().items():
+        path, digest = project.root / name, hashlib.sha256(text.encode()).hexdigest()
+        current = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+        outcomes[name] = "Created" if not current else "Unchanged" if current == digest else "Updated"
+        if current not in ("", digest) and f"{current}  {name}" not in known and not force:
+            outcomes[name] = "Kept"
+            continue
+        if current != digest:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, text)
+        path.chmod(mode)
+        installed.append(f"{digest}  {name}\n")
+    write_file(record, "".join(installed))
+    return outcomes
+
+
+def read_own_files() -> dict[str, tuple[str, int]]:
+    """Return what is installed in a project: the text and the mode of each file."""
+    files = {".claude/orchestrator/orchestrate.py": (Path(__file__).read_text(encoding="utf-8"), 0o755)}
+    for name, (purpose, option) in WRAPPERS.items():
+        text = WRAPPER.replace("{purpose}", purpose).replace("{option}", option)
+        files[f".claude/orchestrator/{name}"] = text, 0o755
+    return {**files, ".claude/commands/orchestration.md": (SLASH_COMMAND, 0o644)}
+
+
+@cli.command("demo")
+@click.option("--keep", is_flag=True, help="Leave the project where it is, to look around in it.")
+def demo_command(keep: bool) -> int:
+    """Run a throw-away project with simulated workers: what a night looks like, in a quarter of a minute.
+
+    It needs neither Claude nor Task Copilot.
+
+    \b
+    Examples:
+      python orchestrate.py demo
+      python orchestrate.py demo --keep
+    """
+    prefix = "orchestrate-demo-"
+    kept = contextlib.nullcontext(tempfile.mkdtemp(prefix=prefix)) if keep else None
+    with kept or tempfile.TemporaryDirectory(prefix=prefix) as folder:
+        project, database = make_demo(Path(folder).resolve())
+        scripts, python = project.folder, shlex.quote(sys.executable)
+        is_misled = not {"TASK_DB_PATH", "WORKSPACE_ID"}.isdisjoint(os.environ)
+        named = f" --db {shlex.quote(str(database.path))}" if is_misled else ""
+        tasks = format_count(sum(len(tasks) for *_, tasks in DEMO_STREAMS), "task")
+        click.echo(f"A project with {len(DEMO_STREAMS)} streams and {tasks}: {project.root}")
+        click.echo("Its workers are simulated: no Claude runs, and their costs are made up.")
+        click.echo("To watch it from another terminal:")
+        click.echo(f"  PYTHON={python} {shlex.quote(str(scripts / 'watch-status'))}{named}\n")
+        command = Command((sys.executable, str(scripts / "orchestrate.py"), "demo-worker"))
+        options = {"as_json": False, "no_worktrees": False, "notify": None, "stop_on_exit": True}
+        code = run_in_foreground(project, database, command, Limits(), {**options, "poll_interval": POLL_INTERVAL})
+        if code == EXIT_DONE:
+            console = make_console()
+            console.print(render_timeline(read_timeline(project), console.width or NARROW), soft_wrap=True)
+            click.echo(f"\n{format_demo_end(project, keep, named)}")
+    return code
+
+
+def make_demo(top: Path) -> tuple[Project, Database]:
+    """Make the demo's project and its database in a folder. Raises OSError, sqlite3.Error."""
+    project = Project(top / "my-project")
+    database = Database(top / "tasks" / project.name / "tasks.db")
+    DemoDatabase(database.path).make()
+    project.root.mkdir()
+    servers = {"mcpServers": {"task-copilot": {"command": "true", "env": database.environment}}}
+    write_file(project.root / ".mcp.json", f"{json.dumps(servers, indent=2)}\n")
+    generate(project)
+    git = Git(project.root)
+    with contextlib.suppress(OrchestrateError):  # there is no git: all work in one folder then, and the run says so
+        git.run("init", "--quiet")
+        git.run("symbolic-ref", "HEAD", "refs/heads/main")
+        for setting in ("user.name=Demo", "user.email=demo@localhost", "commit.gpgSign=false"):
+            git.run("config", *setting.split("="))
+        git.run("add", "--all")
+        git.run("commit", "--quiet", "--message", "Begin")
+    return project, database
+
+
+def format_demo_end(project: Project, keep: bool, named: str) -> str:
+    """Return what a demo has shown, where it lies, and what to type next; `named` is the option for its database."""
+    python = shlex.quote(sys.executable)
+    script = f"{python} .claude/orchestrator/orchestrate.py"
+    here = [
+        f"{script} {words}{named}" for words in ("status", "logs Stream-B --no-follow", "timeline --html night.html")
+    ]
+    lines = [
+        "What was arranged: a worker of Stream-B crashed, and another one went on.",
+        "Stream-C was blocked by a question, and went on once Stream-B had answered it.",
+        "Each worked on a branch of its own; Stream-D has merged them.\n",
+        f"It lay in {project.root}, and is removed now.\n`demo --keep` leaves it.\n",
+        "In a project of your own, with streams in Task Copilot:",
+        f"  {python} {shlex.quote(str(Path(__file__).resolve()))} generate DIR",
+        *(f"  {command}" for command in ("cd DIR", f"{script} doctor", f"{script} start")),
+    ]
+    if keep:
+        look = [f"cd {shlex.quote(str(project.root))}", *here, "git log --graph --oneline"]
+        lines[3] = "\n".join(["Look around:", *(f"  {line}" for line in look), ""])
+    return "\n".join(lines)
+
+
+@cli.command("demo-worker", hidden=True, context_settings={"ignore_unknown_options": True})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def demo_worker_command(words: tuple[str, ...]) -> int:  # noqa: ARG001 (they are for claude)
+    """Play claude in a demo."""
+    if "ORCHESTRATE_STREAM" not in os.environ:
+        raise click.UsageError("this is a worker of a demo: python orchestrate.py demo")
+    return SimulatedWorker(os.environ, Path.cwd()).work()
+
+
+class SimulatedWorker:
+    """Plays claude in a demo: does the open tasks of a stream one by one, and prints what claude would."""
+
+    def __init__(self, environ: Mapping[str, str], folder: Path) -> None:
+        self._stream_id = environ["ORCHESTRATE_STREAM"]
+        self._database = DemoDatabase(Database.of(environ).path)
+        self._folder = folder
+        self._git = Git(folder) if (folder / ".git").exists() else None
+
+    def work(self) -> int:
+        """Work until no task is open, or it crashes; return the exit code."""
+        self._say("system", subtype="init", model="simulated", cwd=str(self._folder), tools=[])
+        if self._git is not None and self._stream_id == DEMO_STREAMS[-1][0]:
+            self._merge(self._git)
+        done = 0
+        while self._database.read_open(self._stream_id):
+            task_id, title, twist = self._database.read_open(self._stream_id)[0]
+            if twist == "block":
+                self._use("Grep", pattern="class .*Error")
+                self._database.update(task_id, twist, "blocked", "what does an error look like? Stream-B has to say")
+                continue
+            self._database.update(task_id, twist, "in_progress")
+            if twist == "crash":
+                self._use("Bash", command="npm test")
+                click.echo("Error: connection reset by peer (this was arranged)", err=True)
+                return EXIT_FAILED
+            self._write(title)
+            if twist == "unblock":
+                self._database.unblock()
+            self._database.update(task_id, "", "completed")
+            done += 1
+        result = {"subtype": "success", "is_error": False, "result": "All that is open is blocked, or nothing is."}
+        self._say("result", num_turns=2 * done, total_cost_usd=done * DEMO_COST, **result)
+        return EXIT_DONE
+
+    def _merge(self, git: Git) -> None:
+        for branch in git.run("for-each-ref", "--format=%(refname:short)", "refs/heads/stream").split():
+            self._use("Bash", command=f"git merge --no-ff {branch}")
+            git.run("merge", "--no-ff", "--message", f"Merge {branch}", branch)
+
+    def _write(self, title: str) -> None:
+        path = self._folder / "src" / f"{title.lower().replace(' ', '-')}.txt"
+        self._use("Write", file_path=str(path))
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"{title}\n", encoding="utf-8")
+        if self._git is not None:
+            self._git.run("add", str(path))
+            self._git.run("commit", "--quiet", "--message", title)
+
+    def _use(self, tool: str, **arguments: str) -> None:
+        content = [{"type": "tool_use", "name": tool, "input": arguments}]
+        self._say("assistant", message={"content": content})
+        time.sleep(DEMO_TASK)
+
+    def _say(self, kind: str, **more: object) -> None:
+        click.echo(json.dumps({"type": kind, **more}))
+
+
+@cli.command("doctor")
+@project_options()
+@click.option("--claude", default="claude", show_default=True, metavar="CMD", help="Shell words that stand for claude.")
+@click.option("--json", "as_json", envvar="ORCHESTRATE_DOCTOR_JSON", is_flag=True, help="Write one JSON object.")
+def doctor_command(claude: str, as_json: bool) -> int:
+    """Look at everything that a run needs: a line each, and the remedy under what is wrong.
+
+    The exit code is 1 where a run would fail.
+
+    \b
+    Examples:
+      python orchestrate.py doctor
+      python orchestrate.py doctor --claude "nice -n 10 claude"
+    """
+    command = read_command(claude, "stream-json", Path.cwd())
+    findings = [examine(subject, check) for subject, check in list_checks(command)]
+    if as_json:
+        click.echo(format_findings_json(findings, time.time()))
+    else:
+        console = make_console()
+        console.print(render_findings(findings, line_width(console)), soft_wrap=True)
+    return EXIT_FAILED if any(finding.is_fatal for finding in findings) else EXIT_DONE
+
+
+_Checked = Tuple[str, str]  # what was found, and the remedy where it is not as it should be
+
+
+def examine(subject: str, check: Callable[[], _Checked]) -> Finding:
+    """Return what a check found: an error of its own means that a run would fail."""
+    try:
+        return Finding(subject, *check())
+    except OrchestrateError as error:
+        return Finding(subject, error.message, error.remedy, is_fatal=True)
+    except OSError as error:
+        return Finding(subject, str(error), "Look at that file or folder: its owner, its mode.", is_fatal=True)
+
+
+def list_checks(command: Command) -> Iterator[tuple[str, Callable[[], _Checked]]]:
+    """Return what is looked at, in the order in which a run needs it; what there can't be is left out."""
+    yield "Python", check_packages
+    yield "Claude", functools.partial(check_claude, command)
+    yield "User", functools.partial(check_user, command)
+    project = locate_project()
+    for subject, check in (
+        ("Project", check_folders),
+        ("Disk", check_disk),
+        ("Git", check_git),
+        ("Orchestrator", check_orchestrator),
+        ("Task Copilot", check_server),
+        ("/continue", check_continue),
+        ("Database", check_database),
+    ):
+        yield subject, functools.partial(check, project)
+    with contextlib.suppress(OrchestrateError):
+        path = find_current_database(project).path
+        yield "Schema", functools.partial(check_schema, path)
+        yield "Streams", functools.partial(check_streams, project, path)
+        yield "Tasks", functools.partial(check_tasks, path)
+
+
+def check_packages() -> _Checked:
+    """Say which Python this is, with which packages. Raises OrchestrateError for one that is too old."""
+    import importlib.metadata
+
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    old = [name for name, least in PACKAGES.items() if read_version(versions[name]) < read_version(least)]
+    found = ", ".join(f"{name} {version}" for name, version in versions.items())
+    if old:
+        wanted = " ".join(f"'{name}>={PACKAGES[name]}'" for name in old)
+        raise OrchestrateError(f"too old: {found}", f"{sys.executable} -m pip install {wanted}")
+    return f"{sys.version.split()[0]} ({sys.executable}); {found}", ""
+
+
+def read_version(text: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version."""
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
+
+
+def check_claude(command: Command) -> _Checked:
+    """Say which claude this is. Raises OrchestrateError where there is none, or one that lacks what workers need."""
+    path = command.find(os.environ)
+    version, usage = (ask_claude(command, word) for word in ("--version", "--help"))
+    wanted = command.argv("")[len(command.words) : -2]  # without the prompt
+    missing = [word for word in wanted if word not in usage]
+    if not usage:
+        return f"{path} does not answer --help", "Whether workers can use it is not known; try it by hand."
+    if missing:
+        raise OrchestrateError(f"{path} ({version}) is too old: it has no {', '.join(missing)}", "Run: claude update")
+    return f"{version} ({path})", ""
+
+
+def ask_claude(command: Command, word: str) -> str:
+    """Return what claude prints for an option that does nothing else; empty where it fails."""
+    try:
+        done = subprocess.run(
+            [*command.words, word],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=CLAUDE_TIMEOUT,
+            env=keep_variables(os.environ),
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.decode("utf-8", "replace").strip()
+
+
+def check_user(command: Command) -> _Checked:
+    """Say who runs this. Raises OrchestrateError where claude refuses that user."""
+    is_root = os.geteuid() == 0
+    command.check_user(os.environ, is_root)
+    return ("root, in a sandbox (IS_SANDBOX)" if is_root else f"no root (user id {os.geteuid()})"), ""
+
+
+def check_folders(project: Project) -> _Checked:
+    """Say where the project is. Raises OrchestrateError where its state can't be written, or others could."""
+    StateFolder(project).check()
+    for folder in (project.pids, project.folder / "logs", project.worktrees):
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise OrchestrateError(f"{there} is not writable", f"Let its owner allow it: chmod u+wx {there}")
+    return str(project.root), ""
+
+
+def check_disk(project: Project) -> _Checked:
+    """Say how much room there is."""
+    disk = os.statvfs(project.root)
+    free = disk.f_bavail * disk.f_frsize
+    remedy = "Logs, and a worktree for each parallel stream, need room: free some." if free < DISK_LEAST else ""
+    return f"{free / (1 << 30):.1f} GiB free", remedy
+
+
+def check_git(project: Project) -> _Checked:
+    """Say what git there is. Raises OrchestrateError where parallel streams would fail on it."""
+    git = Git(project.root)
+    try:
+        repository = read_repository(git)
+        if repository.obstacle:
+            remedy = "git init && git add --all && git commit -m Begin; then each parallel stream has its own worktree."
+            return f"no worktrees, all streams would work in one folder: {repository.obstacle}", remedy
+        version = git.run("--version").strip()
+        unseen = find_unseen(git)
+    except GitError as error:
+        way = f"git config --global --add safe.directory {project.root}" if "dubious" in str(error) else "git status"
+        raise OrchestrateError(str(error), f"Run: {way}") from error
+    if unseen:
+        return f"{version}, {repository.place}. {unseen[0]}", "Commit what the workers need."
+    is_old = read_version(version) < (2, 38)
+    return f"{version}, {repository.place}", "Update git: 2.38 foresees conflicts of branches." if is_old else ""
+
+
+def check_orchestrator(project: Project) -> _Checked:
+    """Say what is left of earlier runs. Raises OrchestrateError where an orchestrator runs."""
+    pid = read_orchestrator_pid(project)
+    if pid:
+        raise OrchestrateError(*describe_running(pid), EXIT_RUNNING)
+    found = discover_workers(project, read_history(project).records)
+    if found.workers:
+        names = format_names([f"{i} (PID {','.join(map(str, found.trees[i]))})" for i in found.workers])
+        return f"workers of an earlier run: {names}", "`start` takes them over, `stop` ends them."
+    if found.stale:
+        reasons = "; ".join(f"{path.name}: {reason}" for path, reason in found.stale.items())
+        return f"PID files without a worker: {reasons}", "Nothing to do: `start` removes them, as does `clean`."
+    return "none runs", ""
+
+
+def check_server(project: Project) -> _Checked:
+    """Say how workers reach Task Copilot. Raises OrchestrateError where the server that is named can't be started."""
+    server = read_server(project, os.environ)
+    if server is None:
+        if has_user_server(project, Path.home()):
+            return "task-copilot, from ~/.claude.json", ""
+        found = f"no task-copilot server in {project.root / '.mcp.json'}, or in ~/.claude.json"
+        return found, "Without its tools a worker can't complete a task: run /setup-project in Claude Code."
+    for place, word in enumerate(server.words):
+        is_there = find_program(word, os.environ) if place == 0 else (project.root / word).exists()
+        if not is_there and (place == 0 or Path(word).suffix in (".js", ".mjs", ".cjs", ".ts", ".py")):
+            raise OrchestrateError(
+                f"the task-copilot server of .mcp.json can't be started: there is no {word}",
+                "Install Task Copilot (npm install && npm run build in its folder), or correct .mcp.json.",
+            )
+    return f"task-copilot, from .mcp.json ({shlex.join(server.words)})", ""
+
+
+def has_user_server(project: Project, home: Path) -> bool:
+    """Whether the user's own settings have a task-copilot server, for this project or for all."""
+    try:
+        settings = json.loads((home / ".claude.json").read_text(encoding="utf-8"))
+        own = settings.get("projects", {}).get(str(project.root), {})
+        return any("task-copilot" in (part.get("mcpServers") or {}) for part in (settings, own))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+
+
+def check_continue(project: Project) -> _Checked:
+    """Say where the command is with which the prompt begins."""
+    for base in (project.root, Path.home()):
+        for path in (base / ".claude/commands/continue.md", base / ".claude/skills/continue/SKILL.md"):
+            if path.is_file():
+                return str(path), ""
+    return "no such command in .claude/commands", "The prompt begins with it: run /setup-project, or write your own."
+
+
+def check_database(project: Project) -> _Checked:
+    """Say where the database is. Raises OrchestrateError where workers can't write to it."""
+    database = find_current_database(project)
+    for path in (database.path, database.path.parent):
+        if not os.access(path, os.W_OK):
+            raise OrchestrateError(f"{path} is not writable: workers could complete no task", f"chmod u+w {path}")
+    if database.path.name != "tasks.db":
+        return describe_name(database), "Name the file tasks.db."
+    return str(database.path), ""
+
+
+def describe_name(database: Database) -> str:
+    """Return what is wrong with a database of another name."""
+    return f"a Task Copilot server reads tasks.db, not {database.path.name}, in its folder"
+
+
+def check_schema(path: Path) -> _Checked:
+    """Say which version the database's schema has. Raises OrchestrateError where it can't be read."""
+    with contextlib.closing(TaskStore(path)) as store:
+        read_all_streams(store)
+        version = store.read_version()
+    if version > SCHEMA_VERSION:
+        return (
+            f"version {version}",
+            f"This program was tried with versions up to {SCHEMA_VERSION}: look for a newer one.",
+        )
+    return (f"version {version}" if version else "without a version"), ""
+
+
+def check_streams(project: Project, path: Path) -> _Checked:
+    """Count the streams. Raises OrchestrateError where there are none, or where they can't be run."""
+    with contextlib.closing(TaskStore(path)) as store:
+        check_run(project, store, Limits())
+        streams = read_all_streams(store).streams
+    counts = {phase: sum(stream.phase is phase for stream in streams) for phase in Phase}
+    found = ", ".join(f"{count} {phase.value}" for phase, count in counts.items() if count)
+    is_many = counts[Phase.PARALLEL] > PARALLEL_MOST
+    remedy = f"More than {PARALLEL_MOST} parallel streams are hard to merge: split them into phases." if is_many else ""
+    return f"{format_count(len(streams), 'stream')}: {found}", remedy
+
+
+def check_tasks(path: Path) -> _Checked:
+    """Count the tasks, and say what is odd about them."""
+    with contextlib.closing(TaskStore(path)) as store:
+        backlog = read_all_streams(store)
+    total, completed = (sum(getattr(s, name) for s in backlog.streams) for name in ("total", "completed"))
+    odd = [f"{format_count(backlog.strays, 'open task')} without a stream"] if backlog.strays else []
+    odd += backlog.warnings
+    remedy = "Correct their metadata (streamId, streamName, streamPhase): no worker gets what has no stream."
+    return "; ".join([f"{completed} of {total} completed", *odd]), remedy if odd else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

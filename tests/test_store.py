@@ -117,9 +117,24 @@ def test_find_database_takes_the_environment_then_the_servers_then_the_folders_n
     assert first == f"Task Copilot database not found: {tmp_path / expected / 'tasks.db'}"
 
 
-@pytest.mark.parametrize("server", [None, {}, {"command": "npx"}])
+@pytest.mark.parametrize("server", [{}, {"command": "npx"}, {"command": "npx", "args": ["x"], "env": None}])
 def test_a_server_without_an_environment_is_no_error(tmp_path: Path, server: object) -> None:
-    assert orchestrate.read_server_environment(make_project(tmp_path, server), {}) == {}
+    found = orchestrate.read_server(make_project(tmp_path, server), {})
+    assert found is not None
+    assert found.environment == {}
+
+
+def test_the_words_and_the_variables_of_a_server_are_expanded(tmp_path: Path) -> None:
+    env = {"TASK_DB_PATH": "${BASE:-/x}/tasks", "WORKSPACE_ID": "$PROJECT_NAME", "OTHER": "1"}
+    server = {"command": "node", "args": ["$HERE/index.js", "${NONE:-y}", 3], "env": env}
+    found = orchestrate.read_server(make_project(tmp_path, server), {"HERE": "/srv"})
+    assert found is not None
+    assert found.words == ("node", "/srv/index.js", "y")
+    assert found.environment == {"TASK_DB_PATH": "/x/tasks", "WORKSPACE_ID": "my-project"}
+
+
+def test_no_server_is_no_error(tmp_path: Path) -> None:
+    assert orchestrate.read_server(make_project(tmp_path), {}) is None
 
 
 @pytest.mark.parametrize(
