@@ -5336,9 +5336,21 @@ def number_option(name: str, unit: str, least: float, default: float, text: str)
     return click.option(name, type=kind, default=default, show_default=True, metavar=unit, help=text)
 
 
+def complete_streams(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Return the ids that a shell may complete a word to; none where the streams can't be read."""
+    with contextlib.ExitStack() as stack, contextlib.suppress(click.ClickException, StoreError, OSError):
+        stack.enter_context(context.scope())
+        store = stack.enter_context(contextlib.closing(TaskStore(find_places()[1].path, BUSY_TIMEOUT)))
+        return [visible(stream.id) for stream in store.read().streams if stream.id.startswith(incomplete)]
+    return []
+
+
+stream_arguments = click.argument("streams", nargs=-1, metavar="[STREAM]...", shell_complete=complete_streams)
+
+
 @cli.command("start")
 @project_options()
-@click.argument("streams", nargs=-1, metavar="[STREAM]...")
+@stream_arguments
 @click.option("--phase", type=click.Choice([phase.value for phase in Phase]), help="Only the streams of this phase.")
 @number_option("--poll-interval", "SECONDS", 0.1, POLL_INTERVAL, "Time between full re-reads of the database.")
 @number_option("--max-restarts", "N", 0, MAX_RESTARTS, "Restarts without a newly completed task until a stream fails.")
@@ -5578,7 +5590,7 @@ def start_detached(project: Project, argv: Sequence[str]) -> int:
 
 @cli.command("status")
 @project_options()
-@click.argument("streams", nargs=-1, metavar="[STREAM]...")
+@stream_arguments
 @click.option("--dashboard", is_flag=True, help="Show the streams with their progress.")
 @click.option(
     "--watch",
@@ -5755,7 +5767,7 @@ class Keyboard:
 
 @cli.command("stop")
 @project_options()
-@click.argument("streams", nargs=-1, metavar="[STREAM]...")
+@stream_arguments
 @click.option(
     "--timeout",
     type=FiniteRange(min=0),
@@ -5873,7 +5885,7 @@ def read_timeline(project: Project) -> Timeline:
 
 @cli.command("merge")
 @project_options()
-@click.argument("streams", nargs=-1, metavar="[STREAM]...")
+@stream_arguments
 def merge_command(streams: tuple[str, ...]) -> int:
     """Merge the branches of complete streams into the branch that is checked out, or of those that are named.
 
@@ -6041,7 +6053,7 @@ def do_chores(chores: Sequence[Chore], dry_run: bool, clock: Clock) -> int:
 
 @cli.command("logs")
 @project_options()
-@click.argument("streams", nargs=-1, metavar="[STREAM]...")
+@stream_arguments
 @click.option(
     "-n",
     "--lines",
@@ -6167,8 +6179,8 @@ def generate_command(folder: Path | None, force: bool) -> int:
     click.echo("\nIn Claude Code: /orchestration generate, /orchestration status")
     if sys.prefix != sys.base_prefix:
         python = shlex.quote(sys.executable)
-        click.echo(f"The packages are in a virtual environment: take {python} for python,")
-        click.echo(f"and for check-streams and watch-status say: export PYTHON={python}")
+        click.echo(f"The packages are in a virtual environment: take {python} for python")
+        click.echo(f"(with uv: `uv run`), and for check-streams and watch-status: export PYTHON={python}")
     return EXIT_DONE
 
 
@@ -6641,7 +6653,12 @@ def flush_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-if __name__ == "__main__":
+def run_script() -> NoReturn:
+    """Run the command line as a process of its own: the script, or the installed command."""
     code = main()
     flush_output()
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    run_script()
