@@ -1230,7 +1230,9 @@ class TaskStore:
             connection = self._connect()
             if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'migrations'").fetchone():
                 return 0
-            return int(connection.execute("SELECT MAX(version) FROM migrations").fetchone()[0] or 0)
+            return int(
+                connection.execute("SELECT coalesce(CAST(MAX(version) AS INTEGER), 0) FROM migrations").fetchone()[0]
+            )
 
     def close(self) -> None:
         """Let go of the file."""
@@ -1353,7 +1355,7 @@ def _read_dependencies(value: object, task_id: str) -> tuple[tuple[str, ...], st
 class DemoDatabase:
     """The database of the demo, in Task Copilot's schema: the only one that this file ever writes to.
 
-    What happens in a task beside the work, its twist, stands in its metadata. Raises sqlite3.Error.
+    What happens in a task beside the work, its twist, stands in its metadata. Raises StoreError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -1362,7 +1364,7 @@ class DemoDatabase:
     def make(self) -> None:
         """Write the tasks of the demo's streams."""
         self._path.parent.mkdir(parents=True)
-        with contextlib.closing(sqlite3.connect(self._path)) as connection:
+        with self._connect() as connection:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(DEMO_SCHEMA)
         for stream_id, phase, name, tasks in DEMO_STREAMS:
@@ -1400,9 +1402,17 @@ class DemoDatabase:
         )
 
     def _execute(self, statement: str, *values: object) -> list[Any]:
-        connection = sqlite3.connect(self._path, timeout=PATIENT_BUSY_TIMEOUT, isolation_level=None)
-        with contextlib.closing(connection):
+        with self._connect() as connection:
             return connection.execute(statement, values).fetchall()
+
+    @contextlib.contextmanager
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        try:
+            connection = sqlite3.connect(self._path, timeout=PATIENT_BUSY_TIMEOUT, isolation_level=None)
+            with contextlib.closing(connection):
+                yield connection
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._path}: {error}") from error
 
 
 _SQL_NOW = "strftime('%Y-%m-%dT%H:%M:%fZ')"
@@ -6255,7 +6265,7 @@ def demo_command(keep: bool) -> int:
 
 
 def make_demo(top: Path) -> tuple[Project, Database]:
-    """Make the demo's project and its database in a folder. Raises OSError, sqlite3.Error."""
+    """Make the demo's project and its database in a folder. Raises OSError, StoreError."""
     project = Project(top / "my-project")
     database = Database(top / "tasks" / project.name / "tasks.db")
     DemoDatabase(database.path).make()
@@ -6365,7 +6375,14 @@ class SimulatedWorker:
 
 @cli.command("doctor")
 @project_options()
-@click.option("--claude", default="claude", show_default=True, metavar="CMD", help="Shell words that stand for claude.")
+@click.option(
+    "--claude",
+    envvar=["ORCHESTRATE_DOCTOR_CLAUDE", "ORCHESTRATE_START_CLAUDE"],
+    default="claude",
+    show_default=True,
+    metavar="CMD",
+    help="Shell words that stand for claude.",
+)
 @click.option("--json", "as_json", envvar="ORCHESTRATE_DOCTOR_JSON", is_flag=True, help="Write one JSON object.")
 def doctor_command(claude: str, as_json: bool) -> int:
     """Look at everything that a run needs: a line each, and the remedy under what is wrong.
@@ -6396,7 +6413,7 @@ def examine(subject: str, check: Callable[[], _Checked]) -> Finding:
         return Finding(subject, *check())
     except OrchestrateError as error:
         return Finding(subject, error.message, error.remedy, is_fatal=True)
-    except OSError as error:
+    except (OSError, StoreError) as error:
         return Finding(subject, str(error), "Look at that file or folder: its owner, its mode.", is_fatal=True)
 
 
@@ -6637,7 +6654,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT
-    except OSError as error:
+    except (OSError, StoreError) as error:
         remedy = "Look at that file or folder: its owner, its mode, the room on its disk."
         remedy = "Look at what git says in the project's folder: git status" if isinstance(error, GitError) else remedy
         OrchestrateError(str(error), remedy).show()
