@@ -1926,9 +1926,24 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def read_process_table() -> dict[int, psutil.Process]:
-    """Return all living processes but this one, by PID, with `ppid` and `environ` in `.info` (None where hidden)."""
-    processes = psutil.process_iter(["ppid", "environ", "status"])
-    return {p.pid: p for p in processes if p.info["status"] != psutil.STATUS_ZOMBIE and p.pid != os.getpid()}
+    """Return all living processes but this one, by PID, with `environ` in `.info` (None where hidden)."""
+    table = {}
+    for pid in psutil.pids():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it is gone, or one of the kernel's
+            process = psutil.Process(pid)
+            environ = _read_environ(process)
+            # A zombie has none. To ask each process for its status, and for its parent, would double the time.
+            if pid != os.getpid() and (environ or process.status() != psutil.STATUS_ZOMBIE):
+                process.info = {"environ": environ}
+                table[pid] = process
+    return table
+
+
+def _read_environ(process: psutil.Process) -> dict[str, str] | None:
+    try:
+        return process.environ()
+    except psutil.AccessDenied:
+        return None
 
 
 def find_trees(
@@ -1953,8 +1968,8 @@ def find_trees(
     )
     owner.update({pid: of_session[sid] for pid, sid in sessions.items() if pid not in owner and sid in of_session})
     children: dict[int, list[int]] = {}
-    for pid, process in table.items():
-        children.setdefault(process.info["ppid"], []).append(pid)
+    for pid in table if owner else ():
+        children.setdefault(_read_parent(table[pid]), []).append(pid)
     found = list(owner)
     for pid in found:  # grows while it is read
         fresh = [child for child in children.get(pid, []) if child not in owner]
@@ -1964,6 +1979,13 @@ def find_trees(
     for pid, stream_id in owner.items():
         trees.setdefault(stream_id, {})[pid] = table[pid]
     return trees
+
+
+def _read_parent(process: psutil.Process) -> int:
+    try:
+        return process.ppid()
+    except psutil.NoSuchProcess:
+        return -1
 
 
 def _read_session(pid: int) -> int:
