@@ -2750,18 +2750,21 @@ class Repository:
         return self.git.root.joinpath(*[".." for _ in Path(self.prefix).parts]).resolve()
 
 
+# One question, four answers; the last two are missing where there is no commit yet.
+_REPOSITORY = ("--is-inside-work-tree", "--show-prefix", "--revs-only", "HEAD^{commit}", "--symbolic-full-name", "HEAD")
+
+
 def read_repository(git: Git) -> Repository:
     """Return the repository that a project lies in. Raises GitError, OrchestrateError."""
     if not any((folder / ".git").exists() for folder in (git.root, *git.root.parents)):
         return Repository(git, obstacle="it lies in no git repository")
     try:
-        inside, prefix = git.run("rev-parse", "--is-inside-work-tree", "--show-prefix").split("\n")[:2]
+        inside, prefix, head, ref = [*git.run("rev-parse", *_REPOSITORY).split("\n"), ""][:4]
     except GitError as error:
         if "not a git repository" not in str(error):
             raise
         return Repository(git, obstacle=str(error))
-    head = git.run("rev-parse", "--verify", "--quiet", "HEAD^{commit}", most=1).strip()
-    branch = git.run("symbolic-ref", "--quiet", "--short", "HEAD", most=1).strip()
+    branch = ref[len("refs/heads/") :] if ref.startswith("refs/heads/") else ""
     obstacle = ""
     if inside != "true":
         obstacle = "its git repository is bare"
