@@ -3384,11 +3384,12 @@ class WorkerTable:
     def _look_at_usage(self) -> None:
         """Look at CPU time and memory. CPU time is a sign of life: a long build says nothing, but it works."""
         now = self._clock.monotonic()
-        due = {i: tracked for i, tracked in self._tracked.items() if now - tracked.cpu_read_at >= CPU_INTERVAL}
-        trees = find_trees(self.project, read_process_table(), {}) if due else {}
-        for stream_id, tracked in due.items():
+        if not any(now - tracked.cpu_read_at >= CPU_INTERVAL for tracked in self._tracked.values()):
+            return
+        trees = find_trees(self.project, read_process_table(), {})  # for all of them: one look costs as much as five
+        for stream_id, tracked in self._tracked.items():
             used, tracked.memory = read_usage(trees.get(stream_id, {}))
-            if tracked.cpu_time is not None:
+            if tracked.cpu_time is not None and now > tracked.cpu_read_at:
                 tracked.cpu = abs(used - tracked.cpu_time) / (now - tracked.cpu_read_at)
                 if tracked.cpu > CPU_IDLE:
                     self.touch(stream_id)
