@@ -1013,7 +1013,7 @@ class Project:
         """The folder's name, which is Task Copilot's default for the workspace."""
         return self.root.name or "root"
 
-    @property
+    @functools.cached_property
     def folder(self) -> Path:
         """Where the orchestrator keeps its state."""
         return self.root / ".claude" / "orchestrator"
@@ -1023,17 +1023,17 @@ class Project:
         """Where the streams' worktrees are made."""
         return self.root / ".claude" / "worktrees"
 
-    @property
+    @functools.cached_property
     def journal(self) -> Path:
         """What the orchestrator did, one JSON object a line."""
         return self.folder / "events.jsonl"
 
-    @property
+    @functools.cached_property
     def lock(self) -> Path:
         """The file that holds the orchestrator's PID, locked for as long as it runs."""
         return self.folder / "orchestrator.pid"
 
-    @property
+    @functools.cached_property
     def pids(self) -> Path:
         """The folder of PID files and stop marks."""
         return self.folder / "pids"
@@ -1055,7 +1055,7 @@ class Project:
         """The worker's log for people."""
         return self.folder / "logs" / f"{file_name(stream_id)}.log"
 
-    @property
+    @functools.cached_property
     def positions(self) -> Path:
         """How far each worker's output is rendered into its log, in bytes by file name."""
         return self.folder / "logs" / ".rendered.json"
