@@ -2371,6 +2371,8 @@ class Transcript:
         rendered: list[str] = []
         chunk = b""
         try:
+            if self._raw.stat().st_size == self._read_to:
+                return True
             with self._raw.open("rb") as file:
                 if os.fstat(file.fileno()).st_size < self._read_to:  # truncated by somebody
                     self._read_to = self.position = self._skipped = 0
@@ -3378,8 +3380,15 @@ class WorkerTable:
 
     def _describe(self, tracked: _Tracked) -> Worker:
         seen = tracked.transcript
-        worker = replace(tracked.worker, active_at=tracked.active_at, cpu=tracked.cpu, memory=tracked.memory)
-        return replace(worker, cost=seen.cost, notice=seen.notice, activity=visible(seen.activity[:WORDS_LENGTH]))
+        return replace(
+            tracked.worker,
+            active_at=tracked.active_at,
+            cpu=tracked.cpu,
+            memory=tracked.memory,
+            cost=seen.cost,
+            notice=seen.notice,
+            activity=visible(seen.activity[:WORDS_LENGTH]),
+        )
 
     def _look_at_usage(self) -> None:
         """Look at CPU time and memory. CPU time is a sign of life: a long build says nothing, but it works."""
