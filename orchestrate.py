@@ -3494,7 +3494,9 @@ class WorkerTable:
         return Transcript(self.project.raw(stream_id), self._log(stream_id).append, start, position)
 
     def _log(self, stream_id: str) -> Appender:
-        return self._logs.setdefault(stream_id, Appender(self.project.log(stream_id)))
+        if stream_id not in self._logs:
+            self._logs[stream_id] = Appender(self.project.log(stream_id))
+        return self._logs[stream_id]
 
     def _write_positions(self) -> None:
         """Remember how far the logs are rendered, for the orchestrator that comes next."""
