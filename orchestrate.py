@@ -1038,6 +1038,11 @@ class Project:
         """The folder of PID files and stop marks."""
         return self.folder / "pids"
 
+    @functools.cached_property
+    def logs(self) -> Path:
+        """The folder of the workers' output, as it came and for people."""
+        return self.folder / "logs"
+
     def pid_file(self, stream_id: str) -> Path:
         """The file that holds the worker's PID."""
         return self.pids / f"{file_name(stream_id)}.pid"
@@ -1053,16 +1058,16 @@ class Project:
 
     def log(self, stream_id: str) -> Path:
         """The worker's log for people."""
-        return self.folder / "logs" / f"{file_name(stream_id)}.log"
+        return self.logs / f"{file_name(stream_id)}.log"
 
     @functools.cached_property
     def positions(self) -> Path:
         """How far each worker's output is rendered into its log, in bytes by file name."""
-        return self.folder / "logs" / ".rendered.json"
+        return self.logs / ".rendered.json"
 
     def raw(self, stream_id: str) -> Path:
         """The worker's output as it came."""
-        return self.folder / "logs" / f"{file_name(stream_id)}.jsonl"
+        return self.logs / f"{file_name(stream_id)}.jsonl"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -3720,7 +3725,7 @@ class StateFolder:
                         raise OrchestrateError(f"{entry.path} is no regular file", "Look at what it is, and remove it.")
 
     def _folders(self) -> tuple[Path, Path, Path]:
-        return self.project.folder, self.project.pids, self.project.folder / "logs"
+        return self.project.folder, self.project.pids, self.project.logs
 
     def make(self) -> None:
         """Make the folders, closed to others and kept out of git. Raises OSError."""
