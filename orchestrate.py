@@ -5183,10 +5183,12 @@ class Canvas:
         self._console.show_cursor(True)
 
     def _erase(self) -> None:
+        from rich.cells import cell_len
+
         if self._picture is not None:
             # A terminal that became narrower has broken the lines that no longer fit.
             width = max(self._console.width, 1)
-            rows = sum(max(-(-line.cell_len // width), 1) for line in self._picture.split("\n", allow_blank=True))
+            rows = sum(max(-(-cell_len(line) // width), 1) for line in self._picture.plain.split("\n"))
             # Row by row: what is cleared as a whole from the top on, some terminals keep in their history.
             up, erase = f"\r\x1b[2K\x1b[{rows}A", "\x1b[2K\x1b[1B" * rows
             self._console.print(Escape(f"{up}{erase}{up}"), end="")
