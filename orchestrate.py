@@ -1187,20 +1187,20 @@ class TaskStore:
     Source: the `tasks` table of the Task Copilot server, versions 1 to 10 of its schema.
     """
 
-    # One pass. The four values stay JSON, so that their types survive; Python sees one row a stream and status.
+    # One pass. The values stay JSON, so that their types survive; Python sees one row a stream and status. A stream
+    # of '' is metadata that is not valid JSON.
     _QUERY = """
-        SELECT stream, status, COUNT(*), MIN(created_at || char(31) || id), SUM(is_bad), group_concat(
+        SELECT stream, status, COUNT(*), MIN(created_at || char(31) || id), group_concat(
             CASE WHEN status IN ('blocked', 'in_progress') AND stream IS NOT NULL
             THEN json_object('id', CAST(id AS TEXT), 'title', CAST(title AS TEXT), 'status', status,
                 'reason', coalesce(CAST(blocked_reason AS TEXT), '')) END,
             char(10)), MAX(updated_at)
         FROM (
             SELECT id, title, status, blocked_reason, created_at, updated_at,
-            metadata IS NOT NULL AND NOT json_valid(metadata) AS is_bad,
             CASE WHEN json_valid(metadata) THEN
                 json_extract(metadata, '$.streamId', '$.streamName', '$.streamPhase', '$.streamDependencies',
                     '$.worktreePath', '$.branchName')
-            END AS stream
+                WHEN metadata IS NOT NULL THEN '' END AS stream
             FROM tasks WHERE {is_active})
         GROUP BY stream, status"""
 
@@ -1267,17 +1267,21 @@ class TaskStore:
         if self._connection is None:
             uri = f"file:{urllib.parse.quote(bytes(self.path))}?mode=ro"
             self._connection = sqlite3.connect(uri, uri=True, timeout=self._busy_timeout, isolation_level=None)
-            self._connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
+            self._connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
         return self._connection
 
 
-_Row = Tuple[Optional[str], str, int, str, int, Optional[str], str]
+_Row = Tuple[Optional[str], str, int, str, Optional[str], str]
 _KEYS = ("streamName", "streamPhase", "streamDependencies", "worktreePath", "branchName")  # behind the stream's id
 _STATUSES = ("pending", "in_progress", "blocked", "completed", "cancelled")
 
 
+_DECODER = json.JSONDecoder(strict=False)  # json.loads would make one each time
+
+
 def _read_json(text: str) -> Any:
-    return _fit(json.loads(text, strict=False))
+    value, _ = _DECODER.raw_decode(text)
+    return _fit(value) if "\\u" in text or "\0" in text else value
 
 
 def _fit(value: Any) -> Any:
@@ -1290,11 +1294,11 @@ def _fit(value: Any) -> Any:
 
 
 def read_backlog(rows: Iterable[_Row]) -> Backlog:
-    """Fold rows of (identity, status, count, oldest, bad rows, named tasks, newest) into streams, in order."""
+    """Fold rows of (identity, status, count, oldest, named tasks, newest) into streams, in order."""
     groups: dict[str, list[tuple[_Row, list[Any]]]] = {}
     bad = strays = 0
     for row in rows:
-        bad += row[4]
+        bad += row[2] if row[0] == "" else 0
         identity = _read_json(row[0]) if row[0] else [None]
         if identity[0] is not None:
             stream_id = identity[0] if isinstance(identity[0], str) else json.dumps(identity[0])
@@ -1316,17 +1320,17 @@ def _read_stream(stream_id: str, group: Sequence[tuple[_Row, list[Any]]]) -> tup
     """Return a stream from its rows, oldest first, and a warning for each thing that its tasks disagree about."""
     values, warnings = {}, []
     for position, key in enumerate(_KEYS, start=1):
-        given = [(identity[position], row[3].partition("\x1f")[2]) for row, identity in group]
-        given = [entry for entry in given if entry[0] is not None]
-        values[key] = given[0] if given else (None, "")
-        if any(value != given[0][0] for value, _ in given):
+        given = [(identity[position], row[3]) for row, identity in group if identity[position] is not None]
+        first, oldest = given[0] if given else (None, "")
+        values[key] = first, oldest.partition("\x1f")[2]
+        if any(value != first for value, _ in given):
             warnings.append(f"{visible(stream_id)}: its tasks disagree about {key}; the oldest task's is taken")
     counts: dict[str, int] = {}
     tasks: list[Task] = []
     for row, _ in group:
         status = row[1] if row[1] in _STATUSES else "pending"
         counts[status] = counts.get(status, 0) + row[2]
-        tasks += [Task(**_read_json(line)) for line in (row[5] or "").split("\n") if line]
+        tasks += [Task(**_read_json(line)) for line in (row[4] or "").split("\n") if line]
     phase, problem = _read_phase(*values["streamPhase"])
     needs, trouble = _read_dependencies(*values["streamDependencies"])
     texts = {key: value if isinstance(value, str) else "" for key, (value, _) in values.items()}
@@ -1338,7 +1342,7 @@ def _read_stream(stream_id: str, group: Sequence[tuple[_Row, list[Any]]]) -> tup
         phase=phase,
         dependencies=needs,
         named_tasks=tuple(sorted(tasks, key=lambda task: natural_key(task.id))),
-        changed_at=max(row[6] for row, _ in group),
+        changed_at=max(row[5] for row, _ in group),
         problem=problem or trouble,
         **counts,
     ), warnings
