@@ -1,7 +1,7 @@
 """What `run.py` measures inside a process of its own, so that its time and its memory are its own.
 
-`python child.py WHAT ARGUMENTS` prints one JSON object: the seconds that it took, and the most memory that the process
-ever had, in bytes.
+`python child.py WHAT ARGUMENTS` prints one JSON object: the seconds of CPU time that it took (another process that
+runs beside it says nothing about it), and the most memory that the process ever had, in bytes.
 """
 
 from __future__ import annotations
@@ -16,14 +16,6 @@ from pathlib import Path
 from typing import Any, Callable
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
-
-# What a read of the streams needs to know, in one pass, and nothing else.
-BARE_SQL = """
-    SELECT stream, status, COUNT(*), MIN(created_at), MAX(updated_at) FROM (
-        SELECT status, created_at, updated_at, CASE WHEN json_valid(metadata) THEN json_extract(metadata,
-            '$.streamId', '$.streamName', '$.streamPhase', '$.streamDependencies', '$.worktreePath', '$.branchName')
-        END AS stream FROM tasks WHERE NOT coalesce(archived, 0))
-    GROUP BY stream, status"""
 
 Call = Callable[[], object]
 
@@ -69,8 +61,11 @@ def read(database: str) -> Call:
 
 
 def query(database: str) -> Call:
-    """Run the bare SQL pass: the floor of `read`."""
-    return lambda: sqlite3.connect(f"file:{database}?mode=ro", uri=True).execute(BARE_SQL).fetchall()
+    """Run the bare SQL pass, the program's own statement: the floor of `read`."""
+    from orchestrate import TaskStore
+
+    statement = TaskStore._QUERY.format(is_active="NOT coalesce(archived, 0)")
+    return lambda: sqlite3.connect(f"file:{database}?mode=ro", uri=True).execute(statement).fetchall()
 
 
 def tick(root: str, database: str, rounds: str) -> Call:
@@ -112,9 +107,9 @@ WHATS: dict[str, Callable[..., Call]] = {
 def main(what: str, *arguments: str) -> None:
     """Measure one thing. What it needs is made ready before."""
     call: Any = WHATS[what](*arguments)
-    begin = time.perf_counter()
+    begin = time.process_time()
     result = call()
-    seconds = result if isinstance(result, float) else time.perf_counter() - begin
+    seconds = result if isinstance(result, float) else time.process_time() - begin
     json.dump({"seconds": seconds, "peak": read_peak()}, sys.stdout)
 
 

@@ -416,6 +416,11 @@ def measure_read(scale: Scale) -> list[Row]:
     ours, floor = [], []
     with bench() as here:
         here.add_streams(1000, tasks=100)
+        here.connection.execute(
+            "UPDATE tasks SET status = CASE WHEN rowid % 100 < 60 THEN 'completed' "
+            "WHEN rowid % 100 < 97 THEN 'pending' "
+            "WHEN rowid % 100 < 99 THEN 'in_progress' ELSE 'blocked' END"
+        )
         for _ in range(scale.rounds):
             floor.append(run_child("query", here.workspace.database.path))
             ours.append(run_child("read", here.workspace.database.path))
