@@ -33,6 +33,7 @@ from orchestrate import (
     format_prompt,
     read_prompt_template,
     send_signal,
+    shorten,
     signal_tree,
 )
 
@@ -325,3 +326,20 @@ def test_a_pid_file_of_another_program_is_stale(tmp_path: Path) -> None:
     assert discover_workers(project, ["S"]).stale == {
         project.pid_file("S"): f"process {os.getppid()} is another program"
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "length", "shown"),
+    [
+        ("  npm \n test\t", 8, "npm test"),
+        ("npm run test", 12, "npm run test"),
+        ("npm run tests", 12, "npm run …"),
+        ("npm run tests", 9, "npm run …"),
+        ("npm run tests", 8, "npm …"),
+        ("abcdefghijkl", 10, "abcdefgh …"),
+        ("", 10, ""),
+    ],
+)
+def test_a_text_is_shortened_to_whole_words_in_one_line(text: str, length: int, shown: str) -> None:
+    assert shorten(text, length) == shown
+    assert len(shown) <= length
