@@ -448,17 +448,20 @@ def measure_watch(scale: Scale) -> list[Row]:
 
 
 def make_events(path: Path, size: int) -> None:
-    """Write a file of a worker's events, in the mix that a worker's have: most of it is what tools gave back."""
+    """Write a file of a worker's events: words, a call of a tool, and its result, which the CLI writes twice."""
     words = " ".join(f"word-{number}" for number in range(60))
     content = "\n".join(f'{number:4}\tconst value{number} = compute("{number}");' for number in range(60))
-    call = {"type": "tool_use", "id": "t1", "name": "Bash", "input": {"command": "npm test -- --watch=false"}}
-    result = {"type": "tool_result", "tool_use_id": "t1", "content": content, "is_error": False}
-    events = [
-        {"type": "assistant", "message": {"content": [{"type": "text", "text": words}], "usage": {"input_tokens": 9}}},
-        {"type": "assistant", "message": {"content": [call], "usage": {"input_tokens": 9, "output_tokens": 7}}},
-        {"type": "user", "message": {"content": [result]}},
+    call = {"type": "tool_use", "id": "toolu_1", "name": "Bash", "input": {"command": "npm test -- --watch=false"}}
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": content, "is_error": False}
+    tokens = {f"{kind}_tokens": 1234 for kind in ("input", "output", "cache_read_input", "cache_creation_input")}
+    about = {"id": "msg_1", "role": "assistant", "model": "claude-model", "stop_reason": None, "usage": tokens}
+    events: list[dict[str, Any]] = [
+        {"type": "assistant", "message": {**about, "content": [{"type": "text", "text": words}]}},
+        {"type": "assistant", "message": {**about, "content": [call]}},
+        {"type": "user", "message": {"content": [result]}, "tool_use_result": {"stdout": content, "stderr": ""}},
     ]
-    block = "".join(json.dumps({**event, "session_id": "0" * 36}) + "\n" for event in events)
+    ids = {"parent_tool_use_id": None, "session_id": "0" * 36, "uuid": "1" * 36}
+    block = "".join(json.dumps({**event, **ids}) + "\n" for event in events)
     with path.open("w") as file:
         for _ in range(size // len(block)):
             file.write(block)
