@@ -28,7 +28,6 @@ import enum
 import errno
 import fcntl
 import functools
-import hashlib
 import html
 import importlib
 import importlib.util
@@ -36,7 +35,6 @@ import itertools
 import json
 import os
 import re
-import secrets
 import select
 import shlex
 import shutil
@@ -1088,8 +1086,17 @@ def file_name(stream_id: str) -> str:
 
 def shorten_name(name: str, mark: str) -> str:
     """Return a name of at most NAME_BYTES; behind the mark in a shortened one stands a hash of the whole."""
-    digest = f"{mark}{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-    return name if len(name) <= NAME_BYTES else name[: NAME_BYTES - len(digest)] + digest
+    if len(name) <= NAME_BYTES:
+        return name
+    end = f"{mark}{hash_text('sha256', name)[:16]}"
+    return name[: NAME_BYTES - len(end)] + end
+
+
+def hash_text(algorithm: str, text: str) -> str:
+    """Return the hash of a text in hexadecimal digits."""
+    import hashlib  # here, because it brings OpenSSL: 4 MB, and 5 ms of each start
+
+    return hashlib.new(algorithm, text.encode()).hexdigest()
 
 
 def find_project(given: Path | None, script: Path, cwd: Path, home: Path) -> Project:
@@ -1170,9 +1177,11 @@ def find_database(project: Project, given: Path | None, environ: Mapping[str, st
         server = known.environment if known is not None else {}
         base = environ.get("TASK_DB_PATH") or server.get("TASK_DB_PATH") or str(home / ".claude" / "tasks")
         workspace = environ.get("WORKSPACE_ID") or server.get("WORKSPACE_ID") or project.name
-        fallback = hashlib.md5(str(project.root).encode()).hexdigest()[:12]  # the server's own name for no name
         folder = (project.root / Path(base.replace("~", str(home), 1) if base.startswith("~") else base)).resolve()
-        tried = [folder / name / "tasks.db" for name in (workspace, fallback)]
+        tried = [folder / workspace / "tasks.db"]
+        if not tried[0].is_file():
+            fallback = hash_text("md5", str(project.root))[:12]  # the server's own name for no name
+            tried.append(folder / fallback / "tasks.db")
     for path in tried:
         if path.is_file():
             return Database(path)
@@ -3434,7 +3443,7 @@ class WorkerTable:
         One that could not be started is returned as ended, for the same judgement as any other end.
         """
         start = record.raw_start
-        run = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        run = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{os.urandom(3).hex()}"
         child = None
         with self._open_output(stream.id) as output:  # a file of ours that can't be opened is no failed start
             try:

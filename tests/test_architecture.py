@@ -29,7 +29,6 @@ RESERVED = {
     "rich": {7, 8},
     "sys": {5, 8},
     "random": set(),
-    "secrets": {5},
     "print": set(),
 }
 
