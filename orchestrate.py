@@ -1088,15 +1088,15 @@ def shorten_name(name: str, mark: str) -> str:
     """Return a name of at most NAME_BYTES; behind the mark in a shortened one stands a hash of the whole."""
     if len(name) <= NAME_BYTES:
         return name
-    end = f"{mark}{hash_text('sha256', name)[:16]}"
+    end = f"{mark}{hash_bytes('sha256', name.encode())[:16]}"
     return name[: NAME_BYTES - len(end)] + end
 
 
-def hash_text(algorithm: str, text: str) -> str:
-    """Return the hash of a text in hexadecimal digits."""
+def hash_bytes(algorithm: str, content: bytes) -> str:
+    """Return a hash in hexadecimal digits."""
     import hashlib  # here, because it brings OpenSSL: 4 MB, and 5 ms of each start
 
-    return hashlib.new(algorithm, text.encode()).hexdigest()
+    return hashlib.new(algorithm, content).hexdigest()
 
 
 def find_project(given: Path | None, script: Path, cwd: Path, home: Path) -> Project:
@@ -1180,7 +1180,7 @@ def find_database(project: Project, given: Path | None, environ: Mapping[str, st
         folder = (project.root / Path(base.replace("~", str(home), 1) if base.startswith("~") else base)).resolve()
         tried = [folder / workspace / "tasks.db"]
         if not tried[0].is_file():
-            fallback = hash_text("md5", str(project.root))[:12]  # the server's own name for no name
+            fallback = hash_bytes("md5", str(project.root).encode())[:12]  # the server's own name for no name
             tried.append(folder / fallback / "tasks.db")
     for path in tried:
         if path.is_file():
@@ -1318,8 +1318,8 @@ def read_backlog(rows: Iterable[_Row]) -> Backlog:
         if identity[0] is not None:
             stream_id = identity[0] if isinstance(identity[0], str) else json.dumps(identity[0])
             groups.setdefault(stream_id, []).append((row, identity))
-        elif row[1] not in ("completed", "cancelled"):
-            strays += row[2] - row[4]
+        elif row[0] != "" and row[1] not in ("completed", "cancelled"):
+            strays += row[2]
     warnings = [f"{format_count(bad, 'task')} skipped: the metadata is not valid JSON"] if bad else []
     streams = []
     for stream_id, group in groups.items():
@@ -6267,8 +6267,8 @@ def generate(project: Project, force: bool = False) -> dict[str, str]:
     known = set(record.read_text(encoding="utf-8", errors="replace").splitlines()) if record.exists() else set()
     outcomes, installed = {}, []
     for name, (text, mode) in read_own_files().items():
-        path, digest = project.root / name, hashlib.sha256(text.encode()).hexdigest()
-        current = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+        path, digest = project.root / name, hash_bytes("sha256", text.encode())
+        current = hash_bytes("sha256", path.read_bytes()) if path.exists() else ""
         outcomes[name] = "Created" if not current else "Unchanged" if current == digest else "Updated"
         if current not in ("", digest) and f"{current}  {name}" not in known and not force:
             outcomes[name] = "Kept"
