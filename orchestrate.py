@@ -4900,8 +4900,9 @@ def render_findings(findings: Sequence[Finding], width: int) -> Text:
     for finding in findings:
         symbol, style = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}[finding.level]
         room = max(width - indent, 20) if width else 10_000
-        lines = [part for line in finding.found.split("\n") for part in textwrap.wrap(visible(line.strip()), room)]
-        remedy = textwrap.wrap(visible(finding.remedy), room)
+        wrap = functools.partial(textwrap.wrap, width=room, break_on_hyphens=False)  # options and paths stay whole
+        lines = [part for line in finding.found.split("\n") for part in wrap(visible(line.strip()))]
+        remedy = wrap(visible(finding.remedy))
         text.append(f"{symbol} {finding.subject:<{indent - 4}}  ", style)
         text.append(f"\n{' ' * indent}".join(lines))
         text.append("".join(f"\n{' ' * indent}{line}" for line in remedy), "bold")
