@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import Any, Callable, Mapping
 
 SCRIPT = Path(__file__).resolve().parent.parent / "orchestrate.py"
+LAUNCHER = SCRIPT.parent / "tests" / "launch.py"
 
 # The schema of Task Copilot's server 2.7.0, as far as a stream's tasks need it.
 SCHEMA = """
@@ -54,8 +55,9 @@ CREATE INDEX idx_tasks_status ON tasks(status);
 INSERT INTO migrations VALUES (10, '2026-01-01T00:00:00.000Z');
 """
 
-WORKER = r"""#!{python}
-import json, os, pathlib, signal, sqlite3, subprocess, sys, time
+# -S: it needs the standard library alone, and its start shall be short and no part of what coverage measures.
+WORKER = r"""#!{python} -S
+import json, os, pathlib, signal, sqlite3, sys, time
 
 stream = os.environ["ORCHESTRATE_STREAM"]
 project = pathlib.Path(os.environ["ORCHESTRATE_PROJECT"])
@@ -106,10 +108,19 @@ def my_notes():
 
 
 def find_survivors():
+    import site
+
+    site.main()  # what -S has left out
     import psutil
 
     pids = [int(word.split()[1]) for word in my_notes() if word.split()[0] in ("spawn", "setsid", "daemon", "bare")]
     return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+
+
+def start(words, **options):
+    import subprocess  # as long to import as all else, and few parts need it
+
+    return subprocess.Popen(words, **options)
 
 
 def act(word, value, **more):
@@ -145,12 +156,12 @@ def act(word, value, **more):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(3600)
     elif word in ("spawn", "setsid"):
-        child = subprocess.Popen(["sleep", "3600"], start_new_session=word == "setsid")
+        child = start(["sleep", "3600"], start_new_session=word == "setsid")
         note(f"{{word}} {{child.pid}}")
     elif word in ("stubborn", "bare"):
         if word == "stubborn":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        child = subprocess.Popen(["sleep", "3600"], env={{}} if word == "bare" else None)
+        child = start(["sleep", "3600"], env={{}} if word == "bare" else None)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         note(f"{{word}} {{child.pid}}")
     elif word == "daemon":
@@ -170,7 +181,8 @@ def act(word, value, **more):
             act("git", f"add,{{value}}")
             act("git", f"commit,--quiet,-m,{{stream}}:_{{value}}")
     elif word == "git":
-        subprocess.run(["git", *value.split(",")], check=True)
+        if start(["git", *value.split(",")]).wait():
+            raise SystemError(f"git {{value}} failed")
     elif word == "survivors":
         note(f"survivors {{find_survivors()}}")
     elif word == "exit":
@@ -324,7 +336,7 @@ class Workspace:
     def popen(self, *words: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
         """Start the command line as a process that the fixture ends, should the test not do it."""
         process = subprocess.Popen(
-            [sys.executable, str(options.pop("script", SCRIPT)), *words],
+            [sys.executable, str(options.pop("script", LAUNCHER)), *words],
             cwd=options.pop("cwd", self.root),
             env=self.environment(**(env or {})),
             stdin=options.pop("stdin", subprocess.DEVNULL),
