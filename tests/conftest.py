@@ -16,6 +16,17 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Mark as slow all cases but the first of each test that runs processes: they differ in what no Python decides."""
+    seen = set()
+    for item in items:
+        if {"workspace", "make_workspace"} & set(item.fixturenames):
+            if item.function in seen:
+                item.add_marker(pytest.mark.slow)
+            seen.add(item.function)
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Iterator[Workspace]:
     """A project with an empty database; whatever runs in it at the end is ended."""

@@ -15,6 +15,7 @@ from chaos import spend_night
 from support import Workspace, is_running, own_processes, wait_until
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_chaos_for_60_seconds(tmp_path: Path) -> None:
     seed = int(os.environ.get("ORCHESTRATE_CHAOS_SEED") or random.SystemRandom().getrandbits(32))
@@ -26,6 +27,7 @@ def test_chaos_for_60_seconds(tmp_path: Path) -> None:
     assert all(figures["workers"].values()), f"a stream without a worker, ORCHESTRATE_CHAOS_SEED={seed}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["pids", "logs"])
 def test_the_run_outlives_the_removal_of_its_folders_at_any_moment(workspace: Workspace, folder: str) -> None:
     streams = ("Stream-A", "Stream-B", "Stream-C", "Stream-D")

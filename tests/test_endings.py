@@ -403,6 +403,7 @@ def shares(snapshot: Snapshot, limits: Limits, ready: int) -> list[float]:
     return [action.budget for action in plan_starts(streams, snapshot, limits) if isinstance(action, Start)]
 
 
+@pytest.mark.slow
 def test_a_usage_limit_pauses_the_whole_run_until_the_reset_and_costs_no_restart(workspace: Workspace) -> None:
     for name in ("A", "B", "C"):
         workspace.database.add_stream(name)
@@ -426,6 +427,7 @@ def test_a_usage_limit_pauses_the_whole_run_until_the_reset_and_costs_no_restart
     assert "Paused, nothing starts for " in out
 
 
+@pytest.mark.slow
 def test_a_pause_survives_the_orchestrator(workspace: Workspace) -> None:
     workspace.database.add_stream("A")
     workspace.play(A=["limit=12", "all"])
@@ -508,6 +510,7 @@ def test_a_run_that_was_killed_goes_on_with_the_budget_that_is_left(workspace: W
     assert workspace.argv("A")[-1][-4:-2] == ["--max-budget-usd", "2.00"]
 
 
+@pytest.mark.slow
 def test_a_worker_without_a_sign_of_life_is_restarted_and_one_at_work_is_not(workspace: Workspace) -> None:
     """CPU time, output and database changes are signs of life. `CPU_INTERVAL` is shortened: 15 s would be long here."""
     for name in ("Silent", "Busy", "Chatty"):

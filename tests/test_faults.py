@@ -407,6 +407,7 @@ def test_fault_06_a_worker_that_dies_at_once_is_reaped_and_restarted(workspace: 
     assert workspace.starts() == ["A"] * 3
 
 
+@pytest.mark.slow
 def test_fault_07_of_twenty_simultaneous_starts_exactly_one_runs(workspace: Workspace) -> None:
     """Row 7: all stand ready behind one pipe, whose end sets them off."""
     for stream in ("A", "B"):
@@ -432,6 +433,7 @@ def test_fault_07_of_twenty_simultaneous_starts_exactly_one_runs(workspace: Work
         os.close(descriptor)
 
 
+@pytest.mark.slow
 def test_fault_08_twenty_kills_of_the_orchestrator_never_make_two_workers(workspace: Workspace) -> None:
     """Row 8: killed with the lock just taken, at the start of the run, or with the workers taken over."""
     for stream in ("A", "B"):
@@ -794,6 +796,7 @@ for _ in range(STREAMS):
 """
 
 
+@pytest.mark.slow
 def test_fault_18_fifty_stops_at_the_very_moment_of_a_restart_all_win(workspace: Workspace) -> None:
     """Row 18: whether the stop comes just before, in or just after the restart, nothing runs and nothing starts."""
     for number in range(10):
@@ -1058,6 +1061,7 @@ def test_fault_19_a_worker_that_always_crashes_gets_growing_pauses_then_fails(wo
     assert own_processes(workspace.root) == []
 
 
+@pytest.mark.slow
 def test_fault_19_the_default_is_ten_restarts_and_the_pause_has_an_end(workspace: Workspace) -> None:
     """Row 19, with the default of --max-restarts and pauses of a fiftieth."""
     workspace.database.add_stream("A")
@@ -1070,6 +1074,7 @@ def test_fault_19_the_default_is_ten_restarts_and_the_pause_has_an_end(workspace
     assert "exit code 3" in done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_fault_20_a_worker_that_completes_one_task_a_run_completes_all_of_30(workspace: Workspace) -> None:
     """Row 20: each completed task refills a budget of one restart, and resets the pause, whatever the exit code."""
     workspace.play("next exit=0", B="next exit=1")
@@ -1585,6 +1590,7 @@ def list_files(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if not path.is_dir()}
 
 
+@pytest.mark.slow
 def test_fault_27_odd_stream_ids_are_safe_names_and_reach_the_right_worker(workspace: Workspace) -> None:
     """Row 27: all of them at once."""
     for stream in ODD_IDS:
@@ -1619,6 +1625,7 @@ def test_fault_27_odd_stream_ids_are_safe_names_and_reach_the_right_worker(works
     assert all(len(name.encode()) < 200 and name.isprintable() for name in logs)
 
 
+@pytest.mark.slow
 def test_fault_27_a_command_for_an_odd_id_means_that_stream(workspace: Workspace) -> None:
     """Row 27: `start`, `stop` and `logs` by name, one after another; a stream that is not named is left alone."""
     named = ["../../etc/x", "-rf", "", "x" * 300, "two\nlines\x1b[31m", "[red]x[/]"]
@@ -1737,6 +1744,7 @@ def fill_database(database: TaskDatabase, streams: int, tasks: int) -> None:
         )
 
 
+@pytest.mark.slow
 def test_fault_29_a_thousand_streams_with_100_000_tasks_are_counted_planned_and_run(workspace: Workspace) -> None:
     """Row 29; its speed is the benchmark's."""
     fill_database(workspace.database, 1000, 100)
@@ -1777,6 +1785,7 @@ def test_fault_30_nothing_restarts_while_all_is_blocked_and_a_worker_comes_at_on
     assert [end["restarts"] for end in workspace.events("worker_ended")] == [0, 0]
 
 
+@pytest.mark.slow
 def test_fault_31_a_usage_limit_of_one_worker_keeps_all_from_starting_until_its_reset(workspace: Workspace) -> None:
     """Row 31: without a restart to spend. B ends in the pause, C goes on through it, D appears in it."""
     for stream in "ABC":

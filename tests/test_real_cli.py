@@ -24,6 +24,7 @@ LOCAL_CLI = SCRIPT.parent / ".claude-cli" / "node_modules" / ".bin" / "claude"
 CLAUDE = str(LOCAL_CLI) if LOCAL_CLI.exists() else shutil.which("claude")
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         CLAUDE is None, reason="the claude CLI is not installed (npm install @anthropic-ai/claude-code)"
     ),

@@ -173,6 +173,7 @@ def test_an_unknown_name_is_wrong_usage_and_shown_harmless(workspace: Workspace,
 LONG = "n" * 1_000_000
 
 
+@pytest.mark.slow
 def test_names_titles_and_reasons_of_a_megabyte_cost_nothing_but_room(workspace: Workspace) -> None:
     workspace.database.add_stream("A", tasks=2, streamName=LONG)
     workspace.database.add_stream("B", streamName="word " * 200_000)

@@ -136,6 +136,7 @@ def test_what_the_simulation_has_found_stays_mended(name: str) -> None:
         assert play(FOUND[name]).exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_call_of_a_run_loses_and_doubles_nothing() -> None:
     streams = (
         StreamPlan("S-1", Phase.FOUNDATION, tasks=(30.0,), incidents=((0, 10.0, "exit1"),)),

@@ -290,6 +290,7 @@ def test_every_id_has_a_branch_that_git_takes_and_a_folder_and_both_are_its_own(
         assert len(os.fsencode(branch.split("/", 1)[1])) <= 255 - len(".lock")
 
 
+@pytest.mark.slow
 def test_streams_with_odd_ids_work_in_their_worktrees(repository: Workspace) -> None:
     ids = ["a b", "ü/x", "..", "x.lock", "a..b", "👩‍💻", "é" * 150]
     add_streams(repository, *ids)
@@ -503,6 +504,7 @@ def set_traps(workspace: Workspace, where: str) -> Path:
     return mark
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["hooks", "core.hooksPath"])
 def test_no_hook_and_no_file_system_monitor_runs_or_hangs_anything(repository: Workspace, where: str) -> None:
     finish(repository, "A", "a.py")
