@@ -72,6 +72,15 @@ for stream in sys.argv[2:]:
     subprocess.Popen([sys.argv[1]], env={**os.environ, "ORCHESTRATE_STREAM": stream}).wait()
 """
 
+# The same, with five threads: the floor of a run in parallel.
+BARE_POOL = """
+import os, subprocess, sys
+from multiprocessing.pool import ThreadPool
+def run(stream):
+    subprocess.Popen([sys.argv[1]], env={**os.environ, "ORCHESTRATE_STREAM": stream}).wait()
+ThreadPool(5).map(run, sys.argv[2:], 1)
+"""
+
 # The original's loop: start what is ready, sleep for 30 s, look again.
 POLL_LOOP = """
 import os, subprocess, sys, time
@@ -309,12 +318,14 @@ def measure_parallel(scale: Scale) -> list[Row]:
     """Twenty parallel streams of one second, five at once."""
     with bench() as here:
         here.play(WORKER, seconds=1)
-        here.add_streams(20)
-        ours = []
+        streams, ours, floor = here.add_streams(20), [], []
         for _ in range(scale.rounds):
             here.reset()
+            floor.append(here.loop(BARE_POOL, streams))
+            here.reset()
             ours.append(here.start("--no-worktrees", "--max-workers", "5"))
-    return [compare("20 parallel streams of 1 s, 5 at once", ours, [4.0], 1.1)]
+    what = "20 parallel streams of 1 s, 5 at once"
+    return [compare(what, ours, [4.0], 1.1), compare(f"{what}, beside a bare pool", ours, floor, None)]
 
 
 def measure_unblock(scale: Scale) -> list[Row]:
