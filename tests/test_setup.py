@@ -1,0 +1,1365 @@
+"""The first minutes with the program: a demo without Claude, an installation, and a look at what a run needs."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Union
+
+import psutil
+import pytest
+from support import SCRIPT, TaskDatabase, Workspace, is_running, own_processes, wait_until
+from test_terminal import Terminal
+
+# ── The demo ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+# What a person has set up at home, and must neither hinder the demo nor be asked by it.
+HOSTILE_GIT = """\
+[commit]
+    gpgSign = true
+[user]
+    useConfigOnly = true
+[core]
+    hooksPath = {folder}/hooks
+[init]
+    templateDir = {folder}/template
+    defaultBranch = elsewhere
+[merge]
+    ff = only
+"""
+HOOK = "#!/bin/sh\necho \"$0\" >> '{folder}/hooks-that-ran'\nexit 1\n"
+
+DEMO_TEXT = """\
+A project with 4 streams and 16 tasks: PROJECT
+Its workers are simulated: no Claude runs, and their costs are made up.
+To watch it from another terminal:
+  PYTHON=PY PROJECT/.claude/orchestrator/watch-status
+
+Started worker for Stream-A (attempt 1, PID N)
+Stream-A complete in N
+Started worker for Stream-B (attempt 1, PID N)
+Started worker for Stream-C (attempt 1, PID N)
+Restarting worker for Stream-B (1/10) in N: exit code 1: Error: connection reset by peer (this was arranged)
+Started worker for Stream-B (attempt 2, PID N)
+Stream-C blocked: what does an error look like? Stream-B has to say (TASK-ca4297d7)
+Started worker for Stream-C (attempt 2, PID N)
+Stream-B complete in N
+Stream-C complete in N
+Started worker for Stream-D (attempt 1, PID N)
+Stream-D complete in N
+all complete: 4 streams, 16 tasks
+TIMELINE
+all complete: 4 streams, 16 tasks
+
+What was arranged: a worker of Stream-B crashed, and another one went on.
+Stream-C was blocked by a question, and went on once Stream-B had answered it.
+Each worked on a branch of its own; Stream-D has merged them.
+
+Look around:
+  cd PROJECT
+  PY .claude/orchestrator/orchestrate.py status
+  PY .claude/orchestrator/orchestrate.py logs Stream-B --no-follow
+  PY .claude/orchestrator/orchestrate.py timeline --html night.html
+  git log --graph --oneline
+
+In a project of your own, with streams in Task Copilot:
+  PY SCRIPT generate DIR
+  cd DIR
+  PY .claude/orchestrator/orchestrate.py doctor
+  PY .claude/orchestrator/orchestrate.py start
+"""
+
+
+class Demo:
+    """A demo of its own home and temporary folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.temporary = folder / "tmp"
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")},
+            "HOME": str(folder / "home"),
+            "TMPDIR": str(self.temporary),
+            "PATH": os.environ["PATH"],
+            "LANG": "C.UTF-8",
+        }
+
+    def make_home(self) -> None:
+        """Make the home of somebody whose git is set up in a way that could hinder a demo."""
+        for name in ("home", "tmp", "hooks", "template/hooks"):
+            (self.folder / name).mkdir(parents=True)
+        (self.folder / "home" / ".gitconfig").write_text(HOSTILE_GIT.format(folder=self.folder))
+        for path in ("hooks/pre-commit", "hooks/commit-msg", "template/hooks/post-commit", "template/hooks/post-merge"):
+            (self.folder / path).write_text(HOOK.format(folder=self.folder))
+            (self.folder / path).chmod(0o755)
+
+    def popen(self, *words: str, **options: Any) -> subprocess.Popen[str]:
+        """Start `demo`."""
+        env = {**self.environment, **options.pop("env", {})}
+        ends = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        command = [sys.executable, str(SCRIPT), "demo", *words]
+        return subprocess.Popen(command, cwd="/", env=env, text=True, encoding="utf-8", **ends)
+
+    def left(self) -> list[Path]:
+        """What lies in the temporary folder."""
+        return sorted(self.temporary.iterdir())
+
+    def processes(self) -> list[str]:
+        """The command lines of the processes whose environment or arguments name the temporary folder."""
+        found = []
+        for process in psutil.process_iter(["environ", "cmdline", "status"]):
+            info = process.info
+            words = [*(info["environ"] or {}).values(), *(info["cmdline"] or ())]
+            mine = process.pid != os.getpid() and info["status"] != psutil.STATUS_ZOMBIE
+            if mine and any(str(self.temporary) in word for word in words):
+                found.append(" ".join(info["cmdline"] or ()))
+        return found
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[Demo]:
+    """A demo that has not begun; whatever the test starts by it has to be over."""
+    demo = Demo(tmp_path.resolve())
+    demo.make_home()
+    yield demo
+    wait_until(lambda: not demo.processes(), "the end of all that the demo started")
+
+
+class Kept(Demo):
+    """A demo that was left where it is, by `--keep`, at its end."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.code, self.out, self.err, self.leftovers = json.loads((folder / "done.json").read_text())
+        (top,) = self.left()
+        self.project = top / "my-project"
+        self.state = self.project / ".claude" / "orchestrator"
+        self.database = top / "tasks" / "my-project" / "tasks.db"
+
+    def events(self, *kinds: str) -> list[dict[str, Any]]:
+        """The events of these kinds in the journal."""
+        events = [json.loads(line) for line in (self.state / "events.jsonl").read_text().splitlines()]
+        return [event for event in events if event["event"] in kinds]
+
+    def shell(self, command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run what the demo has printed, as a person would, from another folder."""
+        return subprocess.run(
+            ["sh", "-c", command], cwd=options.pop("cwd", "/"), env=self.environment, capture_output=True, text=True,
+            encoding="utf-8", check=True, **options,
+        )  # fmt: skip
+
+    def git(self, *words: str) -> str:
+        """Run git in the project."""
+        return self.shell(shlex.join(["git", *words]), cwd=self.project).stdout
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    """One demo for all who look at it, in all processes of pytest: the first one runs it, the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base).resolve() / "kept-demo"
+    with folder.with_name("kept-demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            demo = Demo(folder)
+            demo.make_home()
+            process = demo.popen("--keep")
+            out, err = process.communicate(timeout=100)
+            (folder / "done.json").write_text(json.dumps([process.returncode, out, err, demo.processes()]))
+    return Kept(folder)
+
+
+def mask(text: str, project: Path) -> str:
+    """Return what a demo printed without what changes from run to run."""
+    text = re.sub(r"(?ms)^my-project · .*^ ░ paused.*?\n(?=all complete)", "TIMELINE\n", text)
+    text = re.sub(r"(?m)^\d\d:\d\d:\d\d  ", "", text)
+    text = re.sub(r"PID \d+", "PID N", re.sub(r" in (\d+m )?\d+s\b", " in N", text))
+    python, script = shlex.quote(sys.executable), str(SCRIPT)
+    return text.replace(str(project), "PROJECT").replace(python, "PY").replace(script, "SCRIPT")
+
+
+def test_a_demo_says_what_happens_where_it_lies_and_what_to_type_next(kept: Kept) -> None:
+    assert (kept.code, kept.err) == (0, "")
+    assert sorted(mask(kept.out, kept.project).splitlines()) == sorted(DEMO_TEXT.splitlines())
+    before, _, behind = DEMO_TEXT.partition("Stream-B complete")  # what runs side by side may end in another order
+    said = mask(kept.out, kept.project)
+    assert said.startswith(before.rpartition("Started worker for Stream-B (attempt 2")[0][:300])
+    assert said.endswith(behind[behind.index("Started worker for Stream-D") :])
+
+
+def test_a_worker_of_the_demo_crashes_once_and_its_stream_goes_on_from_there(kept: Kept) -> None:
+    ends = [event for event in kept.events("worker_ended") if event["stream"] == "Stream-B"]
+    assert [(end["verdict"], end["exit_code"]) for end in ends] == [("restart", 1), ("complete", 0)]
+    assert ends[0]["reason"] == "exit code 1: Error: connection reset by peer (this was arranged)"
+    starts = [event for event in kept.events("worker_started") if event["stream"] == "Stream-B"]
+    assert [(start["attempt"], start["completed"]) for start in starts] == [(1, 0), (2, 1)]
+
+
+def test_a_worker_of_the_demo_is_blocked_once_and_going_on_costs_no_restart(kept: Kept) -> None:
+    ends = [event for event in kept.events("worker_ended") if event["stream"] == "Stream-C"]
+    assert [(end["verdict"], end["restarts"]) for end in ends] == [("blocked", 0), ("complete", 0)]
+    (blocked,) = [event for event in kept.events("state") if event["state"] == "BLOCKED"]
+    assert blocked["stream"] == "Stream-C"
+    assert blocked["reason"].startswith("what does an error look like? Stream-B has to say (TASK-")
+
+
+def test_the_other_workers_of_the_demo_need_one_attempt(kept: Kept) -> None:
+    ends = [(event["stream"], event["verdict"]) for event in kept.events("worker_ended")]
+    assert [end for end in ends if end[0] in ("Stream-A", "Stream-D")] == [
+        ("Stream-A", "complete"),
+        ("Stream-D", "complete"),
+    ]
+    assert kept.events("run_ended")[0]["exit_code"] == 0
+    assert kept.events("warning", "trouble", "stale_pid_file", "worker_killed") == []
+
+
+def test_the_workers_of_the_demo_are_launched_as_real_ones_are(kept: Kept) -> None:
+    log = (kept.state / "logs" / "Stream-C.log").read_text(encoding="utf-8")
+    assert re.search(r"(?m)^──── .* · Stream-C \(ui-components\) · parallel · attempt 2 · PID \d+ · /", log)
+    assert "\nWrite  src/lay-out-the-pages.txt\n" in log
+    raw = [json.loads(line) for line in (kept.state / "logs" / "Stream-C.jsonl").read_text().splitlines()]
+    assert [event["type"] for event in raw if event["type"] != "assistant"] == ["system", "result"] * 2
+    folders = {event["stream"]: event["folder"] for event in kept.events("worker_started")}
+    trees = kept.project / ".claude" / "worktrees"
+    assert folders == {
+        "Stream-A": str(kept.project),
+        "Stream-B": str(trees / "Stream-B"),
+        "Stream-C": str(trees / "Stream-C"),
+        "Stream-D": str(kept.project),
+    }
+
+
+def test_the_database_of_the_demo_has_the_guides_example_in_the_real_schema(kept: Kept) -> None:
+    with closing(sqlite3.connect(kept.database)) as connection:
+        rows = connection.execute(
+            "SELECT json_extract(metadata, '$.streamId'), json_extract(metadata, '$.streamPhase'), count(*), "
+            "sum(status = 'completed'), sum(archived), count(blocked_reason) FROM tasks GROUP BY 1 ORDER BY 1"
+        ).fetchall()
+        columns = {row[1] for row in connection.execute("PRAGMA table_info(tasks)")}
+        assert connection.execute("SELECT MAX(version) FROM migrations").fetchone() == (10,)
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert rows == [
+        ("Stream-A", "foundation", 4, 4, 0, 0),
+        ("Stream-B", "parallel", 5, 5, 0, 0),
+        ("Stream-C", "parallel", 4, 4, 0, 0),
+        ("Stream-D", "integration", 3, 3, 0, 0),
+    ]
+    assert {"id", "prd_id", "assigned_agent", "status", "blocked_reason", "metadata", "archived_at"} <= columns
+
+
+def test_the_integration_worker_of_the_demo_has_merged_every_branch(kept: Kept) -> None:
+    assert kept.git("branch", "--merged", "main", "--format=%(refname:short)").split() == [
+        "main",
+        "stream/Stream-B",
+        "stream/Stream-C",
+    ]
+    assert kept.git("log", "--merges", "--reverse", "--format=%s").splitlines() == [
+        "Merge stream/Stream-B",
+        "Merge stream/Stream-C",
+    ]
+    assert len(list((kept.project / "src").iterdir())) == 16
+    assert kept.git("status", "--porcelain", "--untracked-files=no") == ""
+
+
+def test_what_a_person_has_set_up_for_git_neither_runs_in_a_demo_nor_signs_for_it(kept: Kept) -> None:
+    assert not (kept.folder / "hooks-that-ran").exists()
+    signatures, names = zip(*(line.split(" ", 1) for line in kept.git("log", "--format=%G? %an").splitlines()))
+    assert (set(signatures), set(names)) == ({"N"}, {"Demo"})
+
+
+def test_every_command_that_a_demo_prints_works_as_it_stands(kept: Kept) -> None:
+    lines = kept.out.split("Look around:\n")[1].split("\n\n")[0].splitlines()
+    enter, status, logs, timeline, log = [line.strip() for line in lines]
+    assert "│ tests-and-docs\n      [███████████████] 3/3 │ Complete" in kept.shell(f"{enter} && {status}").stdout
+    assert "Restarting worker for Stream-B (1/10)" in kept.shell(f"{enter} && {logs}").stdout
+    assert kept.shell(f"{enter} && {timeline}").stdout == "Wrote night.html\n"
+    assert "Stream-C" in (kept.project / "night.html").read_text(encoding="utf-8")
+    (kept.project / "night.html").unlink()
+    assert "Merge stream/Stream-C" in kept.shell(f"{enter} && {log}").stdout
+    watch = kept.out.split("To watch it from another terminal:\n")[1].splitlines()[0].strip()
+    with subprocess.Popen(
+        ["sh", "-c", f"exec env {watch} 0.1"], cwd="/", env=kept.environment, stdout=subprocess.PIPE, text=True,
+        encoding="utf-8",
+    ) as live:  # fmt: skip
+        assert live.stdout is not None
+        assert any("16 completed" in line for line in live.stdout)
+        live.send_signal(signal.SIGINT)
+        live.stdout.read()
+    assert live.returncode == 130
+
+
+def test_the_commands_for_a_project_of_ones_own_work_as_they_stand(kept: Kept, tmp_path: Path) -> None:
+    lines = kept.out.split("with streams in Task Copilot:\n")[1].splitlines()
+    generate, enter, doctor, start = [line.strip() for line in lines]
+    (tmp_path / "DIR").mkdir()
+    kept.shell(f"{generate} && {enter} && {{ {doctor} || [ $? = 1 ]; }} && {start} --help", cwd=tmp_path)
+
+
+def test_no_process_of_a_demo_outlives_it(kept: Kept) -> None:
+    assert kept.leftovers == []
+
+
+def test_a_demo_needs_no_git_heeds_no_variables_of_a_task_copilot_and_leaves_nothing(demo: Demo) -> None:
+    (demo.folder / "bin").mkdir()
+    for name in ("sh", "ps"):
+        (demo.folder / "bin" / name).symlink_to(str(shutil.which(name)))
+    misled = {"TASK_DB_PATH": str(demo.folder / "elsewhere"), "WORKSPACE_ID": "other", "PATH": str(demo.folder / "bin")}
+    process = demo.popen(env=misled)
+    out, err = process.communicate(timeout=100)
+    assert (process.returncode, err, demo.left()) == (0, "", [])
+    (project,) = set(re.findall(r"16 tasks: (.*)", out))
+    named = f" --db {Path(project).parent}/tasks/my-project/tasks.db"
+    text = mask(out.replace(named, " --db DB"), Path(project))
+    assert "  PYTHON=PY PROJECT/.claude/orchestrator/watch-status --db DB\n" in text
+    assert "Warning: No worktrees, all streams work in PROJECT: it lies in no git repository\n" in text
+    assert "It lay in PROJECT, and is removed now.\n`demo --keep` leaves it.\n\nIn a project of your own, " in text
+    assert "all complete: 4 streams, 16 tasks\n" in text
+    assert not (demo.folder / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    ids=lambda value: str(value),
+)
+def test_a_demo_that_is_interrupted_leaves_no_process_and_no_folder(
+    demo: Demo, number: signal.Signals, code: int
+) -> None:
+    process = demo.popen()
+    assert process.stdout is not None
+    assert any("Started worker for Stream-A" in line for line in process.stdout)
+    process.send_signal(number)
+    rest = process.communicate(timeout=30)[0]
+    assert (process.returncode, demo.left(), demo.processes()) == (code, [], [])
+    assert rest.endswith("Stopping the worker of Stream-A: the orchestrator ends\n"
+                         "Orchestrator ended; 0 workers left running.\n")  # fmt: skip
+
+
+def test_a_demo_that_is_interrupted_and_kept_stays_where_it_is(demo: Demo) -> None:
+    process = demo.popen("--keep")
+    assert process.stdout is not None
+    assert any("Started worker for Stream-A" in line for line in process.stdout)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert (process.returncode, len(demo.left()), demo.processes()) == (130, 1, [])
+
+
+def test_a_demo_whose_reader_has_gone_can_be_interrupted_and_leaves_nothing(demo: Demo) -> None:
+    process = demo.popen(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    wait_until(lambda: any("demo-worker" in words for words in demo.processes()), "a worker")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert (demo.left(), demo.processes()) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.xfail(strict=True, reason="the folder stays behind")),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.xfail(strict=True, reason="the folder stays behind")),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_demo_that_is_interrupted_while_it_is_made_leaves_nothing(demo: Demo, number: signal.Signals) -> None:
+    (demo.folder / "bin").mkdir()
+    git, begun, gate = demo.folder / "bin" / "git", demo.folder / "begun", demo.folder / "gate"
+    git.write_text(f"#!/bin/sh\ntouch '{begun}'\nwhile [ ! -e '{gate}' ]; do sleep 0.1; done\nexit 1\n")
+    git.chmod(0o755)
+    process = demo.popen(env={"PATH": f"{git.parent}:{os.environ['PATH']}"})
+    wait_until(begun.exists, "the demo's first git")
+    process.send_signal(number)
+    gate.touch()
+    process.communicate(timeout=30)
+    assert (process.returncode in (-number, 128 + number), demo.left()) == (True, [])
+
+
+@pytest.mark.xfail(strict=True, reason="commits and merges obey the settings of the user")
+@pytest.mark.parametrize("setting", ["core.excludesFile={folder}/ignored", "core.autocrlf=sometimes"])
+def test_no_setting_of_git_keeps_a_demo_from_its_first_task(demo: Demo, setting: str) -> None:
+    (demo.folder / "ignored").write_text("*.txt\nsrc/\n")
+    name, _, value = setting.format(folder=demo.folder).partition("=")
+    config = str(demo.folder / "home" / ".gitconfig")
+    subprocess.run(["git", "config", "--file", config, name, value], check=True)
+    process = demo.popen()
+    assert process.stdout is not None
+    line = next(line for line in process.stdout if "Stream-A complete" in line or "Restarting" in line or "ERR" in line)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert "Stream-A complete" in line
+
+
+def test_on_a_terminal_a_demo_is_a_live_board_that_ctrl_c_takes_down(workspace: Workspace) -> None:
+    temporary = workspace.home / "tmp"
+    temporary.mkdir()
+    terminal = Terminal(workspace, 60, 24, "demo", env={"TMPDIR": str(temporary)})
+    try:
+        board = terminal.wait_for(lambda: "● Stream-A" in terminal.read() and terminal.read(), "the board")
+        assert re.search(r"(?m)^── my-project · \d+/16 tasks · 1 worker · \d+s ─+$", board)
+        assert re.search(r"(?m)^  ○ Stream-D \[░░░░░░░\] 0/3  Waiting for Stream-", board)
+        terminal.press(b"\x03")
+        assert terminal.wait_for_end() == 130
+        assert "● Stream-A" not in terminal.read()
+        assert list(temporary.iterdir()) == []
+    finally:
+        terminal.close()
+
+
+def test_a_worker_of_a_demo_is_no_command_for_people(workspace: Workspace) -> None:
+    assert "demo-worker" not in workspace.run("--help").stdout
+    done = workspace.run("demo-worker")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[0] == "[ERROR] this is a worker of a demo: python orchestrate.py demo"
+
+
+# ── The installation ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+# The words of the guide.
+GENERATED = """\
+Headless Orchestration Scripts Generated
+
+Created files:
+- .claude/orchestrator/orchestrate.py (main orchestrator)
+- .claude/orchestrator/check-streams (status dashboard)
+- .claude/orchestrator/watch-status (live monitoring)
+
+Subdirectories:
+- .claude/orchestrator/pids/ (process tracking)
+- .claude/orchestrator/logs/ (worker logs)
+
+Next steps:
+1. Start orchestration: python .claude/orchestrator/orchestrate.py start
+2. Monitor progress: ./.claude/orchestrator/watch-status
+3. Check status: python .claude/orchestrator/orchestrate.py status
+"""
+BEHIND = "\nIn Claude Code: /orchestration generate, /orchestration status\n"
+if sys.prefix != sys.base_prefix:
+    BEHIND += (
+        f"The packages are in a virtual environment: take {shlex.quote(sys.executable)} for python,\n"
+        f"and for check-streams and watch-status say: export PYTHON={shlex.quote(sys.executable)}\n"
+    )
+FILES = (
+    ".claude/orchestrator/orchestrate.py",
+    ".claude/orchestrator/check-streams",
+    ".claude/orchestrator/watch-status",
+    ".claude/commands/orchestration.md",
+)
+SLASH, CHECK = FILES[3], FILES[1]
+
+
+def describe(*outcomes: str) -> str:
+    """Return what `generate` prints where it did not create everything."""
+    return "".join(f"{outcome:<9} {name}\n" for outcome, name in zip(outcomes, FILES)) + BEHIND
+
+
+def describe_kept(name: str) -> str:
+    """Return what `generate` warns of."""
+    return f"Warning: {name} was changed by a person and is left as it is; --force overwrites it\n"
+
+
+def photograph(folder: Path) -> dict[str, object]:
+    """Return what lies in a folder, with every mode, time and content."""
+    photo: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        status = path.lstat()
+        content = path.read_bytes() if path.is_file() else os.readlink(path) if path.is_symlink() else ""
+        photo[str(path.relative_to(folder))] = (status.st_mode, status.st_mtime_ns, status.st_ino, content)
+    return photo
+
+
+def make_newer(folder: Path) -> Path:
+    """Make a newer version of the program, in which each installed file differs."""
+    text = SCRIPT.read_text(encoding="utf-8")
+    for old, new in (
+        ("#!/bin/sh\n", "#!/bin/sh\n# newer\n"),
+        ("Say what the two words above do.", "Say what they do."),
+        ('VERSION = "', 'VERSION = "9'),
+    ):
+        assert old in text
+        text = text.replace(old, new, 1)
+    path = folder / "newer" / "orchestrate.py"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_first_installation_says_the_guides_words_and_holds_its_files(workspace: Workspace) -> None:
+    done = workspace.run("generate")
+    assert (done.returncode, done.stdout, done.stderr) == (0, GENERATED + BEHIND, "")
+    orchestrator = workspace.root / ".claude" / "orchestrator"
+    for name in ("orchestrate.py", "check-streams", "watch-status"):
+        assert (orchestrator / name).read_bytes() == (SCRIPT.parent / name).read_bytes()
+        assert (orchestrator / name).stat().st_mode & 0o777 == 0o755
+    for folder in (orchestrator, orchestrator / "pids", orchestrator / "logs"):
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert (workspace.root / SLASH).stat().st_mode & 0o777 == 0o644
+
+
+def test_what_is_installed_stays_out_of_git_but_for_the_slash_command(workspace: Workspace) -> None:
+    workspace.make_repository()
+    assert workspace.run("generate").returncode == 0
+    assert workspace.git("status", "--porcelain", "--untracked-files=all") == f"?? {SLASH}\n"
+
+
+def test_the_slash_command_runs_what_is_installed_and_never_starts_a_run(workspace: Workspace) -> None:
+    workspace.run("generate")
+    text = (workspace.root / SLASH).read_text(encoding="utf-8")
+    assert re.match(r"---\ndescription: .+\nargument-hint: generate \| status\n---\n", text)
+    assert "$ARGUMENTS" in text
+    called = set(re.findall(r"python3 \.claude/orchestrator/orchestrate\.py ([^`\n]+)`", text))
+    assert called == {"generate", "doctor", "start --dry-run", "status", "logs STREAM --no-follow"}
+    assert {"## generate", "## status"} <= set(text.splitlines())
+    workspace.database.add_stream("STREAM")
+    for words in called - {"generate"}:
+        done = workspace.run(*words.split(), script=workspace.state / "orchestrate.py")
+        assert done.returncode in (0, 1), words
+
+
+def test_a_second_installation_changes_nothing(workspace: Workspace) -> None:
+    workspace.run("generate")
+    before = photograph(workspace.root)
+    done = workspace.run("generate")
+    assert (done.returncode, done.stdout, done.stderr) == (0, describe(*["Unchanged"] * 4), "")
+    after = photograph(workspace.root)
+    ours = {".claude/orchestrator", ".claude/orchestrator/.generated"}  # rewritten with the same content
+    assert {name for name in before if before[name] != after[name]} <= ours
+    assert set(before) == set(after)
+
+
+def test_an_installation_touches_nothing_else(workspace: Workspace) -> None:
+    for name in ("CLAUDE.md", ".claude/commands/protocol.md", ".claude/orchestrator/logs/Stream-A.log", ".gitignore"):
+        (workspace.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (workspace.root / name).write_text("precious\n")
+    before = photograph(workspace.root)
+    assert workspace.run("generate", "--force").returncode == 0
+    after = photograph(workspace.root)
+    files = {name for name in before if (workspace.root / name).is_file()}
+    assert {name for name in files if before[name] != after.get(name)} == set()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_a_person_has_changed_is_left_alone_until_force(workspace: Workspace, name: str) -> None:
+    workspace.run("generate")
+    path = workspace.root / name
+    ours = path.read_text(encoding="utf-8")
+    path.write_text(f"{ours}# mine\n", encoding="utf-8")
+    outcomes = ["Kept" if file == name else "Unchanged" for file in FILES]
+    for _ in range(2):
+        done = workspace.run("generate")
+        assert (done.returncode, done.stdout, done.stderr) == (0, describe(*outcomes), describe_kept(name))
+        assert path.read_text(encoding="utf-8") == f"{ours}# mine\n"
+    done = workspace.run("generate", "--force")
+    outcomes = ["Updated" if file == name else "Unchanged" for file in FILES]
+    assert (done.returncode, done.stdout, done.stderr) == (0, describe(*outcomes), "")
+    assert path.read_text(encoding="utf-8") == ours
+
+
+def test_what_a_person_has_removed_is_created_again(workspace: Workspace) -> None:
+    workspace.run("generate")
+    (workspace.root / CHECK).unlink()
+    shutil.rmtree(workspace.state / "pids")
+    assert workspace.run("generate").stdout == describe("Unchanged", "Created", "Unchanged", "Unchanged")
+    assert (workspace.state / "pids").is_dir()
+
+
+def test_an_older_version_of_ours_is_updated_but_not_what_was_changed_in_it(workspace: Workspace) -> None:
+    workspace.run("generate")
+    with (workspace.root / SLASH).open("a") as file:
+        file.write("mine\n")
+    done = workspace.run("generate", script=make_newer(workspace.bin))
+    assert done.stdout == describe("Updated", "Updated", "Updated", "Kept")
+    assert done.stderr == describe_kept(SLASH)
+    assert (workspace.root / CHECK).read_text().startswith("#!/bin/sh\n# newer\n")
+    assert (workspace.state / "orchestrate.py").stat().st_mode & 0o777 == 0o755
+
+
+def test_the_record_of_what_was_installed_is_one_for_sha256sum(workspace: Workspace) -> None:
+    workspace.run("generate")
+    record = (workspace.state / ".generated").read_text()
+    digests = {name: hashlib.sha256((workspace.root / name).read_bytes()).hexdigest() for name in FILES}
+    assert record == "".join(f"{digests[name]}  {name}\n" for name in FILES)
+
+
+@pytest.mark.xfail(strict=True, reason="the installed copy records itself as ours, whatever a person changed in it")
+def test_what_a_person_has_changed_in_the_script_survives_its_own_generate_and_a_newer_version(
+    workspace: Workspace,
+) -> None:
+    workspace.run("generate")
+    installed = workspace.state / "orchestrate.py"
+    text = installed.read_text(encoding="utf-8").replace("\nPOLL_INTERVAL = 30 ", "\nPOLL_INTERVAL = 10 ")  # the guide
+    installed.write_text(text, encoding="utf-8")
+    workspace.run("generate", script=installed)  # as /orchestration generate does
+    done = workspace.run("generate", script=make_newer(workspace.bin))
+    assert installed.read_text(encoding="utf-8") == text
+    assert done.stderr == describe_kept(FILES[0])
+
+
+@pytest.mark.xfail(strict=True, reason="the record forgets what it kept")
+def test_a_change_that_a_person_has_taken_back_is_no_change(workspace: Workspace) -> None:
+    workspace.run("generate")
+    path = workspace.root / CHECK
+    ours = path.read_text()
+    path.write_text(f"{ours}# mine\n")
+    workspace.run("generate")
+    path.write_text(ours)
+    assert workspace.run("generate", script=make_newer(workspace.bin)).stdout == describe(*["Updated"] * 4)
+
+
+def test_somebody_elses_slash_command_is_left_alone_at_the_first_installation(workspace: Workspace) -> None:
+    path = workspace.root / SLASH
+    path.parent.mkdir(parents=True)
+    path.write_text("somebody else's\n")
+    done = workspace.run("generate")
+    assert (done.returncode, done.stdout, done.stderr) == (0, GENERATED + BEHIND, describe_kept(SLASH))
+    assert path.read_text() == "somebody else's\n"
+
+
+def test_what_a_link_leads_to_is_never_written(workspace: Workspace) -> None:
+    precious = workspace.home / "precious"
+    precious.write_text("precious\n")
+    path = workspace.root / SLASH
+    path.parent.mkdir(parents=True)
+    path.symlink_to(precious)
+    assert workspace.run("generate").stderr == describe_kept(SLASH)
+    assert path.is_symlink()
+    workspace.run("generate", "--force")
+    assert (path.is_symlink(), precious.read_text()) == (False, "precious\n")
+
+
+def test_a_link_to_nowhere_is_replaced_and_nothing_appears_there(workspace: Workspace) -> None:
+    nowhere, path = workspace.home / "nowhere", workspace.root / CHECK
+    path.parent.mkdir(parents=True, mode=0o700)
+    path.symlink_to(nowhere)
+    assert workspace.run("generate").returncode == 0
+    assert (path.is_symlink(), nowhere.exists()) == (False, False)
+
+
+@pytest.mark.parametrize("name", [".claude", ".claude/orchestrator", ".claude/commands", SLASH])
+def test_what_stands_in_the_way_is_named_and_left(workspace: Workspace, name: str) -> None:
+    path = workspace.root / name
+    if name == ".claude":
+        path.rmdir()
+    if name == SLASH:
+        path.mkdir(parents=True)
+    else:
+        path.write_text("in the way\n")
+    done = workspace.run("generate", str(workspace.root))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"\[ERROR\] .*\.claude.*\n.+\n", done.stderr)
+    assert path.is_dir() if name == SLASH else path.read_text() == "in the way\n"
+
+
+def test_an_installation_of_others_is_refused(workspace: Workspace) -> None:
+    workspace.run("generate")
+    workspace.state.chmod(0o777)
+    before = photograph(workspace.root)
+    done = workspace.run("generate", "--force")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"[ERROR] {workspace.state} can be written by others\n")
+    assert photograph(workspace.root) == before
+
+
+@pytest.mark.parametrize("folder", ["missing", "parts.json", ""])
+def test_a_folder_that_is_none_is_wrong_usage(workspace: Workspace, folder: str) -> None:
+    done = workspace.run("generate", folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("[ERROR] Invalid value for '[DIR]': Directory ")
+    assert not (workspace.root / "missing").exists()
+    assert not workspace.state.exists()
+
+
+@pytest.mark.parametrize("name", ["a folder with spaces", 'it\'s "$HOME"', "-x", "漢字"])
+def test_the_installation_works_in_any_folder_without_project_from_anywhere(workspace: Workspace, name: str) -> None:
+    root = workspace.root / name
+    root.mkdir()
+    assert workspace.run("generate", "--", name).returncode == 0
+    database = TaskDatabase(workspace.home / ".claude" / "tasks" / name / "tasks.db")
+    database.add_stream("Stream-A", tasks=2)
+    database.set_status("completed", "Stream-A")
+    script = root / ".claude" / "orchestrator" / "orchestrate.py"
+    done = workspace.run("status", "--json", script=script, cwd="/")
+    assert json.loads(done.stdout)["project"] == str(root)
+    once = subprocess.run(
+        [str(root / CHECK)], cwd=workspace.home, env=workspace.environment(PYTHON=sys.executable), capture_output=True,
+        text=True, encoding="utf-8", check=True,
+    )  # fmt: skip
+    assert "2/2 (100%)" in once.stdout
+
+
+def test_the_installed_watch_status_is_live_from_anywhere(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A", tasks=2)
+    workspace.run("generate")
+    with subprocess.Popen(
+        [str(workspace.state / "watch-status"), "0.1"], cwd="/", env=workspace.environment(PYTHON=sys.executable),
+        stdout=subprocess.PIPE, text=True, encoding="utf-8",
+    ) as live:  # fmt: skip
+        assert live.stdout is not None
+        assert any("0/2 (0%)" in line for line in live.stdout)
+        workspace.database.set_status("completed", "Stream-A")
+        assert any("2/2 (100%)" in line for line in live.stdout)
+        live.send_signal(signal.SIGINT)
+        live.stdout.read()
+    assert live.returncode == 130
+
+
+def test_the_installed_copy_runs_the_project_and_installs_it_elsewhere(workspace: Workspace, tmp_path: Path) -> None:
+    workspace.database.add_stream("Stream-A")
+    workspace.run("generate")
+    assert workspace.run("start", script=workspace.state / "orchestrate.py", cwd="/").returncode == 0
+    assert workspace.starts() == ["Stream-A"]
+    other = tmp_path / "other"
+    other.mkdir()
+    done = workspace.run("generate", str(other), script=workspace.state / "orchestrate.py", cwd="/")
+    assert done.stdout == GENERATED + BEHIND
+    assert (other / FILES[0]).read_bytes() == SCRIPT.read_bytes()
+
+
+def test_an_installed_package_installs_itself_too(workspace: Workspace) -> None:
+    site = workspace.bin / "site-packages"
+    site.mkdir()
+    shutil.copy(SCRIPT, site)
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, orchestrate; sys.exit(orchestrate.main())", "generate"],
+        cwd=workspace.root, env=workspace.environment(PYTHONPATH=str(site), PYTHONDONTWRITEBYTECODE="1"),
+        capture_output=True, text=True, encoding="utf-8", check=True,
+    )  # fmt: skip
+    assert done.stdout == GENERATED + BEHIND
+    assert [path.name for path in site.iterdir()] == ["orchestrate.py"]
+    assert "Stream" not in workspace.run("status", script=workspace.state / "orchestrate.py", cwd="/").stdout
+
+
+def test_an_installation_beside_a_running_orchestrator_disturbs_nothing(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    workspace.play("until=gate all")
+    workspace.run("generate")
+    run = workspace.popen("start", script=workspace.state / "orchestrate.py")
+    workspace.wait_for_worker("Stream-A")
+    assert workspace.run("generate", script=make_newer(workspace.bin)).stdout == describe(*["Updated"] * 4)
+    workspace.open_gate("gate")
+    assert run.wait(timeout=30) == 0
+
+
+# ── The doctor ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+CLAUDE = """\
+#!/bin/sh
+case $1 in
+    --version) echo "2.1.330 (Claude Code)" ;;
+    --help) echo "-p, --print --dangerously-skip-permissions --verbose --output-format <format> (text, stream-json)" ;;
+esac
+"""
+Given = Union[Dict[str, str], List[str], None]
+
+
+def give_server(workspace: Workspace, text: str | None = None, **server: object) -> None:
+    """Write `.mcp.json`: this text, or one with this task-copilot server."""
+    given = {"mcpServers": {"task-copilot": server}}
+    (workspace.root / ".mcp.json").write_text(json.dumps(given) if text is None else text, encoding="utf-8")
+
+
+@pytest.fixture
+def healthy(workspace: Workspace) -> Workspace:
+    """A project in which everything that a run needs is as it should be."""
+    workspace.claude.write_text(CLAUDE)
+    (workspace.root / "server.js").write_text("serve()\n")
+    give_server(workspace, command="sh", args=["server.js"])
+    workspace.make_repository(".claude/commands/continue.md")
+    workspace.git("add", ".mcp.json", "server.js")
+    workspace.git("commit", "--quiet", "-m", "Server")
+    workspace.database.add_stream("Stream-A", "foundation", tasks=2)
+    workspace.database.add_stream("Stream-B")
+    return workspace
+
+
+def examine(workspace: Workspace, *words: str, **options: Any) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Return the exit code of `doctor --json`, and its findings by their subjects."""
+    done = workspace.run("doctor", "--json", *words, **options)
+    assert done.stderr == ""
+    report = json.loads(done.stdout)
+    levels = [check["level"] for check in report["checks"]]
+    assert report["ready"] is (done.returncode == 0) is ("error" not in levels)
+    return done.returncode, {check["subject"]: check for check in report["checks"]}
+
+
+def is_root() -> bool:
+    return os.geteuid() == 0
+
+
+def expect_healthy(workspace: Workspace) -> str:
+    """Return what `doctor` prints for a healthy project."""
+    import importlib.metadata
+
+    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("click", "rich", "psutil"))
+    git = subprocess.run(["git", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    user = "root, in a sandbox (IS_SANDBOX)" if is_root() else f"no root (user id {os.geteuid()})"
+    return f"""\
+✓ Python        {sys.version.split()[0]} ({sys.executable}); {packages}
+✓ Claude        2.1.330 (Claude Code) ({workspace.claude})
+✓ User          {user}
+✓ Project       {workspace.root}
+✓ Disk          N GiB free
+✓ Git           {git}, main
+✓ Orchestrator  none runs
+✓ Task Copilot  task-copilot, from .mcp.json (sh server.js)
+✓ /continue     {workspace.root}/.claude/commands/continue.md
+✓ Database      {workspace.database.path}
+✓ Schema        version 10
+✓ Streams       2 streams: 1 foundation, 1 parallel
+✓ Tasks         0 of 3 completed
+
+Ready. Start: python orchestrate.py start
+"""
+
+
+def test_a_healthy_project_is_a_line_each_and_exit_code_0(healthy: Workspace) -> None:
+    done = healthy.run("doctor")
+    assert (done.returncode, done.stderr) == (0, "")
+    text = re.sub(r"(?m)^(. Disk +)[\d.]+ GiB free$", r"\1N GiB free", done.stdout)
+    expected = expect_healthy(healthy)
+    if "2.38 foresees" in text:  # an old git on this machine is a warning
+        pytest.skip("git is older than 2.38")
+    assert text == expected
+
+
+def remove_claude(workspace: Workspace) -> list[str]:
+    workspace.claude.unlink()
+    return ["--claude", "no-such-claude"]
+
+
+def forbid_claude(workspace: Workspace) -> list[str]:
+    workspace.claude.chmod(0o644)
+    return ["--claude", str(workspace.claude)]
+
+
+def age_claude(workspace: Workspace) -> None:
+    workspace.claude.write_text(CLAUDE.replace("2.1.330", "0.9.1").replace(", stream-json", ""))
+
+
+def silence_claude(workspace: Workspace) -> None:
+    workspace.claude.write_text("#!/bin/sh\nexit 1\n")
+
+
+def leave_sandbox(_: Workspace) -> dict[str, str]:
+    return {"IS_SANDBOX": "0"}
+
+
+def put_file_for_state(workspace: Workspace) -> None:
+    workspace.state.write_text("")
+
+
+def open_state_to_others(workspace: Workspace) -> None:
+    workspace.state.mkdir()
+    workspace.state.chmod(0o777)
+
+
+def put_file_for_logs(workspace: Workspace) -> None:
+    workspace.state.mkdir(mode=0o700)
+    (workspace.state / "logs").write_text("")
+
+
+def forbid_project(workspace: Workspace) -> None:
+    (workspace.root / ".claude").chmod(0o500)
+
+
+def remove_repository(workspace: Workspace) -> None:
+    shutil.rmtree(workspace.root / ".git")
+
+
+def remove_commits(workspace: Workspace) -> None:
+    remove_repository(workspace)
+    workspace.git("init", "--quiet")
+
+
+def leave_change(workspace: Workspace) -> None:
+    (workspace.root / "server.js").write_text("changed\n")
+
+
+def break_repository(workspace: Workspace) -> None:
+    (workspace.root / ".git" / "config").write_text("[core\n")
+
+
+def hide_git(workspace: Workspace) -> dict[str, str]:
+    for name in ("sh", "ps"):
+        (workspace.bin / name).symlink_to(str(shutil.which(name)))
+    return {"PATH": str(workspace.bin)}
+
+
+def leave_stale_files(workspace: Workspace) -> None:
+    pids = workspace.state / "pids"
+    workspace.state.mkdir(mode=0o700)
+    pids.mkdir(mode=0o700)
+    (pids / "Stream-A.pid").write_text("99999999\n")
+    (pids / "Old.pid").write_text("what\n")
+
+
+def remove_server(workspace: Workspace) -> None:
+    (workspace.root / ".mcp.json").unlink()
+    workspace.git("commit", "--quiet", "-am", "No server")
+
+
+def remove_servers_program(workspace: Workspace) -> None:
+    give_server(workspace, command="no-such-node", args=["server.js"])
+
+
+def remove_servers_file(workspace: Workspace) -> None:
+    give_server(workspace, command="sh", args=["dist/index.js"])
+
+
+def break_mcp(workspace: Workspace) -> None:
+    give_server(workspace, "{")
+
+
+def shout_in_mcp(workspace: Workspace) -> None:
+    give_server(workspace, command="sh\x1b[31m\x07", args=["a\u202eb\nc"])
+
+
+def remove_continue(workspace: Workspace) -> None:
+    (workspace.root / ".claude" / "commands" / "continue.md").unlink()
+    workspace.git("commit", "--quiet", "-am", "No command")
+
+
+def remove_database(workspace: Workspace) -> None:
+    workspace.database.path.unlink()
+
+
+def break_database(workspace: Workspace) -> None:
+    workspace.database.path.write_bytes(b"garbage" * 1000)
+
+
+def lock_database(workspace: Workspace) -> None:
+    workspace.database.execute("PRAGMA journal_mode = DELETE")
+    workspace.database.execute("DROP TABLE tasks")
+
+
+def forbid_database(workspace: Workspace) -> None:
+    workspace.database.path.chmod(0o400)
+
+
+def forbid_wal(workspace: Workspace) -> None:
+    workspace.database.execute("PRAGMA journal_mode = DELETE")
+    workspace.database.path.parent.chmod(0o500)
+
+
+def rename_database(workspace: Workspace) -> list[str]:
+    shutil.copy(workspace.database.path, workspace.database.path.with_name("other.db"))
+    return ["--db", str(workspace.database.path.with_name("other.db"))]
+
+
+def advance_schema(workspace: Workspace) -> None:
+    workspace.database.execute("UPDATE migrations SET version = 11")
+
+
+def remove_schema(workspace: Workspace) -> None:
+    workspace.database.execute("DROP TABLE migrations")
+
+
+def remove_streams(workspace: Workspace) -> None:
+    workspace.database.execute("UPDATE tasks SET metadata = '{}', status = 'completed'")
+
+
+def misname_phase(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-C", "later")
+
+
+def close_circle(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-C", streamDependencies=["Stream-C"])
+
+
+def depend_on_nothing(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-C", streamDependencies=["Nowhere"])
+
+
+def add_many(workspace: Workspace) -> None:
+    for number in range(5):
+        workspace.database.add_stream(f"More-{number}")
+
+
+def add_strays(workspace: Workspace) -> None:
+    workspace.database.add_task(None)
+    workspace.database.add_task(None, "completed")
+    workspace.database.add_row("odd", "pending", "not JSON")
+
+
+SERVER = "Install Task Copilot (npm install && npm run build in its folder), or correct .mcp.json."
+STREAMS = "Correct the tasks' metadata (streamPhase, streamDependencies), then start again."
+PROTOCOL = "Run /protocol in Claude Code to initialize Task Copilot for this project, or name the file with --db."
+UNREADABLE = "Look at {database}: is it Task Copilot's database, and free to read?"
+INSTALL = "Install Claude Code (npm install -g @anthropic-ai/claude-code) or add it to PATH; --claude CMD names another"
+AS_USER = pytest.mark.skipif(is_root(), reason="root may write anywhere")
+AS_ROOT = pytest.mark.skipif(not is_root(), reason="only root is refused by claude")
+
+# What is broken, the subject, the level, what was found, the remedy; `doctor` is an error that `start` does not look for.
+ROWS: list[Any] = [
+    (remove_claude, "Claude", "error", "no-such-claude: command not found", f"{INSTALL} command."),
+    (forbid_claude, "Claude", "error", "{claude} is not executable", "Make it so: chmod +x {claude}"),
+    (age_claude, "Claude", "doctor", "{claude} (0.9.1 (Claude Code)) is too old: it has no stream-json",
+     "Run: claude update"),
+    (silence_claude, "Claude", "warning", "{claude} does not answer --help",
+     "Whether workers can use it is not known; try it by hand."),
+    pytest.param(leave_sandbox, "User", "error", "claude refuses --dangerously-skip-permissions for root",
+                 "Run as another user, or in a sandbox of your own say so: export IS_SANDBOX=1", marks=AS_ROOT),
+    (put_file_for_state, "Project", "error", "{state} is no folder of its own", "Look at what it is, and remove it."),
+    (put_file_for_logs, "Project", "error", "{state}/logs is no folder of its own",
+     "Look at what it is, and remove it."),
+    (open_state_to_others, "Project", "error", "{state} can be written by others",
+     "Look at what they put there, then: chmod go-w {state}"),
+    pytest.param(forbid_project, "Project", "error", "{root}/.claude is not writable",
+                 "Let its owner allow it: chmod u+wx {root}/.claude", marks=AS_USER),
+    (remove_repository, "Git", "warning",
+     "no worktrees, all streams would work in one folder: it lies in no git repository",
+     "git init && git add --all && git commit -m Begin; then each parallel stream has its own worktree."),
+    (remove_commits, "Git", "warning",
+     "no worktrees, all streams would work in one folder: its git repository has no commit yet",
+     "git init && git add --all && git commit -m Begin; then each parallel stream has its own worktree."),
+    (leave_change, "Git", "warning",
+     "{git}, main. Uncommitted changes: the streams branch from the last commit, without server.js",
+     "Commit what the workers need."),
+    (break_repository, "Git", "doctor", "git rev-parse: fatal: bad config line 1 in file .git/config",
+     "Run: git status"),
+    (hide_git, "Git", "doctor", "git: command not found", "Install git, or start with --no-worktrees."),
+    (leave_stale_files, "Orchestrator", "warning",
+     "PID files without a worker: Old.pid: it holds no worker's PID; Stream-A.pid: process 99999999 is gone",
+     "Nothing to do: `start` removes them, as does `clean`."),
+    (remove_server, "Task Copilot", "warning", "no task-copilot server in {root}/.mcp.json, or in ~/.claude.json",
+     "Without its tools a worker can't complete a task: run /setup-project in Claude Code."),
+    (remove_servers_program, "Task Copilot", "error",
+     "the task-copilot server of .mcp.json can't be started: there is no no-such-node", SERVER),
+    (remove_servers_file, "Task Copilot", "error",
+     "the task-copilot server of .mcp.json can't be started: there is no dist/index.js", SERVER),
+    (break_mcp, "Task Copilot", "error",
+     "{root}/.mcp.json can't be read: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+     "Repair it, or name the database with --db."),
+    (shout_in_mcp, "Task Copilot", "error",
+     "the task-copilot server of .mcp.json can't be started: there is no sh\x1b[31m\x07", SERVER),
+    (remove_continue, "/continue", "warning", "no such command in .claude/commands",
+     "The prompt begins with it: run /setup-project, or write your own."),
+    (remove_database, "Database", "error",
+     "Task Copilot database not found: {database}\nalso tried: {fallback}", PROTOCOL),
+    pytest.param(forbid_database, "Database", "doctor",
+                 "{database} is not writable: workers could complete no task", "chmod u+w {database}", marks=AS_USER),
+    pytest.param(forbid_wal, "Database", "doctor",
+                 "{database.parent} is not writable: workers could complete no task", "chmod u+w {database.parent}",
+                 marks=AS_USER),
+    (rename_database, "Database", "warning",
+     "a Task Copilot server reads tasks.db, not other.db, in its folder", "Name the file tasks.db."),
+    (break_database, "Schema", "error", "SQLite query failed: file is not a database", UNREADABLE),
+    (lock_database, "Streams", "error", "SQLite query failed: no such table: tasks", UNREADABLE),
+    (advance_schema, "Schema", "warning", "version 11",
+     "This program was tried with versions up to 10: look for a newer one."),
+    (remove_schema, "Schema", "ok", "without a version", None),
+    (remove_streams, "Streams", "error", "No streams found in Task Copilot database",
+     "Work with @agent-ta to organize tasks into streams: each task's metadata needs a streamId."),
+    (misname_phase, "Streams", "error", 'Stream-C: task TASK-4 has the unknown phase "later"', STREAMS),
+    (close_circle, "Streams", "error",
+     "Stream-C: its dependencies form a cycle: Stream-C (parallel) -> Stream-C (parallel)", STREAMS),
+    (depend_on_nothing, "Streams", "error", "Stream-C: it depends on Nowhere, and no stream has that id", STREAMS),
+    (add_many, "Streams", "warning", "7 streams: 1 foundation, 6 parallel",
+     "More than 5 parallel streams are hard to merge: split them into phases."),
+    (add_strays, "Tasks", "warning",
+     "0 of 3 completed; 1 open task without a stream; 1 task skipped: the metadata is not valid JSON",
+     "Correct their metadata (streamId, streamName, streamPhase): no worker gets what has no stream."),
+]  # fmt: skip
+NAMES = [(row.values if hasattr(row, "values") else row)[0].__name__ for row in ROWS]
+
+
+@pytest.mark.parametrize(("break_it", "subject", "level", "found", "remedy"), ROWS, ids=NAMES)
+def test_doctor_names_what_is_wrong_and_its_remedy_and_start_says_the_same(
+    healthy: Workspace, break_it: Callable[[Workspace], Given], subject: str, level: str, found: str, remedy: str | None
+) -> None:
+    git = healthy.run_git_version() if hasattr(healthy, "run_git_version") else healthy.git("--version").strip()
+    fallback = hashlib.md5(str(healthy.root).encode()).hexdigest()[:12]
+    names: dict[str, Any] = {
+        "claude": healthy.claude, "state": healthy.state, "root": healthy.root, "database": healthy.database.path,
+        "git": git, "fallback": healthy.database.path.parent.parent / fallback / "tasks.db",
+    }  # fmt: skip
+    given = break_it(healthy)
+    words, env = (given, {}) if isinstance(given, list) else ([], given or {})
+    try:
+        code, checks = examine(healthy, *words, env=env)
+        started = healthy.run("start", "--max-restarts", "0", *words, env=env) if level == "error" else None
+    finally:
+        for folder in (healthy.root / ".claude", healthy.database.path.parent):
+            folder.chmod(0o755)
+    check = checks[subject]
+    check["found"] = re.sub(r"\n +", "\n", check["found"])
+    assert check == {
+        "subject": subject,
+        "level": "error" if level == "doctor" else level,
+        "found": found.format(**names),
+        "remedy": remedy and remedy.format(**names),
+    }
+    assert code == (1 if level in ("error", "doctor") else 0)
+    if level != "ok" and level != "warning":
+        others = {name: other["level"] for name, other in checks.items() if other["level"] == "error"}
+        assert set(others) <= {subject, "Orchestrator", "Streams", "Tasks", "Task Copilot", "Database"}
+    if started is not None:
+        said = f"[ERROR] {found}\n{remedy}\n".format(**names)
+        said = said.replace("\x1b", "␛").replace("\x07", "␇").replace("\nalso tried", "\n        also tried")
+        assert (started.returncode, started.stdout, started.stderr) == (2, "", said)
+
+
+@pytest.mark.parametrize("break_it", [remove_servers_file, misname_phase, put_file_for_logs, add_many])
+def test_a_remedy_stands_under_what_is_wrong(healthy: Workspace, break_it: Callable[[Workspace], Given]) -> None:
+    break_it(healthy)
+    code, checks = examine(healthy)
+    done = healthy.run("doctor")
+    assert done.returncode == code
+    lines = []
+    for name, check in checks.items():
+        symbol = {"ok": "✓", "warning": "!", "error": "✗"}[check["level"]]
+        lines += [f"{symbol} {name:<12}  {check['found']}", *([" " * 16 + check["remedy"]] if check["remedy"] else [])]
+    errors, warnings = (sum(c["level"] == level for c in checks.values()) for level in ("error", "warning"))
+    remarks = f" ({warnings} warning{'s' * (warnings > 1)})" if warnings else ""
+    last = f"Ready{remarks}. Start: python orchestrate.py start"
+    last = f"A run would fail: {errors} error{'s' * (errors > 1)}{remarks}." if errors else last
+    without_disk = [re.sub(r"[\d.]+ GiB", "N GiB", line) for line in [*lines, "", last]]
+    assert re.sub(r"[\d.]+ GiB", "N GiB", done.stdout).splitlines() == without_disk
+
+
+def test_control_sequences_of_others_are_shown_and_never_obeyed(healthy: Workspace) -> None:
+    shout_in_mcp(healthy)
+    healthy.claude.write_text(CLAUDE.replace("2.1.330", "2\x1b]0;title\x07\u202e"))
+    healthy.database.add_stream("S\x1b[31m", "later\x07")
+    done = healthy.run("doctor")
+    assert done.returncode == 1
+    assert re.findall(r"[^\n\x20-\x7e\xa0-\uffff]|[\u202a-\u202e]", done.stdout) == []
+    assert "there is no sh␛[31m␇\n" in done.stdout
+
+
+def test_on_a_narrow_terminal_no_line_is_wider_than_it(healthy: Workspace) -> None:
+    remove_servers_file(healthy)
+    terminal = Terminal(healthy, 60, 60, "doctor", env={"PYTHONUTF8": "1"})
+    try:
+        assert terminal.wait_for_end() == 1
+        lines = terminal.read().rstrip().splitlines()
+    finally:
+        terminal.close()
+    assert [line for line in lines if not re.match(r"[✓!✗] [\w/ ]{12}  \S| {16}\S|$|A run would fail: ", line)] == []
+    start = next(number for number, line in enumerate(lines) if line.startswith("✗ Task Copilot"))
+    assert lines[start : start + 5] == [
+        "✗ Task Copilot  the task-copilot server of .mcp.json can't",
+        "                be started: there is no dist/index.js",
+        "                Install Task Copilot (npm install && npm run",
+        "                build in its folder), or correct .mcp.json.",
+        "✓ /continue     " + lines[start + 4][16:],
+    ]
+
+
+def test_doctor_changes_nothing_on_disk(healthy: Workspace) -> None:
+    leave_stale_files(healthy)
+    top = healthy.root.parent
+    healthy.run("doctor")  # whoever reads a database in WAL mode leaves its -shm and -wal behind
+    before = photograph(top)
+    for words in (("doctor",), ("doctor", "--json")):
+        assert healthy.run(*words).returncode == 0
+        after = photograph(top)
+        changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+        assert {name for name in changed if not name.endswith(("-shm", "-wal", "tasks/my-project"))} == set()
+
+
+def test_doctor_beside_an_orchestrator_names_it_and_lets_it_be(healthy: Workspace) -> None:
+    worker = healthy.bin / "worker"
+    worker.write_text("#!/bin/sh\nexec sleep 1000\n")
+    worker.chmod(0o755)
+    run = healthy.popen("start", "--claude", str(worker))
+    wait_until(lambda: healthy.pid("Stream-A"), "a worker")
+    code, checks = examine(healthy)
+    found = f"An orchestrator already runs for this project (PID {run.pid})"
+    remedy = "Watch it: python orchestrate.py status. End it: python orchestrate.py stop."
+    assert code == 1
+    assert checks["Orchestrator"] == {"subject": "Orchestrator", "level": "error", "found": found, "remedy": remedy}
+    second = healthy.run("start")
+    assert (second.returncode, second.stderr) == (75, f"[ERROR] {found}\n{remedy}\n")
+    pid = healthy.pid("Stream-A")
+    run.send_signal(signal.SIGINT)
+    run.wait(timeout=20)
+    code, checks = examine(healthy)
+    assert code == 0
+    assert checks["Orchestrator"] == {
+        "subject": "Orchestrator",
+        "level": "warning",
+        "found": f"workers of an earlier run: Stream-A (PID {pid})",
+        "remedy": "`start` takes them over, `stop` ends them.",
+    }
+    assert is_running(pid)
+    assert healthy.run("stop").returncode == 0
+    assert own_processes(healthy.root) == []
+
+
+def test_a_claude_that_hangs_holds_the_doctor_up_for_a_moment_only(healthy: Workspace) -> None:
+    quick = healthy.bin / "orchestrate.py"
+    text = SCRIPT.read_text(encoding="utf-8")
+    assert "\nCLAUDE_TIMEOUT = 20 " in text
+    quick.write_text(text.replace("\nCLAUDE_TIMEOUT = 20 ", "\nCLAUDE_TIMEOUT = 0.3 "), encoding="utf-8")
+    healthy.claude.write_text("#!/bin/sh\nexec sleep 1000\n")
+    code, checks = examine(healthy, script=quick, timeout=30)
+    assert (code, checks["Claude"]["found"]) == (0, f"{healthy.claude} does not answer --help")
+
+
+def test_a_launcher_of_claude_is_asked_too(healthy: Workspace) -> None:
+    _, checks = examine(healthy, "--claude", f"nice -n 5 {shlex.quote(str(healthy.claude))}")
+    assert checks["Claude"] == {
+        "subject": "Claude", "level": "ok", "found": f"2.1.330 (Claude Code) ({shutil.which('nice')})", "remedy": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "level"),
+    [
+        ({"mcpServers": {"task-copilot": {}}}, "ok"),
+        ({"projects": {"ROOT": {"mcpServers": {"task-copilot": {}}}}}, "ok"),
+        ({"projects": {"/elsewhere": {"mcpServers": {"task-copilot": {}}}}}, "warning"),
+        ({"mcpServers": None, "projects": {"ROOT": {}}}, "warning"),
+        ([], "warning"),
+        (5, "warning"),
+    ],
+)
+def test_a_server_of_the_user_is_one_too(healthy: Workspace, settings: object, level: str) -> None:
+    remove_server(healthy)
+    text = json.dumps(settings).replace("ROOT", str(healthy.root))
+    (healthy.home / ".claude.json").write_text(text)
+    assert examine(healthy)[1]["Task Copilot"]["level"] == level
+
+
+@pytest.mark.parametrize("folder", [".claude/commands/continue.md", ".claude/skills/continue/SKILL.md"])
+def test_the_continue_command_may_be_the_users_own(healthy: Workspace, folder: str) -> None:
+    remove_continue(healthy)
+    path = healthy.home / folder
+    path.parent.mkdir(parents=True)
+    path.write_text("go on\n")
+    check = examine(healthy)[1]["/continue"]
+    assert (check["level"], check["found"]) == ("ok", str(path))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(("--claude", "'"), '--claude "\'": No closing quotation'), (("--claude", ""), "--claude is empty"),
+     (("--project", "/nowhere"), "Invalid value for '--project': Directory '/nowhere' does not exist.")],
+)  # fmt: skip
+def test_a_doctor_that_is_called_wrongly_exits_with_2(
+    workspace: Workspace, words: tuple[str, ...], message: str
+) -> None:
+    done = workspace.run("doctor", *words)
+    assert (done.returncode, done.stdout, done.stderr.splitlines()[0]) == (2, "", f"[ERROR] {message}")
+
+
+def test_a_doctor_in_an_empty_folder_has_a_line_for_everything_that_it_can_look_at(tmp_path: Path) -> None:
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "doctor", "--json", "--claude", "/nowhere/claude"], cwd=tmp_path, env=environment,
+        capture_output=True, text=True, encoding="utf-8", check=False,
+    )  # fmt: skip
+    levels = {check["subject"]: check["level"] for check in json.loads(done.stdout)["checks"]}
+    assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
+    assert levels == {
+        "Python": "ok", "Claude": "error", "User": "ok", "Project": "ok", "Disk": levels["Disk"], "Git": "warning",
+        "Orchestrator": "ok", "Task Copilot": "warning", "/continue": "warning", "Database": "error",
+    }  # fmt: skip
+
+
+# ── What the doctor may not take for wrong, and what may not end it ───────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        {"command": "sh", "args": ["-c", "exec sh server.js"]},
+        {"command": "npx", "args": ["-y", "@scope/task-copilot"]},
+        {"command": "${SHELL_HERE:-sh}", "args": ["${ROOT}/server.js"]},
+        {"type": "http", "url": "http://localhost:1/mcp"},
+        pytest.param(
+            {"command": "sh", "args": ["-c", "cd tools && exec node dist/index.js"]},
+            marks=pytest.mark.xfail(strict=True, reason="a script of the shell is taken for a file"),
+        ),
+        pytest.param(
+            {"command": "sh", "args": ["--require=loader.js", "server.js"]},
+            marks=pytest.mark.xfail(strict=True, reason="an option is taken for a file"),
+        ),
+        pytest.param(
+            {"command": "sh", "args": ["run", "https://example.org/index.ts"]},
+            marks=pytest.mark.xfail(strict=True, reason="an address is taken for a file"),
+        ),
+        pytest.param(
+            {"command": "sh", "args": ["run", "-v", "/srv:/app", "image", "node", "/app/index.js"]},
+            marks=pytest.mark.xfail(strict=True, reason="a file in a container is looked for outside of it"),
+        ),
+    ],
+    ids=["shell", "npx", "variables", "http", "shell script", "option", "address", "container"],
+)
+def test_a_server_that_may_well_start_keeps_no_run_from_starting(healthy: Workspace, server: dict[str, object]) -> None:
+    give_server(healthy, **server)
+    (healthy.bin / "npx").write_text("#!/bin/sh\n")
+    (healthy.bin / "npx").chmod(0o755)
+    env = {"ROOT": str(healthy.root)}
+    assert examine(healthy, env=env)[1]["Task Copilot"]["level"] in ("ok", "warning")
+
+
+@pytest.mark.xfail(strict=True, reason="a relative program is looked for from the working directory")
+def test_a_server_beside_the_project_is_found_from_a_folder_below_it(healthy: Workspace) -> None:
+    give_server(healthy, command="./serve", args=[])
+    (healthy.root / "serve").write_text("#!/bin/sh\n")
+    (healthy.root / "serve").chmod(0o755)
+    (healthy.root / "below").mkdir()
+    assert examine(healthy)[1]["Task Copilot"]["level"] == "ok"
+    assert examine(healthy, cwd=healthy.root / "below")[1]["Task Copilot"]["level"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["UPDATE migrations SET version = NULL"],
+        ["DELETE FROM migrations"],
+        pytest.param(
+            ["DROP TABLE migrations", "CREATE TABLE migrations (name TEXT)"],
+            marks=pytest.mark.xfail(strict=True, reason="a traceback"),
+        ),
+        pytest.param(
+            ["DROP TABLE migrations", "CREATE TABLE migrations (version TEXT)", "INSERT INTO migrations VALUES ('x')"],
+            marks=pytest.mark.xfail(strict=True, reason="a traceback"),
+        ),
+    ],
+    ids=["none", "empty", "other column", "word"],
+)
+def test_a_schema_without_a_version_that_can_be_read_is_said_and_no_error(
+    healthy: Workspace, statements: list[str]
+) -> None:
+    for statement in statements:
+        healthy.database.execute(statement)
+    code, checks = examine(healthy)
+    assert (code, checks["Schema"]["found"]) == (0, "without a version")
+
+
+@pytest.mark.xfail(strict=True, reason="a traceback")
+def test_settings_of_the_user_that_are_nested_too_deeply_are_no_traceback(healthy: Workspace) -> None:
+    remove_server(healthy)
+    (healthy.home / ".claude.json").write_text("[" * 100_000)
+    assert examine(healthy)[1]["Task Copilot"]["level"] == "warning"
+
+
+@pytest.mark.xfail(strict=True, reason="a traceback")
+def test_a_package_without_a_version_is_said_and_no_traceback(healthy: Workspace) -> None:
+    import rich
+
+    site = healthy.bin / "site"
+    shutil.copytree(Path(rich.__file__).parent, site / "rich")
+    hide = (
+        "import importlib.metadata as m\ndef version(name): raise m.PackageNotFoundError(name)\nm.version = version\n"
+    )
+    (site / "sitecustomize.py").write_text(hide)  # what an archive of modules without metadata looks like
+    done = healthy.run("doctor", env={"PYTHONPATH": str(site)})
+    assert "Traceback" not in done.stderr
+    assert done.stdout.startswith("✓ Python  ") or done.stdout.startswith("! Python  ")
