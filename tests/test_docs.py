@@ -15,16 +15,18 @@ FAULTS = (SCRIPT.parent / "tests" / "test_faults.py").read_text(encoding="utf-8"
 OPTIONS = [
     (name, option)
     for name, command in sorted(orchestrate.cli.commands.items())
+    if not command.hidden
     for parameter in command.params
     if isinstance(parameter, click.Option)
     for option in [*parameter.opts, *parameter.secondary_opts]
 ]
 
 
-@pytest.mark.parametrize("command", sorted(orchestrate.cli.commands))
+@pytest.mark.parametrize("command", [name for name, it in sorted(orchestrate.cli.commands.items()) if not it.hidden])
 def test_every_command_stands_in_the_readme_and_has_examples(command: str) -> None:
-    takes_streams = any(isinstance(parameter, click.Argument) for parameter in orchestrate.cli.commands[command].params)
-    assert f"| `{command}{' [STREAM]…' * takes_streams}` |" in README
+    arguments = [it for it in orchestrate.cli.commands[command].params if isinstance(it, click.Argument)]
+    shown = "".join(f" {argument.metavar}" for argument in arguments).replace("...", "…")
+    assert f"| `{command}{shown}` |" in README
     assert "Examples:" in (orchestrate.cli.commands[command].help or "")
 
 

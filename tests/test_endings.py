@@ -658,8 +658,9 @@ def test_the_log_reads_like_a_transcript(workspace: Workspace) -> None:
     ]
     retry = {"attempt": 1, "max_retries": 10, "retry_delay_ms": 584.5, "error_status": 529, "error": "overloaded"}
     denial = {"tool_name": "Bash", "tool_input": {"command": "rm -rf /"}}
+    servers = [{"name": "other", "status": "connected"}, {"name": "task-copilot", "status": "failed"}]
     lines = {
-        "init": {**INIT, "cwd": str(workspace.root)},
+        "init": {**INIT, "cwd": str(workspace.root), "mcp_servers": servers},
         "tools": {"type": "assistant", "message": {"content": tools}},
         "retry": {"type": "system", "subtype": "api_retry", **retry},
         "result": {**RESULT, "total_cost_usd": 0.42, "num_turns": 34, "permission_denials": [denial]},
@@ -675,6 +676,7 @@ def test_the_log_reads_like_a_transcript(workspace: Workspace) -> None:
         body
         == [
             f"Started worker for A (attempt 1, PID {pid})",
+            "  MCP server task-copilot failed to start: the worker lacks its tools",
             "I run the tests.",
             "Then I edit.",
             "Bash  npm test",

@@ -1,4 +1,4 @@
-"""What is for programs keeps to its schema: `status --json`, and each line of `start --json`."""
+"""What is for programs keeps to its schema: `status --json`, `doctor --json`, and each line of `start --json`."""
 
 from __future__ import annotations
 
@@ -220,6 +220,29 @@ def test_the_status_keeps_to_the_schema_in_many_states(workspace: Workspace) -> 
     assert {"complete", "stopped"} <= {stream["state"] for stream in read_status(workspace)["streams"]}
 
 
+# ── The doctor ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_findings(workspace: Workspace, *words: str) -> dict[str, Any]:
+    """Return what `doctor --json` writes, checked."""
+    done = workspace.run("doctor", "--json", *words)
+    assert done.stderr == ""
+    findings: dict[str, Any] = json.loads(done.stdout)
+    validate(findings, "doctor")
+    assert findings["ready"] is (done.returncode == 0)
+    return findings
+
+
+def test_what_the_doctor_finds_keeps_to_the_schema(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A", streamName="漢 \x1b[31m\u202e")
+    workspace.database.add_stream("Stream-B\x07", "later")
+    (workspace.root / ".mcp.json").write_text(json.dumps({"mcpServers": {"task-copilot": {"command": "\x1b\ud800"}}}))
+    findings = read_findings(workspace)
+    assert {check["level"] for check in findings["checks"]} == {"ok", "warning", "error"}
+    assert findings["ready"] is False
+    read_findings(workspace, "--db", "/nowhere/tasks.db")
+
+
 # ── The schema itself ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -230,7 +253,7 @@ def objects(workspace: Workspace) -> list[tuple[str, dict[str, Any]]]:
     workspace.database.add_stream("Stream-A")
     workspace.play("commit=a.py all")
     events = {event["event"]: event for event in read_events(workspace.run("start", "--json").stdout)}
-    return [("status", read_status(workspace)), *events.items()]
+    return [("status", read_status(workspace)), ("doctor", read_findings(workspace)), *events.items()]
 
 
 def mutate(value: Any) -> Iterator[Any]:
@@ -247,7 +270,7 @@ def mutate(value: Any) -> Iterator[Any]:
             for other in mutate(part):
                 yield [*value[:place], other, *value[place + 1 :]]
     else:
-        others: list[Any] = [7] if isinstance(value, str) else ["7", -7.5]
+        others: list[Any] = [7] if isinstance(value, (str, bool)) else ["7", -7.5]
         yield from others if value is not None else []
 
 

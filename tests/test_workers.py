@@ -67,6 +67,28 @@ def test_a_transcript_renders_each_line_once_as_the_output_grows(tmp_path: Path)
     assert (tmp_path / "log").read_text() == "one\nplain\ntwo\nno newline\n"
 
 
+@pytest.mark.parametrize(
+    ("servers", "names"),
+    [
+        ([{"name": "task-copilot", "status": "failed"}, {"name": "b", "status": "failed"}], ["task-copilot", "b"]),
+        ([{"name": "a", "status": "connected"}, {"name": "b", "status": "pending"}, {"name": "c"}, "failed", None], []),
+        ([{"name": "x\x1b[31m\n\u202e[red]", "status": "failed"}], ["x␛[31m␊�[red]"]),
+        ([{"status": "failed"}, {"name": ["a"], "status": "failed"}], ["None", "['a']"]),
+        ({"name": "a", "status": "failed"}, []),
+        ("failed", []),
+        (None, []),
+    ],
+)
+def test_a_transcript_names_the_mcp_servers_that_failed_to_start(
+    tmp_path: Path, servers: object, names: list[str]
+) -> None:
+    append(tmp_path / "raw", line(type="system", subtype="init", model="m", mcp_servers=servers))
+    transcript = follow(tmp_path)
+    transcript.pump()
+    log = (tmp_path / "log").read_text(encoding="utf-8") if (tmp_path / "log").exists() else ""
+    assert log.splitlines() == [f"  MCP server {name} failed to start: the worker lacks its tools" for name in names]
+
+
 def test_a_transcript_goes_on_where_another_one_stopped(tmp_path: Path) -> None:
     first = follow(tmp_path)
     append(tmp_path / "raw", said("one") + line(type="result", num_turns=3, total_cost_usd=0.5) + b"half")
