@@ -1,0 +1,678 @@
+"""Every block of the README is run, in a project of its own, with stand-ins for what would leave this machine.
+
+A shell finds only the programs that are named here: a block with another one fails until somebody has said what its
+stand-in is. The blocks that install this repository run in test_packaging.py.
+"""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import plistlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import pytest
+from support import SCRIPT, Workspace, is_running, wait_until
+
+import orchestrate
+
+yaml = pytest.importorskip("yaml", reason="PyYAML is missing: pip install -e '.[dev]'")
+
+REPOSITORY = SCRIPT.parent
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+CLONE = "Two commands"  # the section whose blocks run in a clone of this repository: test_packaging.py runs them
+
+TOOLS = (
+    "bash",
+    "sh",
+    "cat",
+    "chmod",
+    "dirname",
+    "env",
+    "git",
+    "grep",
+    "hostname",
+    "id",
+    "mkdir",
+    "nice",
+    "readlink",
+    "rm",
+    "true",
+)
+
+
+class Block(NamedTuple):
+    """A fenced block of the README."""
+
+    section: str
+    language: str
+    text: str
+    line: int
+
+    @property
+    def name(self) -> str:
+        """What a person finds it by."""
+        return f"{self.language}-{self.line}-{self.section}"
+
+
+def read_blocks(text: str) -> list[Block]:
+    """Return the fenced blocks of a page."""
+    blocks, section, lines = [], "", iter(enumerate(text.splitlines(), 1))
+    for number, line in lines:
+        if line.startswith("## "):
+            section = line[3:]
+        if line.startswith("```"):
+            inside = list(iter(lambda: next(lines)[1], "```"))
+            blocks.append(Block(section, line[3:], "\n".join(inside) + "\n", number))
+    return blocks
+
+
+BLOCKS = read_blocks(README)
+
+
+def in_language(language: str) -> list[Block]:
+    """Return the blocks in a language that run here."""
+    return [block for block in BLOCKS if block.language == language and block.section != CLONE]
+
+
+def find_block(language: str, word: str) -> Block:
+    """Return the one block in a language with this word in it."""
+    (block,) = [block for block in in_language(language) if word in block.text]
+    return block
+
+
+def each(language: str) -> pytest.MarkDecorator:
+    """Run a test with each block in a language."""
+    return pytest.mark.parametrize("block", in_language(language), ids=lambda block: block.name)
+
+
+# ── Stand-ins: each refuses what the real program would refuse, and then does what it would do ────────────────────────
+
+# What every stand-in in Python begins with: it notes its arguments, and reads them as the real program reads them.
+PRELUDE = r'''#!{python}
+import json, os, pathlib, re, signal, subprocess, sys, time
+
+HERE, NAME, WORDS = pathlib.Path({here!r}), pathlib.Path(sys.argv[0]).name, sys.argv[1:]
+with open(HERE / "calls.jsonl", "a") as file:
+    file.write(json.dumps([NAME, WORDS]) + "\n")
+
+
+def refuse(message):
+    sys.exit(f"{{NAME}}: {{message}}")
+
+
+def read_options(words, flags, valued):
+    """Return the options, each with its values, and the rest from the first word on that is none."""
+    given = {{}}
+    while words and words[0].startswith("-"):
+        name, mark, value = words.pop(0).partition("=")
+        if name in flags and not mark:
+            value = ""
+        elif name in valued:
+            value = value if mark else words.pop(0) if words else refuse(f"{{name}} needs a value")
+        else:
+            refuse(f"unknown option {{name}}")
+        given.setdefault(name, []).append(value)
+    return given, words
+
+
+def execute(words, env=os.environ):
+    os.execvpe(words[0], words, env)
+
+
+'''
+
+# A reader's hand as well: Ctrl+C for what goes on until then, once it has shown something.
+PYTHON = r"""
+words = [WORDS[0] if WORDS else "", *WORDS[1:]]
+if not ("--watch" in words or ("logs" in words and "--no-follow" not in words)):
+    execute([{python!r}, *WORDS])
+process = subprocess.Popen([{python!r}, *WORDS], stdout=subprocess.PIPE)
+shown = process.stdout.readline()
+process.send_signal(signal.SIGINT)
+sys.stdout.buffer.write(shown + process.stdout.read())
+code = process.wait()
+if shown and code in ((0, 130, -2) if "--watch" in words else (130,)):  # a dashboard ends by itself, too
+    sys.exit(0)
+refuse(f"{{WORDS}} ended with {{code}}")
+"""
+
+CLAUDE = r"""
+FLAGS = ("--print", "-p", "--dangerously-skip-permissions", "--verbose")
+VALUED = ("--output-format", "--model", "--max-budget-usd", "--mcp-config")
+if WORDS in (["--version"], ["--help"]):
+    print("2.1.330 (Claude Code)" if WORDS == ["--version"] else "\n".join([*FLAGS, *VALUED, "stream-json"]))
+    sys.exit()
+read_options(WORDS[:-1], FLAGS, VALUED)[1] and refuse("there is more than one prompt")
+execute([str(HERE / "worker"), *WORDS])
+"""
+
+ORCHESTRATE = r"""
+sys.path.insert(0, {repository!r})
+from orchestrate import run_script
+run_script()
+"""
+
+JQ = r"""
+if WORDS != ['.streams[] | select(.state == "failed")']:
+    refuse(f"this is not jq, and knows no {{WORDS}}")
+for stream in json.load(sys.stdin)["streams"]:
+    if stream["state"] == "failed":
+        print(json.dumps(stream, indent=2))
+"""
+
+CURL = r"""
+given, rest = [], list(WORDS)
+while rest:
+    word = rest.pop(0)
+    if word in ("-H", "-d", "--data-raw"):
+        given.append((word, rest.pop(0)))
+    elif re.fullmatch("-[fsSL]+", word):
+        pass
+    elif re.fullmatch(r"https://\S+", word):
+        given.append(("url", word))
+    else:
+        refuse(f"unknown option {{word}}")
+with open(HERE / "posts.jsonl", "a") as file:
+    file.write(json.dumps(dict(given)) + "\n")
+"""
+
+SYSTEMD_RUN = r"""
+given, command = read_options(WORDS, ("--user", "--scope", "--quiet"), ("-p", "--property"))
+if not {{"--user", "--scope"}} <= set(given) or not command:
+    refuse("without --user --scope the command would run elsewhere, as a child of systemd")
+for value in given.get("-p", []):
+    re.fullmatch(r"MemoryMax=\d+[KMGT]?", value) or refuse(f"unknown assignment {{value}}")
+execute(command)
+"""
+
+SRUN = r"""
+given, command = read_options(WORDS, (), ("--ntasks", "--nodelist"))
+if given != {{"--ntasks": ["1"], "--nodelist": [os.uname().nodename.split(".")[0]]}} or not command:
+    refuse(f"not one task on this node: {{given}}")
+sys.exit(subprocess.call(command))  # no child of ours in real life: srun stays in between
+"""
+
+# A container sees what is mounted, and what is named of the environment. Its worker is told its part all the same.
+DOCKER = r"""
+WORDS[:1] == ["run"] or refuse("only run")
+given, (image, *command) = read_options(
+    WORDS[1:], ("--rm", "--init"), ("--user", "--env", "--volume", "--workdir"))
+given["--user"] == [f"{{os.getuid()}}:{{os.getgid()}}"] or refuse(given["--user"])
+mounts = []
+env = {{}}
+for volume in given["--volume"]:
+    source, target, *mode = volume.split(":")
+    pathlib.Path(source).exists() or refuse(f"no {{source}}: docker would make an empty folder of root's")
+    if [target, *mode] == ["/etc/gitconfig", "ro"]:
+        env["GIT_CONFIG_SYSTEM"] = source
+    elif source == target and not mode:
+        mounts.append(target)
+    else:
+        refuse(f"{{target}} is not where the worker looks for it")
+for path in (given["--workdir"][0], os.environ["TASK_DB_PATH"], os.environ["ORCHESTRATE_PROJECT"]):
+    any(f"{{path}}/".startswith(f"{{mount}}/") for mount in mounts) or refuse(f"{{path}} is not in the container")
+for word in [*given["--env"], "PATH", "ORCHESTRATE_STREAM", "ORCHESTRATE_PROJECT"]:
+    name, mark, value = word.partition("=")
+    env.update({{name: value}} if mark else {{name: os.environ[name]}} if name in os.environ else {{}})
+image == "my-claude-image" or refuse(f"no such image: {{image}}")
+os.chdir(given["--workdir"][0])
+sys.exit(subprocess.call(command, env=env))
+"""
+
+# A systemd that knows what this unit needs. What a unit prints goes to the journal of journalctl's stand-in.
+SYSTEMCTL = r"""
+import configparser, shlex
+given, (verb, *units) = read_options(WORDS, ("--user",), ())
+"--user" in given or refuse("only --user: the other one is root's")
+if verb == "daemon-reload":
+    sys.exit()
+home = pathlib.Path.home()
+path = home / ".config/systemd/user" / f"{{units[0]}}.service"
+path.exists() or refuse(f"Unit {{path.name}} not found.")
+parser = configparser.ConfigParser(interpolation=None)
+parser.optionxform = str
+parser.read(path)
+service = {{key: value.replace("%h", str(home)) for key, value in parser["Service"].items()}}
+name, value = service["Environment"].split("=", 1)
+env = {{"HOME": str(home), "IS_SANDBOX": "1", name: value}}
+if verb == "start":
+    with open(HERE / "journal", "ab") as journal:
+        subprocess.Popen(shlex.split(service["ExecStart"]), cwd=service["WorkingDirectory"], env=env,
+                         stdin=subprocess.DEVNULL, stdout=journal, stderr=journal, start_new_session=True)
+else:
+    refuse(f"Unknown command verb {{verb}}")
+"""
+
+LOGINCTL = r"""
+WORDS == ["enable-linger"] or refuse(f"Unknown command verb {{WORDS}}")
+"""
+
+JOURNALCTL = r"""
+WORDS == ["--user", "-fu", "orchestrate"] or refuse(f"unknown option {{WORDS}}")
+while not (HERE / "journal").exists() or "all complete" not in (HERE / "journal").read_text():
+    time.sleep(0.02)  # and then the reader presses Ctrl+C
+print((HERE / "journal").read_text())
+"""
+
+PIP = r"""
+WORDS == ["install", "click", "rich", "psutil"] or refuse(f"not what orchestrate.py needs: {{WORDS}}")
+"""
+
+NPM = r"""
+WORDS == ["install", "-g", "@anthropic-ai/claude-code"] or refuse(f"not Claude Code: {{WORDS}}")
+(HERE / "not-yet" / "claude").rename(HERE / "claude")
+"""
+
+STAND_INS = {
+    "claude": CLAUDE,
+    "curl": CURL,
+    "docker": DOCKER,
+    "journalctl": JOURNALCTL,
+    "jq": JQ,
+    "loginctl": LOGINCTL,
+    "orchestrate": ORCHESTRATE,
+    "python": PYTHON,
+    "python3": PYTHON,
+    "srun": SRUN,
+    "systemctl": SYSTEMCTL,
+    "systemd-run": SYSTEMD_RUN,
+}
+
+
+class Reader:
+    """Somebody with a project, an empty home and the programs that the README speaks of, who types its blocks."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace, self.root, self.home, self.bin = workspace, workspace.root, workspace.home, workspace.bin
+        workspace.claude.rename(self.bin / "worker")
+        for name, text in STAND_INS.items():
+            self.provide(name, text)
+        for name in TOOLS:
+            found = shutil.which(name)
+            assert found, f"{name} is missing here"
+            (self.bin / name).symlink_to(found)
+        if shutil.which("jq"):  # the real one where it is
+            (self.bin / "jq").unlink()
+            (self.bin / "jq").symlink_to(shutil.which("jq") or "")
+        (self.home / "my-project").symlink_to(self.root)
+        (self.home / ".gitconfig").write_text("[user]\n\tname = A Reader\n\temail = reader@example.org\n")
+        workspace.play("all", Stream_B="commit=b.md all", Stream_C="commit=c.md all")
+        for stream, phase in (("A", "foundation"), ("B", "parallel"), ("C", "parallel"), ("D", "integration")):
+            workspace.database.add_stream(f"Stream-{stream}", phase, tasks=2)
+
+    def provide(self, name: str, text: str, folder: Path | None = None) -> None:
+        """Put a stand-in on the PATH."""
+        (folder or self.bin).mkdir(exist_ok=True)
+        path = (folder or self.bin) / name
+        values = {"python": sys.executable, "here": str(self.bin), "repository": str(REPOSITORY)}
+        path.write_text((PRELUDE + text).format(**values))
+        path.chmod(0o755)
+
+    def install(self) -> None:
+        """Put the script where `generate` would, and where the README's shorter examples have it; commit all."""
+        state = self.workspace.state
+        (state / "logs").mkdir(parents=True, mode=0o700)
+        state.chmod(0o700)
+        for name in ("orchestrate.py", "check-streams", "watch-status"):
+            shutil.copy(REPOSITORY / name, state / name)
+        text = SCRIPT.read_text(encoding="utf-8")
+        short = text.replace("\nDEMO_TASK = 0.75 ", "\nDEMO_TASK = 0.01 ")
+        assert short != text
+        (self.root / "orchestrate.py").write_text(short, encoding="utf-8")
+        (self.root / ".gitignore").write_text("__pycache__/\n/.claude/orchestrator/\n/.venv/\n/.mcp.json\n")
+        self.workspace.make_repository("README.md")
+        self.workspace.git("add", "--all")
+        self.workspace.git("commit", "--quiet", "-m", "Install")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a reader has: a home, and a PATH of programs that are known here."""
+        given = {name: text for name, text in self.workspace.environment().items() if not name.startswith("GIT_")}
+        return {**given, "PATH": str(self.bin), "ORCHESTRATE_START_MAX_RESTARTS": "1"}  # what fails shall fail soon
+
+    def type(self, text: str, shell: str = "bash -euo pipefail", cwd: Path | None = None, **more: str) -> str:
+        """Run lines in a shell, and return what they print; fail where they do."""
+        done = subprocess.run(
+            [*shlex.split(shell), "-c", text],
+            cwd=cwd or self.root,
+            env={**self.environment, **more},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, f"exit code {done.returncode}\n{text}\n{done.stdout}"
+        return done.stdout
+
+    def calls(self, name: str) -> list[list[str]]:
+        """The arguments of each call of a stand-in."""
+        path = self.bin / "calls.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [words for called, words in rows if called == name]
+
+    def wait_for_end(self) -> None:
+        """Wait for the end of the run."""
+        wait_until(lambda: self.workspace.events("run_ended"), "the end of the run", 40)
+        assert self.workspace.events("run_ended")[-1]["exit_code"] == 0
+        wait_until(lambda: orchestrate.read_orchestrator_pid(orchestrate.Project(self.root)) == 0, "its exit")
+
+
+@pytest.fixture
+def reader(workspace: Workspace) -> Reader:
+    """Somebody who has installed the script in a project, and whose run begins anew."""
+    return Reader(workspace)
+
+
+# ── Shell blocks ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_quick_start(reader: Reader) -> None:
+    assert reader.calls("python") == [["orchestrate.py", "generate", str(reader.home / "my-project")]]
+    installed = {path.name for path in reader.workspace.state.iterdir()}
+    assert installed >= {"orchestrate.py", "check-streams", "watch-status", "pids", "logs"}
+
+
+def check_nothing(_reader: Reader) -> None:
+    """That it went well is enough."""
+
+
+def check_first_run(reader: Reader) -> None:
+    assert reader.workspace.starts() == ["Stream-A", *sorted(reader.workspace.starts()[1:3]), "Stream-D"]
+    assert set(reader.workspace.starts()) == {f"Stream-{letter}" for letter in "ABCD"}
+
+
+def check_commands(reader: Reader) -> None:
+    assert len(reader.calls("python")) == len(find_block("bash", "orchestrate.py clean").text.splitlines()) + 1  # a &&
+    assert reader.workspace.git("log", "--format=%s", "--merges").count("Merge") == 2
+    assert reader.workspace.git("branch", "--list", "stream/*") == ""  # clean has removed them
+
+
+def check_variables(reader: Reader) -> None:
+    (started,) = reader.workspace.events("run_started")
+    assert (started["limits"]["max_workers"], started["limits"]["budget"]) == (3, 50)
+
+
+def check_bash_completion(reader: Reader) -> None:
+    ask = "COMP_WORDS=(orchestrate st); COMP_CWORD=1; _orchestrate_completion orchestrate; echo ${COMPREPLY[@]}"
+    block = find_block("bash", "bash_source").text
+    assert reader.type(f"{block}{ask}").split() == ["start", "status", "stop"]
+
+
+def check_notifications(reader: Reader) -> None:
+    reader.wait_for_end()
+    path = reader.bin / "posts.jsonl"
+    wait_until(lambda: path.exists() and "all complete" in path.read_text(), "the notification of the end")
+    posts = [json.loads(line) for line in path.read_text().splitlines()]
+    titles = {f"Title: complete Stream-{letter}" for letter in "ABCD"} | {"Title: ended "}
+    assert {post["-H"] for post in posts} == titles
+    assert {post["url"] for post in posts} == {"https://ntfy.sh/my-topic"}
+
+
+def check_unit(reader: Reader) -> None:
+    assert [words[1] for words in reader.calls("systemctl")] == ["daemon-reload", "start"]
+    reader.wait_for_end()
+
+
+def check_launchers(reader: Reader) -> None:
+    """The first line did it all; the two others run again from the beginning."""
+    assert len(reader.calls("claude")) == 4
+    reader.workspace.play("all")
+    for command, program in (("claude --model opus", "claude"), ("systemd-run", "systemd-run")):
+        (line,) = [line for line in find_block("bash", "MemoryMax").text.splitlines() if command in line]
+        reader.workspace.database.execute("UPDATE tasks SET status = 'pending'")
+        before = len(reader.calls(program))
+        reader.type(line)
+        assert len(reader.calls(program)) == before + 4
+
+
+def check_container(reader: Reader) -> None:
+    assert len(reader.calls("docker")) == 4
+
+
+def check_slurm(reader: Reader) -> None:
+    assert len(reader.calls("srun")) == 4
+
+
+class Scene(NamedTuple):
+    """What must be there before a block runs, what a reader types behind it, and what must be there afterwards."""
+
+    check: Callable[[Reader], None]
+    more: str = ""
+    is_installed: bool = True
+
+
+# A block is known by a word that no other has.
+SCENES = {
+    "generate ~/my-project\ncd": Scene(check_quick_start, is_installed=False),
+    "orchestrate.py doctor  ": Scene(check_first_run),
+    "./.claude/orchestrator/watch-status": Scene(check_nothing),
+    "orchestrate.py clean": Scene(check_commands),
+    "export ORCHESTRATE": Scene(check_variables, "python orchestrate.py start\n"),
+    "bash_source": Scene(check_bash_completion),
+    "--budget 50\n": Scene(Reader.wait_for_end),
+    "ntfy.sh": Scene(check_notifications),
+    "systemctl --user start": Scene(check_unit),
+    "MemoryMax": Scene(check_launchers),
+    "docker run": Scene(check_container),
+    "srun": Scene(check_slurm),
+}
+
+
+@pytest.mark.timeout(240)  # the block of all commands calls the program thirty times
+@each("bash")
+def test_a_bash_block_runs_as_it_stands(block: Block, reader: Reader) -> None:
+    scenes = [scene for word, scene in SCENES.items() if word in block.text]
+    assert len(scenes) == 1, "a new block: say in SCENES what it needs, and what it must have done"
+    (scene,) = scenes
+    if scene.is_installed:
+        reader.install()
+    if "systemctl" in block.text:
+        install_unit(reader)
+    reader.type(block.text + scene.more, cwd=None if scene.is_installed else REPOSITORY)
+    scene.check(reader)
+
+
+def test_every_scene_is_that_of_a_block() -> None:
+    texts = [block.text for block in in_language("bash")]
+    assert [word for word in SCENES if sum(word in text for text in texts) != 1] == []
+
+
+def test_every_block_is_in_a_language_that_is_tested() -> None:
+    assert {block.language for block in BLOCKS} <= {"bash", "zsh", "fish", "yaml", "ini", "xml", "text"}
+
+
+def test_a_program_without_a_stand_in_is_not_found(reader: Reader) -> None:
+    with pytest.raises(AssertionError, match="exit code 127"):
+        reader.type("make coffee\n")
+
+
+def test_the_blocks_for_a_clone_are_the_two_commands_and_those_without_a_venv() -> None:
+    blocks = [block for block in BLOCKS if block.section == CLONE]
+    assert [block.text.split()[0] for block in blocks] == ["python3", "python3", "uv"]
+    install = "python3 -m venv .venv && .venv/bin/pip install -q"
+    assert blocks[0].text == f"{install} . && .venv/bin/python orchestrate.py demo\n"
+    assert blocks[1].text == f"{install} -e '.[dev]' && .venv/bin/python -m pytest\n"
+    # It can't run within itself: CI takes it out of the README and runs it.
+    check = (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
+    assert re.search(r"^[^#]*-m pytest.*README\.md", check, re.MULTILINE)
+
+
+def test_the_examples_of_the_commands_are_those_of_their_help_texts() -> None:
+    section = README.split("\n## Commands\n")[1]
+    table = re.findall(r"^\| `([a-z]+)[^|]* \|", section.split("```bash")[0], re.MULTILINE)
+    commands = {name: command for name, command in orchestrate.cli.commands.items() if not command.hidden}
+    names = [name for name in table if name in commands]
+    assert sorted(names) == sorted(commands)
+    texts = [textwrap.dedent((commands[name].help or "").split("Examples:\n")[1]) for name in names]
+    assert find_block("bash", "orchestrate.py clean").text == "".join(f"{text.strip()}\n" for text in texts)
+
+
+# ── zsh and fish ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def complete(reader: Reader, shell: str, words: str, last: str) -> str:
+    """Ask by the protocol that the shell's script speaks, as it would."""
+    asked = {"COMP_WORDS": words, "COMP_CWORD": last}
+    named = " ".join(f"{name}={shlex.quote(value)}" for name, value in asked.items())
+    return reader.type(f"{named} _ORCHESTRATE_COMPLETE={shell}_complete orchestrate")
+
+
+@each("zsh")
+def test_the_zsh_block_completes(block: Block, reader: Reader) -> None:
+    reader.install()
+    assert "#compdef orchestrate" in reader.type("_ORCHESTRATE_COMPLETE=zsh_source orchestrate")
+    assert complete(reader, "zsh", "orchestrate status Stream-", "2").split()[1::3] == [f"Stream-{i}" for i in "ABCD"]
+    if shutil.which("zsh"):
+        asked = f"autoload -Uz compinit; compinit -u -D\n{block.text}print -- ${{_comps[orchestrate]}}"
+        assert reader.type(asked, shell=f"{shutil.which('zsh')} -f -e") == "_orchestrate_completion\n"
+
+
+@each("fish")
+def test_the_fish_block_completes(block: Block, reader: Reader) -> None:
+    reader.install()
+    assert "complete --no-files --command orchestrate" in reader.type("_ORCHESTRATE_COMPLETE=fish_source orchestrate")
+    assert "plain,Stream-B" in complete(reader, "fish", "orchestrate status Stream-", "Stream-")
+    if shutil.which("fish"):
+        asked = f"{block.text}complete -C 'orchestrate status Stream-'"
+        shown = reader.type(asked, shell=f"{shutil.which('fish')} --no-config")
+        assert shown.split() == [f"Stream-{letter}" for letter in "ABCD"]
+
+
+# ── What others run ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@each("yaml")
+def test_the_steps_of_the_workflow_run_in_a_checkout(block: Block, reader: Reader) -> None:
+    (job,) = yaml.safe_load(block.text)["jobs"].values()
+    assert job["timeout-minutes"] < 360  # GitHub's own limit
+    reader.install()
+    tasks = reader.workspace.database.path.parent
+    tasks.rename(reader.root / "tasks")  # in the checkout, and nowhere else
+    shutil.rmtree(reader.home / ".claude")
+    for name, text in (("pip", PIP), ("npm", NPM)):
+        reader.provide(name, text)
+    (reader.bin / "not-yet").mkdir()
+    (reader.bin / "claude").rename(reader.bin / "not-yet" / "claude")
+    steps = [step["run"] for step in job["steps"] if "run" in step]
+    for step in steps:
+        reader.type(step, shell="bash --noprofile --norc -eo pipefail")  # as GitHub calls it
+    assert Counter(reader.workspace.starts()) == Counter(f"Stream-{letter}" for letter in "ABCD")
+    assert len([step for step in steps if "orchestrate.py" in step]) >= 3
+    (upload,) = [step for step in job["steps"] if step.get("uses", "").startswith("actions/upload-artifact")]
+    for path in upload["with"]["path"].split():
+        assert (reader.root / path).exists(), path
+
+
+def read_unit() -> configparser.ConfigParser:
+    """Return the README's unit; the parser is strict, so it names no key twice."""
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.optionxform = str  # type: ignore[method-assign,assignment]
+    parser.read_string(find_block("ini", "[Service]").text)
+    return parser
+
+
+def install_unit(reader: Reader) -> None:
+    """Install the unit where the README says, and what it names."""
+    folder = reader.home / ".config" / "systemd" / "user"
+    folder.mkdir(parents=True)
+    (folder / "orchestrate.service").write_text(find_block("ini", "[Service]").text)
+    assert "`~/.config/systemd/user/orchestrate.service`" in README
+    provide_venv(reader)
+
+
+def provide_venv(reader: Reader) -> None:
+    """Give the project a virtual environment, and the home a claude."""
+    for path, target in ((reader.root / ".venv/bin", "python"), (reader.home / ".local/bin", "claude")):
+        path.mkdir(parents=True)
+        (path / target).symlink_to(reader.bin / target)
+
+
+@each("ini")
+def test_the_unit_is_one_that_systemd_takes(block: Block, reader: Reader) -> None:
+    reader.install()
+    install_unit(reader)
+    assert block.text == find_block("ini", "[Service]").text
+    verifier = shutil.which("systemd-analyze")
+    if verifier:
+        path = reader.home / ".config/systemd/user/orchestrate.service"
+        (reader.home / "run").mkdir(mode=0o700)
+        environment = {**os.environ, "HOME": str(reader.home), "XDG_RUNTIME_DIR": str(reader.home / "run")}
+        done = subprocess.run(
+            [verifier, "--user", "verify", str(path)],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_unit_ends_workers_at_a_stop_and_leaves_them_after_a_crash(reader: Reader) -> None:
+    reader.install()
+    install_unit(reader)
+    service = {key: value.replace("%h", str(reader.home)) for key, value in read_unit()["Service"].items()}
+    stop = shlex.split(service["ExecStop"].replace("$$", "$"))  # as systemd reads it
+    reader.workspace.play("until=gate all")
+    reader.type("systemctl --user start orchestrate")
+    worker = reader.workspace.wait_for_worker("Stream-A")
+    environment = {"HOME": str(reader.home), "PATH": f"{reader.bin}"}
+    root = service["WorkingDirectory"]
+    assert subprocess.run(stop, cwd=root, env=environment, timeout=60).returncode == 0  # no MAINPID: it has crashed
+    assert is_running(worker)
+    environment["MAINPID"] = str(orchestrate.read_orchestrator_pid(orchestrate.Project(reader.root)))
+    assert subprocess.run(stop, cwd=root, env=environment, timeout=60).returncode == 0
+    assert not is_running(worker)
+    assert (service["KillMode"], service["Restart"]) == ("process", "on-failure")
+
+
+def test_systemd_does_not_start_again_what_a_person_has_stopped() -> None:
+    service = read_unit()["Service"]
+    clean = {0, *map(int, service.get("SuccessExitStatus", "").split())}
+    prevented = set(map(int, service["RestartPreventExitStatus"].split()))
+    by_signal = {130, 143, 129}  # the orchestrator's exit codes after Ctrl+C, `stop` and a hangup
+    assert by_signal <= clean | prevented
+    assert {orchestrate.EXIT_FAILED, orchestrate.EXIT_USAGE, orchestrate.EXIT_RUNNING} <= clean | prevented
+
+
+@each("xml")
+def test_the_agent_is_one_that_launchd_takes(block: Block, reader: Reader) -> None:
+    reader.install()
+    provide_venv(reader)
+    text = block.text.replace("/Users/me/", f"{reader.home}/").replace("/opt/homebrew/bin", str(reader.bin))
+    agent = plistlib.loads(text.encode())
+    assert set(agent) <= {
+        "Label", "WorkingDirectory", "ProgramArguments", "EnvironmentVariables", "StandardOutPath",
+        "StandardErrorPath", "AbandonProcessGroup", "RunAtLoad", "KeepAlive",
+    }  # fmt: skip
+    assert f"`~/Library/LaunchAgents/{agent['Label']}.plist`" in README
+    assert agent["AbandonProcessGroup"] is True
+    environment = {"HOME": str(reader.home), "IS_SANDBOX": "1", **agent["EnvironmentVariables"]}
+    done = subprocess.run(
+        agent["ProgramArguments"], cwd=agent["WorkingDirectory"], env=environment,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "all complete" in done.stdout
+
+
+@each("text")
+def test_the_picture_is_of_the_demo(block: Block) -> None:
+    assert block.section == ""  # the picture at the top is the only one
+    board = re.findall(r"^  \S (Stream-\S) \[.*?\] (\d+)/(\d+)  ", block.text, re.MULTILINE)
+    assert [(name, int(total)) for name, _, total in board] == [
+        (name, len(tasks)) for name, _, _, tasks in orchestrate.DEMO_STREAMS
+    ]
+    done, total = sum(int(count) for _, count, _ in board), sum(int(count) for *_, count in board)
+    assert f"· {done}/{total} tasks · " in block.text
+    for _, done, total in board:
+        assert f"[{'█' * (15 * int(done) // int(total)):░<15}] {done}/{total}" in block.text
+    phases = re.findall(r"^  ([A-Z]+)$", block.text, re.MULTILINE)
+    assert phases == [phase.value.upper() for phase in orchestrate.Phase]
