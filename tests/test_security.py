@@ -218,7 +218,7 @@ def test_a_prompt_template_that_no_process_can_be_given_fails_at_once(workspace:
 
 
 def server(environment: Any) -> str:
-    return json.dumps({"mcpServers": {"task-copilot": {"command": "x", "env": environment}}})
+    return json.dumps({"mcpServers": {"task-copilot": {"command": "true", "env": environment}}})
 
 
 @pytest.mark.parametrize(
