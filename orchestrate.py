@@ -23,12 +23,10 @@ from __future__ import annotations
 import codecs
 import contextlib
 import dataclasses
-import difflib
 import enum
 import errno
 import fcntl
 import functools
-import html
 import importlib
 import importlib.util
 import itertools
@@ -44,8 +42,6 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import sysconfig
-import tempfile
 import termios
 import textwrap
 import time
@@ -76,6 +72,8 @@ from typing import (
 
 def _exit_for_missing(packages: Sequence[str]) -> NoReturn:
     """Say which packages this Python lacks and the command that installs them, then exit with 2."""
+    import sysconfig  # here, as all else that few starts need: each of them would pay for it
+
     install = f"{sys.executable} -m pip install click rich psutil"
     stdlib = sysconfig.get_path("stdlib") or ""
     if sys.prefix == sys.base_prefix and Path(stdlib, "EXTERNALLY-MANAGED").exists():
@@ -5066,6 +5064,8 @@ def _format_legend(width: int, y: int) -> tuple[list[str], int]:
 
 def _cut(text: str, length: int) -> str:
     """Return text from outside for XML, at most so long."""
+    import html
+
     text = re.sub("[\ud800-\udfff\ufffe\uffff]", "\ufffd", visible(text))  # XML has no such characters
     return html.escape(text if len(text) <= length else text[: length - 1] + "…")
 
@@ -5366,6 +5366,8 @@ def read_all_streams(store: TaskStore) -> Backlog:
 
 def check_names(names: Sequence[str], known: Sequence[str]) -> None:
     """Raise a usage error for the first name that no stream has, with the nearest that exist."""
+    import difflib
+
     for name in names:
         if name not in known:
             near = set(difflib.get_close_matches(name, known, cutoff=0.5)) or set(known)
@@ -6304,6 +6306,8 @@ def demo_command(keep: bool) -> int:
       python orchestrate.py demo
       python orchestrate.py demo --keep
     """
+    import tempfile
+
     prefix = "orchestrate-demo-"
     kept = contextlib.nullcontext(tempfile.mkdtemp(prefix=prefix)) if keep else None
     with kept or tempfile.TemporaryDirectory(prefix=prefix) as folder:
