@@ -3413,12 +3413,14 @@ class WorkerTable:
     def _look_at_usage(self) -> None:
         """Look at CPU time and memory. CPU time is a sign of life: a long build says nothing, but it works."""
         now = self._clock.monotonic()
-        if not any(now - tracked.cpu_read_at >= CPU_INTERVAL for tracked in self._tracked.values()):
+        ages = {stream_id: now - tracked.cpu_read_at for stream_id, tracked in self._tracked.items()}
+        if max(ages.values(), default=0) < CPU_INTERVAL:
             return
-        trees = find_trees(self.project, read_process_table(), {})  # for all of them: one look costs as much as five
-        for stream_id, tracked in self._tracked.items():
+        trees = find_trees(self.project, read_process_table(), {})
+        for stream_id in (i for i, age in ages.items() if age >= CPU_INTERVAL / 2):  # one look serves all that it can
+            tracked = self._tracked[stream_id]
             used, tracked.memory = read_usage(trees.get(stream_id, {}))
-            if tracked.cpu_time is not None and now > tracked.cpu_read_at:
+            if tracked.cpu_time is not None:
                 tracked.cpu = abs(used - tracked.cpu_time) / (now - tracked.cpu_read_at)
                 if tracked.cpu > CPU_IDLE:
                     self.touch(stream_id)
@@ -4133,7 +4135,9 @@ class Orchestrator:
         for stream_id, standing in standings.items():
             record = self.history.record(stream_id)
             state = StreamState.RUNNING if standing.state.is_running else standing.state
-            if (record.state, record.reason) != (state, standing.reason):
+            # For whom a stream waits changes with each one that ends, and stands in `status`.
+            has_reason = state is not StreamState.WAITING
+            if record.state is not state or (has_reason and record.reason != standing.reason):
                 self.emit("state", stream=stream_id, state=state.name, reason=standing.reason)
         shown = replace(snapshot, history=self.history)
         self._tell(lambda reporter: reporter.show(shown, standings, now))
