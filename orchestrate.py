@@ -206,6 +206,7 @@ DEMO_STREAMS = (
     ),
     ("Stream-D", "integration", "tests-and-docs", ("Test all of it", "Write the manual", "Prepare the release")),
 )
+DEMO_VARIABLES = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}  # nobody's settings hinder it
 DEMO_TASK = 0.75  # seconds that a simulated worker takes for a task
 DEMO_COST = 0.11  # US dollars that it says it has spent on one
 DEMO_SCHEMA = """\
@@ -1245,12 +1246,13 @@ class TaskStore:
     def read_version(self) -> int:
         """Return the version of the schema; 0 where the database does not tell. Raises StoreError."""
         with self._reporting():
-            connection = self._connect()
-            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'migrations'").fetchone():
-                return 0
-            return int(
-                connection.execute("SELECT coalesce(CAST(MAX(version) AS INTEGER), 0) FROM migrations").fetchone()[0]
-            )
+            try:
+                rows = self._connect().execute("SELECT CAST(MAX(version) AS INTEGER) FROM migrations").fetchall()
+            except sqlite3.OperationalError as error:
+                if "no such" not in str(error):
+                    raise
+                return 0  # no such table, or no such column
+            return int(rows[0][0] or 0)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -6276,15 +6278,18 @@ def generate(project: Project, force: bool = False) -> dict[str, str]:
     for name, (text, mode) in read_own_files().items():
         path, digest = project.root / name, hash_bytes("sha256", text.encode())
         current = hash_bytes("sha256", path.read_bytes()) if path.exists() else ""
+        before = [f"{line}\n" for line in known if line.endswith(f"  {name}")]
         outcomes[name] = "Created" if not current else "Unchanged" if current == digest else "Updated"
         if current not in ("", digest) and f"{current}  {name}" not in known and not force:
             outcomes[name] = "Kept"
+            installed += before  # the change may be taken back
             continue
         if current != digest:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_file(path, text)
         path.chmod(mode)
-        installed.append(f"{digest}  {name}\n")
+        is_itself = current == digest and path.samefile(__file__)  # and so like itself, whatever a person changed
+        installed += before if is_itself else [f"{digest}  {name}\n"]
     write_file(record, "".join(installed))
     return outcomes
 
@@ -6312,6 +6317,9 @@ def demo_command(keep: bool) -> int:
     """
     import tempfile
 
+    os.environ.update(DEMO_VARIABLES)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # the folder is removed then; a run has its own
     prefix = "orchestrate-demo-"
     kept = contextlib.nullcontext(tempfile.mkdtemp(prefix=prefix)) if keep else None
     with kept or tempfile.TemporaryDirectory(prefix=prefix) as folder:
@@ -6364,7 +6372,9 @@ def format_demo_end(project: Project, keep: bool, named: str) -> str:
     lines = [
         "What was arranged: a worker of Stream-B crashed, and another one went on.",
         "Stream-C was blocked by a question, and went on once Stream-B had answered it.",
-        "Each worked on a branch of its own; Stream-D has merged them.\n",
+        "Each worked on a branch of its own; Stream-D has merged them.\n"
+        if (project.root / ".git").exists()
+        else "There is no git: all worked in one folder, not on a branch of its own each.\n",
         f"It lay in {project.root}, and is removed now.\n`demo --keep` leaves it.\n",
         "In a project of your own, with streams in Task Copilot:",
         f"  {python} {shlex.quote(str(Path(__file__).resolve()))} generate DIR",
@@ -6514,7 +6524,11 @@ def check_packages() -> _Checked:
     """Say which Python this is, with which packages. Raises OrchestrateError for one that is too old."""
     import importlib.metadata
 
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    try:
+        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    except importlib.metadata.PackageNotFoundError as error:
+        found = f"{sys.version.split()[0]} ({sys.executable}); {error.name} does not tell its version"
+        return found, f"Needed are {', '.join(f'{name} {least}' for name, least in PACKAGES.items())}, or newer."
     old = [name for name, least in PACKAGES.items() if read_version(versions[name]) < read_version(least)]
     found = ", ".join(f"{name} {version}" for name, version in versions.items())
     if old:
@@ -6531,7 +6545,8 @@ def read_version(text: str) -> tuple[int, ...]:
 def check_claude(command: Command) -> _Checked:
     """Say which claude this is. Raises OrchestrateError where there is none, or one that lacks what workers need."""
     path = command.find(os.environ)
-    version, usage = (ask_claude(command, word) for word in ("--version", "--help"))
+    usage = ask_claude(command, "--help")
+    version = usage and ask_claude(command, "--version")  # what hangs is asked once
     wanted = command.argv("")[len(command.words) : -2]  # without the prompt
     missing = [word for word in wanted if word not in usage]
     if not usage:
@@ -6571,7 +6586,8 @@ def check_folders(project: Project) -> _Checked:
     for folder in (project.pids, project.folder / "logs", project.worktrees):
         there = next(path for path in (folder, *folder.parents) if path.exists())
         if not os.access(there, os.W_OK | os.X_OK):
-            raise OrchestrateError(f"{there} is not writable", f"Let its owner allow it: chmod u+wx {there}")
+            way = f"Let its owner allow it: chmod u+wx {shlex.quote(str(there))}"
+            raise OrchestrateError(f"{there} is not writable", way)
     return str(project.root), ""
 
 
@@ -6594,7 +6610,8 @@ def check_git(project: Project) -> _Checked:
         version = git.run("--version").strip()
         unseen = find_unseen(git)
     except GitError as error:
-        way = f"git config --global --add safe.directory {project.root}" if "dubious" in str(error) else "git status"
+        folder = shlex.quote(str(project.root))
+        way = f"git config --global --add safe.directory {folder}" if "dubious" in str(error) else "git status"
         raise OrchestrateError(str(error), f"Run: {way}") from error
     if unseen:
         return f"{version}, {repository.place}. {unseen[0]}", "Commit what the workers need."
@@ -6625,14 +6642,29 @@ def check_server(project: Project) -> _Checked:
             return "task-copilot, from ~/.claude.json", ""
         found = f"no task-copilot server in {project.root / '.mcp.json'}, or in ~/.claude.json"
         return found, "Without its tools a worker can't complete a task: run /setup-project in Claude Code."
-    for place, word in enumerate(server.words):
-        is_there = find_program(word, os.environ) if place == 0 else (project.root / word).exists()
-        if not is_there and (place == 0 or Path(word).suffix in (".js", ".mjs", ".cjs", ".ts", ".py")):
-            raise OrchestrateError(
-                f"the task-copilot server of .mcp.json can't be started: there is no {word}",
-                "Install Task Copilot (npm install && npm run build in its folder), or correct .mcp.json.",
-            )
-    return f"task-copilot, from .mcp.json ({shlex.join(server.words)})", ""
+    for word in find_missing(project, server.words):
+        raise OrchestrateError(
+            f"the task-copilot server of .mcp.json can't be started: there is no {word}",
+            "Install Task Copilot (npm install && npm run build in its folder), or correct .mcp.json.",
+        )
+    words = f" ({shlex.join(server.words)})" if server.words else ""
+    return f"task-copilot, from .mcp.json{words}", ""
+
+
+def find_missing(project: Project, words: Sequence[str]) -> list[str]:
+    """Return what a server's command names and is not there: its program, or the script that an interpreter is given.
+
+    Anything else may be an option, a script of a shell, an address, or a path in a container.
+    """
+    program, script = [*words, "", ""][:2]
+    is_path = os.sep in program
+    there = find_program(str(project.root / program) if is_path else program, os.environ)
+    missing = [program] if program and not there else []
+    if Path(program).name in ("node", "bun", "tsx", "sh", "python", "python3") and not script.startswith("-"):
+        with contextlib.suppress(OSError):  # too long for a path
+            is_file = Path(script).suffix in (".js", ".mjs", ".cjs", ".ts", ".py") and "://" not in script
+            missing += [script] if is_file and not (project.root / script).exists() else []
+    return missing
 
 
 def has_user_server(project: Project, home: Path) -> bool:
@@ -6641,7 +6673,7 @@ def has_user_server(project: Project, home: Path) -> bool:
         settings = json.loads((home / ".claude.json").read_text(encoding="utf-8"))
         own = settings.get("projects", {}).get(str(project.root), {})
         return any("task-copilot" in (part.get("mcpServers") or {}) for part in (settings, own))
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return False
 
 
@@ -6659,7 +6691,8 @@ def check_database(project: Project) -> _Checked:
     database = find_current_database(project)
     for path in (database.path, database.path.parent):
         if not os.access(path, os.W_OK):
-            raise OrchestrateError(f"{path} is not writable: workers could complete no task", f"chmod u+w {path}")
+            way = f"chmod u+w {shlex.quote(str(path))}"
+            raise OrchestrateError(f"{path} is not writable: workers could complete no task", way)
     if database.path.name != "tasks.db":
         return describe_name(database), "Name the file tasks.db."
     return str(database.path), ""

@@ -372,8 +372,8 @@ def test_a_demo_whose_reader_has_gone_can_be_interrupted_and_leaves_nothing(demo
     "number",
     [
         signal.SIGINT,
-        pytest.param(signal.SIGTERM, marks=pytest.mark.xfail(strict=True, reason="the folder stays behind")),
-        pytest.param(signal.SIGHUP, marks=pytest.mark.xfail(strict=True, reason="the folder stays behind")),
+        signal.SIGTERM,
+        signal.SIGHUP,
     ],
     ids=lambda value: str(value),
 )
@@ -390,7 +390,6 @@ def test_a_demo_that_is_interrupted_while_it_is_made_leaves_nothing(demo: Demo, 
     assert (process.returncode in (-number, 128 + number), demo.left()) == (True, [])
 
 
-@pytest.mark.xfail(strict=True, reason="commits and merges obey the settings of the user")
 @pytest.mark.parametrize("setting", ["core.excludesFile={folder}/ignored", "core.autocrlf=sometimes"])
 def test_no_setting_of_git_keeps_a_demo_from_its_first_task(demo: Demo, setting: str) -> None:
     (demo.folder / "ignored").write_text("*.txt\nsrc/\n")
@@ -597,7 +596,6 @@ def test_the_record_of_what_was_installed_is_one_for_sha256sum(workspace: Worksp
     assert record == "".join(f"{digests[name]}  {name}\n" for name in FILES)
 
 
-@pytest.mark.xfail(strict=True, reason="the installed copy records itself as ours, whatever a person changed in it")
 def test_what_a_person_has_changed_in_the_script_survives_its_own_generate_and_a_newer_version(
     workspace: Workspace,
 ) -> None:
@@ -611,7 +609,6 @@ def test_what_a_person_has_changed_in_the_script_survives_its_own_generate_and_a
     assert done.stderr == describe_kept(FILES[0])
 
 
-@pytest.mark.xfail(strict=True, reason="the record forgets what it kept")
 def test_a_change_that_a_person_has_taken_back_is_no_change(workspace: Workspace) -> None:
     workspace.run("generate")
     path = workspace.root / CHECK
@@ -1272,22 +1269,10 @@ def test_a_doctor_in_an_empty_folder_has_a_line_for_everything_that_it_can_look_
         {"command": "npx", "args": ["-y", "@scope/task-copilot"]},
         {"command": "${SHELL_HERE:-sh}", "args": ["${ROOT}/server.js"]},
         {"type": "http", "url": "http://localhost:1/mcp"},
-        pytest.param(
-            {"command": "sh", "args": ["-c", "cd tools && exec node dist/index.js"]},
-            marks=pytest.mark.xfail(strict=True, reason="a script of the shell is taken for a file"),
-        ),
-        pytest.param(
-            {"command": "sh", "args": ["--require=loader.js", "server.js"]},
-            marks=pytest.mark.xfail(strict=True, reason="an option is taken for a file"),
-        ),
-        pytest.param(
-            {"command": "sh", "args": ["run", "https://example.org/index.ts"]},
-            marks=pytest.mark.xfail(strict=True, reason="an address is taken for a file"),
-        ),
-        pytest.param(
-            {"command": "sh", "args": ["run", "-v", "/srv:/app", "image", "node", "/app/index.js"]},
-            marks=pytest.mark.xfail(strict=True, reason="a file in a container is looked for outside of it"),
-        ),
+        {"command": "sh", "args": ["-c", "cd tools && exec node dist/index.js"]},
+        {"command": "sh", "args": ["--require=loader.js", "server.js"]},
+        {"command": "sh", "args": ["run", "https://example.org/index.ts"]},
+        {"command": "sh", "args": ["run", "-v", "/srv:/app", "image", "node", "/app/index.js"]},
     ],
     ids=["shell", "npx", "variables", "http", "shell script", "option", "address", "container"],
 )
@@ -1304,7 +1289,6 @@ def test_a_server_that_may_well_start_keeps_no_run_from_starting(
     check_server(Project(workspace.root))
 
 
-@pytest.mark.xfail(strict=True, reason="a relative program is looked for from the working directory")
 def test_a_server_beside_the_project_is_found_from_a_folder_below_it(healthy: Workspace) -> None:
     give_server(healthy, command="./serve", args=[])
     (healthy.root / "serve").write_text("#!/bin/sh\n")
@@ -1318,10 +1302,7 @@ def test_a_server_beside_the_project_is_found_from_a_folder_below_it(healthy: Wo
     "statements",
     [
         ["DELETE FROM migrations"],
-        pytest.param(
-            ["DROP TABLE migrations", "CREATE TABLE migrations (name TEXT)"],
-            marks=pytest.mark.xfail(strict=True, reason="a traceback of doctor"),
-        ),
+        ["DROP TABLE migrations", "CREATE TABLE migrations (name TEXT)"],
         ["DROP TABLE migrations", "CREATE TABLE migrations (version TEXT)", "INSERT INTO migrations VALUES ('x')"],
     ],
     ids=["empty", "other column", "word"],
@@ -1333,13 +1314,11 @@ def test_a_schema_without_a_version_that_can_be_read_has_none(workspace: Workspa
         assert store.read_version() == 0
 
 
-@pytest.mark.xfail(strict=True, reason="a traceback of doctor")
 def test_settings_of_the_user_that_are_nested_too_deeply_have_no_server(workspace: Workspace) -> None:
     (workspace.home / ".claude.json").write_text("[" * 100_000)
     assert not has_user_server(Project(workspace.root), workspace.home)
 
 
-@pytest.mark.xfail(strict=True, reason="a traceback")
 def test_a_package_without_a_version_is_said_and_no_traceback(healthy: Workspace) -> None:
     import rich
 
