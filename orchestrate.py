@@ -2699,7 +2699,7 @@ class Git:
             try:
                 out, err = self._wait(child, words[0], timeout)
             finally:
-                _end_group(child)
+                end_group(child)
         if not 0 <= child.returncode <= most:
             raise GitError(f"git {words[0]}: {_find_git_words(err) or f'exit code {child.returncode}'}")
         return out.decode("utf-8", "surrogateescape")
@@ -2734,7 +2734,7 @@ class Git:
         return self.run(*words).split("\0")[:-1]
 
 
-def _end_group(child: subprocess.Popen[bytes]) -> None:
+def end_group(child: subprocess.Popen[bytes]) -> None:
     """End a child of ours that still runs, with its group: first so that it can let go of its locks."""
     for signum in (signal.SIGTERM, signal.SIGKILL):
         if child.poll() is None:
@@ -6334,7 +6334,8 @@ def demo_command(keep: bool) -> int:
         click.echo(f"  PYTHON={python} {shlex.quote(str(scripts / 'watch-status'))}{named}\n")
         command = Command((sys.executable, str(scripts / "orchestrate.py"), "demo-worker"))
         options = {"as_json": False, "no_worktrees": False, "notify": None, "stop_on_exit": True}
-        code = run_in_foreground(project, database, command, Limits(), {**options, "poll_interval": POLL_INTERVAL})
+        limits = Limits(max_restarts=3)  # what goes wrong in a demo shall not drag on
+        code = run_in_foreground(project, database, command, limits, {**options, "poll_interval": POLL_INTERVAL})
         if code == EXIT_DONE:
             console = make_console()
             console.print(render_timeline(read_timeline(project), console.width or NARROW), soft_wrap=True)
@@ -6558,26 +6559,28 @@ def check_claude(command: Command) -> _Checked:
 
 def ask_claude(command: Command, word: str) -> str:
     """Return what claude prints for an option that does nothing else; empty where it fails."""
+    null, pipe = subprocess.DEVNULL, subprocess.PIPE
     try:
-        done = subprocess.run(
-            [*command.words, word],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=CLAUDE_TIMEOUT,
-            env=keep_variables(os.environ),
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
+        words, environ = [*command.words, word], keep_variables(os.environ)
+        child = subprocess.Popen(words, stdin=null, stdout=pipe, stderr=null, env=environ, start_new_session=True)
+    except OSError:
         return ""
-    return done.stdout.decode("utf-8", "replace").strip()
+    with child:
+        try:
+            out, _ = child.communicate(timeout=CLAUDE_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            out = b""
+        finally:
+            end_group(child)
+    return "" if child.returncode else out.decode("utf-8", "replace").strip()
 
 
 def check_user(command: Command) -> _Checked:
     """Say who runs this. Raises OrchestrateError where claude refuses that user."""
     is_root = os.geteuid() == 0
     command.check_user(os.environ, is_root)
-    return ("root, in a sandbox (IS_SANDBOX)" if is_root else f"no root (user id {os.geteuid()})"), ""
+    sandbox = ", in a sandbox (IS_SANDBOX)" if os.environ.get("IS_SANDBOX") == "1" else ""
+    return (f"root{sandbox}" if is_root else f"no root (user id {os.geteuid()})"), ""
 
 
 def check_folders(project: Project) -> _Checked:
