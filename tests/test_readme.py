@@ -337,7 +337,8 @@ class Reader:
     def environment(self) -> dict[str, str]:
         """What a reader has: a home, and a PATH of programs that are known here."""
         given = {name: text for name, text in self.workspace.environment().items() if not name.startswith("GIT_")}
-        return {**given, "PATH": str(self.bin), "ORCHESTRATE_START_MAX_RESTARTS": "1"}  # what fails shall fail soon
+        soon = {"ORCHESTRATE_START_MAX_RESTARTS": "1"}  # to fail, where something fails
+        return {**given, **soon, "PATH": str(self.bin), "TMPDIR": str(self.home)}
 
     def type(self, text: str, shell: str = "bash -euo pipefail", cwd: Path | None = None, **more: str) -> str:
         """Run lines in a shell, and return what they print; fail where they do."""
