@@ -22,7 +22,7 @@ from test_readme import BLOCKS, CLONE, REPOSITORY
 
 import orchestrate
 
-pytestmark = pytest.mark.timeout(300, func_only=True)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300, func_only=True)]
 # What a clone has, as far as a build may look at it; what lies around besides (.venv, caches) is not copied.
 SOURCES = ("orchestrate.py", "README.md", "pyproject.toml", "check-streams", "watch-status", "tests")
 
