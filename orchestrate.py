@@ -5626,7 +5626,14 @@ def print_plan(
     project: Project, store: TaskStore, database: Database, command: Command, limits: Limits, obstacle: str
 ) -> None:
     """Write what a run would do: the order, the folders, the command. `obstacle` says why there are no worktrees."""
-    snapshot = replace(read_snapshot(project, store), orchestrator=os.getpid())
+    snapshot = read_snapshot(project, store)
+    started = {"event": "run_started", "time": format_time(time.time()), "clock": time.monotonic(), "limits": {}}
+    snapshot = replace(
+        snapshot,
+        orchestrator=os.getpid(),
+        history=snapshot.history.after(started),  # a start by a person forgives failures, and takes back stops
+        stopped=snapshot.stopped - {stream.id for stream in snapshot.streams if limits.selects(stream)},
+    )
     click.echo(f"Project   {project.root}\nDatabase  {database.path}\nCommand   {shlex.join(command.argv('PROMPT'))}")
     click.echo(f"Worktrees {f'none: {obstacle}' if obstacle else project.worktrees}")
     standings = assess(snapshot, limits, time.monotonic())
@@ -5710,7 +5717,8 @@ def status_command(
             snapshot, standings = read_standings(project, store, streams)
         snapshot = snapshot if dashboard else add_branches(project, snapshot)
     except OrchestrateError as error:
-        error.exit_code = EXIT_NO_PROJECT if check else error.exit_code
+        is_unreadable = isinstance(error.__cause__, StoreError)  # there is a project, and more cannot be said now
+        error.exit_code = EXIT_NO_PROJECT if check and not is_unreadable else error.exit_code
         raise
     if as_json:
         click.echo(format_status_json(project, database.path, snapshot, standings, time.time()))

@@ -343,3 +343,25 @@ def test_a_state_folder_that_can_not_be_made_is_an_error_without_a_traceback(wor
         assert done.returncode == 2
         assert re.match(r"\[ERROR\] .*orchestrator.*\n.+\n", done.stderr)
         assert "Traceback" not in done.stderr
+
+
+def test_a_dry_run_shows_what_start_would_do_with_a_stopped_and_a_failed_stream(workspace: Workspace) -> None:
+    for stream in ("A", "B"):
+        workspace.database.add_stream(stream)
+    workspace.play("exit=1", B="sleep=60")
+    run = workspace.popen("start", "--max-restarts", "0", "--exit-on-blocked")
+    wait_until(lambda: workspace.starts() and len(workspace.starts()) == 2, "both workers")
+    assert workspace.run("stop", "B").returncode == 0
+    assert run.wait(timeout=30) == 1
+    lines = workspace.run("start", "--dry-run").stdout.splitlines()[-2:]
+    assert [line.split("; in ")[0] for line in lines] == [
+        f"parallel    {stream}  0/1  starts at once, or as soon as a worker is free" for stream in ("A", "B")
+    ]
+    assert "B  0/1  Stopped: stopped by the user" in workspace.run("start", "--dry-run", "A").stdout
+
+
+def test_check_says_no_such_project_only_where_there_is_none(workspace: Workspace) -> None:
+    assert workspace.run("status", "--check").returncode == 4  # no streams
+    workspace.database.path.write_bytes(b"no database" * 1000)
+    done = workspace.run("status", "--check")
+    assert (done.returncode, "file is not a database" in done.stderr) == (2, True)
