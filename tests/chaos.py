@@ -224,6 +224,7 @@ class Night:
         (self.workspace.root / "earlier.json").write_text(json.dumps(EARLIER))
         before, first_note, after = self.workspace.claude.read_text().partition('\nnote("start")\n')
         assert after, "support.WORKER has no first note, and nothing would be watched"
+        before = before.replace(" -S\n", "\n", 1)  # it needs psutil
         self.workspace.claude.write_text(f"{before}{first_note}{WATCH}{after}")
         for _ in range(2):
             self.strangers.append(subprocess.Popen(["sleep", "36000"], start_new_session=True))
