@@ -5845,6 +5845,9 @@ class Keyboard:
             self.file = sys.stdin.buffer
             self._before = termios.tcgetattr(self.file)
             tty.setcbreak(self.file.fileno(), termios.TCSANOW)
+            modes = termios.tcgetattr(self.file)
+            modes[6][termios.VMIN] = 0  # Ctrl+C discards what was typed: a read after `select` must not wait for more
+            termios.tcsetattr(self.file, termios.TCSANOW, modes)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
