@@ -3485,8 +3485,7 @@ class WorkerTable:
         self._log(stream_id).append([line])
 
     def _open_workplace(self, stream: Stream, record: Record, streams: Sequence[Stream]) -> Workplace:
-        if shutil.which(self.command.words[0], path=self._environ.get("PATH")) is None:
-            raise OrchestrateError(*self.command.describe_missing())
+        self.command.find(self._environ)  # raises where it has vanished since
         if self.git is None:
             return share_workplace(self.project, stream, "--no-worktrees was given")
         place = open_workplace(self.project, self.git, stream, streams, record.folder)
@@ -5654,7 +5653,7 @@ def print_plan(
 def start_detached(project: Project, argv: Sequence[str]) -> int:
     """Start the orchestrator in the background, and return once it runs or has failed."""
     StateFolder(project).make()
-    path = project.folder / "logs" / "orchestrator.log"
+    path = project.logs / "orchestrator.log"
     environ = {key: value for key, value in os.environ.items() if key != "ORCHESTRATE_START_DETACH"}
     words = [sys.executable, str(Path(__file__).resolve()), *(word for word in argv if word != "--detach")]
     with open_private(path, os.O_WRONLY | os.O_APPEND) as log:
@@ -6110,7 +6109,7 @@ def plan_clean(project: Project, streams: Sequence[Stream], history: History) ->
     chores = [Chore("remove", f"stale PID file {path.name}", path.unlink) for path in pid_files]
     # A worker that ended unseen is judged by its output, at the next start.
     unjudged = {file_name(i) for i, record in history.records.items() if record.pid or record.is_starting}
-    found = sorted((project.folder / "logs").glob("*"))
+    found = sorted(project.logs.glob("*"))
     logs = [path for path in found if path.is_file() and path.stem not in unjudged]
     logs = [path for path in logs if path != project.positions or not unjudged]
     if logs:
@@ -6422,8 +6421,8 @@ class SimulatedWorker:
         if self._git is not None and self._stream_id == DEMO_STREAMS[-1][0]:
             self._merge(self._git)
         done = 0
-        while self._database.read_open(self._stream_id):
-            task_id, title, twist = self._database.read_open(self._stream_id)[0]
+        while tasks := self._database.read_open(self._stream_id):
+            task_id, title, twist = tasks[0]
             if twist == "block":
                 self._use("Grep", pattern="class .*Error")
                 self._database.update(task_id, twist, "blocked", "what does an error look like? Stream-B has to say")
@@ -6597,7 +6596,7 @@ def check_user(command: Command) -> _Checked:
 def check_folders(project: Project) -> _Checked:
     """Say where the project is. Raises OrchestrateError where its state can't be written, or others could."""
     StateFolder(project).check()
-    for folder in (project.pids, project.folder / "logs", project.worktrees):
+    for folder in (project.pids, project.logs, project.worktrees):
         there = next(path for path in (folder, *folder.parents) if path.exists())
         if not os.access(there, os.W_OK | os.X_OK):
             way = f"Let its owner allow it: chmod u+wx {shlex.quote(str(there))}"
