@@ -129,7 +129,7 @@ NOTIFICATION_LENGTH = 4000  # characters of a message; an argument or variable o
 TROUBLE_CALM = 5.0  # seconds without another refusal of the system after which a trouble is over
 GIT_TIMEOUT = 10.0  # seconds for a git command that only asks, or changes what git has registered
 CHECKOUT_TIMEOUT = 600  # seconds for one that writes a whole working tree
-TICK = 0.4  # seconds between two cheap looks at the database, the marks and adopted workers
+TICK = 0.45  # seconds between two cheap looks at the database, the marks and adopted workers
 BUSY_TIMEOUT = 0.2  # seconds that the orchestrator waits for a locked database, so that Ctrl+C stays prompt
 PATIENT_BUSY_TIMEOUT = 5.0  # seconds that the other commands wait for it
 LOCK_RETRIES = 10  # looks at a taken lock, 20 ms apart: `status` holds it for an instant to see whether it is taken
@@ -899,9 +899,9 @@ _STREAM_EVENTS: dict[str, Callable[[Record, Event], Record]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
-    """Everything that a decision or a display is made from.
+    """Everything that a decision or a display is made from; each one is a moment of its own, and equal to itself alone.
 
     `stopped` are the streams that the user stopped, `orchestrator` is the PID of the one that runs (0: none), and
     `database_error` says why the streams are older than they should be. `branches` are read for displays alone.
@@ -1633,7 +1633,8 @@ def _judge_restart(stream: Stream, run: str, reason: str, record: Record, limits
     return Verdict(VerdictKind.RESTART, reason, restarts, limits.max_restarts, delay)
 
 
-def assess(snapshot: Snapshot, limits: Limits, now: float) -> dict[str, Standing]:
+@functools.lru_cache(maxsize=1)  # who shows a plan asks what the plan has just asked
+def assess(snapshot: Snapshot, limits: Limits, now: float) -> Mapping[str, Standing]:
     """Return where each stream stands. A stream without a worker that could start stands as QUEUED."""
     obstacles = find_obstacles(snapshot, limits)
     return {
@@ -1706,8 +1707,8 @@ def find_obstacles(snapshot: Snapshot, limits: Limits) -> dict[str, list[str]]:
             streams = order_streams(streams)[0]
             queue += [stream.id for stream in streams if stream.id in snapshot.workers]
         for stream in streams:
-            needed = [*queue, *(name for name in stream.dependencies if name in unfinished)]
-            more = [name for name in dict.fromkeys(needed) if name not in known and name != stream.id]
+            needed = {name: None for name in (*queue, *stream.dependencies) if name in unfinished and name != stream.id}
+            more = [name for name in needed if name not in known]
             obstacles[stream.id] = [*before, *more] if more else before  # shared: a copy each would be quadratic
             if stream.id in unfinished:
                 open_ones.append(stream.id)
@@ -1775,11 +1776,13 @@ def _find_stop_reason(
 
 def _plan_end(standings: Mapping[str, Standing], snapshot: Snapshot, limits: Limits) -> list[Action]:
     """Decide, when there is nothing else to do, whether to go on, to wait for a person, or to end the run."""
+    if snapshot.workers:
+        return []
     included = [stream for stream in snapshot.streams if snapshot.includes(stream, limits)]
     standing_of = {stream.id: standings[stream.id] for stream in included}
     open_ones = {i: standing for i, standing in standing_of.items() if standing.state is not StreamState.COMPLETE}
     states = {standing.state for standing in open_ones.values()}
-    if snapshot.workers or states & {StreamState.RESTARTING, StreamState.PAUSED, StreamState.QUEUED}:
+    if states & {StreamState.RESTARTING, StreamState.PAUSED, StreamState.QUEUED}:
         return []
     is_spent = find_budget_left(snapshot, limits) < BUDGET_LEAST
     held = _find_held(open_ones, standings, snapshot, limits)
@@ -1948,15 +1951,20 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def read_process_table() -> dict[int, psutil.Process]:
-    """Return all living processes but this one, by PID, with `environ` in `.info` (None where hidden)."""
+    """Return all living processes but this one, by PID, with `environ` (None where hidden) and `session` in `.info`.
+
+    Linux gives the session 0 to the kernel's own processes, and to one whose session is not of this container: no
+    worker's tree has such a one, since a worker leads a session.
+    """
     table = {}
-    for pid in psutil.pids():
-        with contextlib.suppress(psutil.NoSuchProcess):  # it is gone, or one of the kernel's
+    sessions = {pid: _read_session(pid) for pid in psutil.pids()}
+    for pid in (pid for pid, session in sessions.items() if session and pid != os.getpid()):
+        with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(pid)
             environ = _read_environ(process)
             # A zombie has none. To ask each process for its status, and for its parent, would double the time.
-            if pid != os.getpid() and (environ or process.status() != psutil.STATUS_ZOMBIE):
-                process.info = {"environ": environ}
+            if environ or process.status() != psutil.STATUS_ZOMBIE:
+                process.info = {"environ": environ, "session": sessions[pid]}
                 table[pid] = process
     return table
 
@@ -1982,7 +1990,7 @@ def find_trees(
         environ = process.info["environ"] or {}
         if environ.get("ORCHESTRATE_PROJECT") == str(project.root) and "ORCHESTRATE_STREAM" in environ:
             owner[pid] = environ["ORCHESTRATE_STREAM"]
-    sessions = {pid: sid for pid, sid in ((pid, _read_session(pid)) for pid in table) if sid > 0}
+    sessions = {pid: process.info["session"] for pid, process in table.items() if process.info["session"] > 0}
     # A session whose leader lives and is not ours is a person's terminal, and no sign of anything.
     of_session = {pid: stream_id for pid, stream_id in known.items() if pid not in table}
     of_session.update(
@@ -3340,6 +3348,7 @@ class WorkerTable:
         """
         over = []
         self._trouble = None
+        names = set(os.listdir(self.project.pids))
         for log in self._logs.values():
             log.flush()
         for stream_id, tracked in self._tracked.items():
@@ -3348,7 +3357,7 @@ class WorkerTable:
             is_drained = self._attempt(tracked.transcript.pump)
             if tracked.transcript.read_to != read_to:
                 tracked.active_at = self._clock.monotonic()
-            if not has_ended and not self.project.pid_file(stream_id).exists():
+            if not has_ended and f"{file_name(stream_id)}.pid" not in names:
                 self._attempt(functools.partial(self._write_pid, tracked.worker))  # somebody removed it
             if has_ended and is_drained and (tracked.worker.ending is None or tracked.worker.leftovers):
                 over.append(stream_id)

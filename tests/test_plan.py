@@ -349,13 +349,13 @@ def test_plan_keeps_to_what_the_run_may_do(text: str, limits: dict[str, Any], ex
 
 
 def test_plan_starts_no_foundation_stream_beside_another_ones_worker() -> None:
-    assert tell_plan(make_snapshot("F1* F2"), streams={"F2"}) == []
+    assert tell_plan(make_snapshot("F1* F2"), streams=frozenset({"F2"})) == []
 
 
 def test_plan_starts_what_was_requested_beside_the_selection() -> None:
     requested = {name: Record(requested=True) for name in ("F1", "P2")}
-    assert tell_plan(make_snapshot("P1* P2 P3", requested), streams={"P1"}) == ["start P2"]
-    assert tell_plan(make_snapshot("F1 F2", requested), streams={"F2"}) == ["start F1"]
+    assert tell_plan(make_snapshot("P1* P2 P3", requested), streams=frozenset({"P1"})) == ["start P2"]
+    assert tell_plan(make_snapshot("F1 F2", requested), streams=frozenset({"F2"})) == ["start F1"]
 
 
 # ── When, and who must go ─────────────────────────────────────────────────────────────────────────────────────────────
