@@ -2660,16 +2660,18 @@ class _Tracked:
     child: subprocess.Popen[bytes] | None = None
     leader: psutil.Process | None = None
     tree: dict[int, psutil.Process] = field(default_factory=dict)
-    active_at: float = 0.0
     cpu_time: float | None = None
     cpu_read_at: float = 0.0
-    cpu: float | None = None
-    memory: int = 0
 
     def has_ended(self) -> bool:
         if self.child is not None:
             return self.child.poll() is not None  # reaps it: no zombie is ever taken for a worker
         return self.leader is None or not is_alive(self.leader)
+
+    def hear(self, now: float) -> None:
+        """Take over what the worker has said of itself, with a sign of life."""
+        said, activity = self.transcript, visible(self.transcript.activity[:WORDS_LENGTH])
+        self.worker = replace(self.worker, active_at=now, cost=said.cost, notice=said.notice, activity=activity)
 
     def read_ending(self, wall: float) -> Ending:
         self.transcript.finish()
@@ -3334,9 +3336,8 @@ class WorkerTable:
             transcript = self._follow(stream_id, start, self._positions.get(file_name(stream_id), start))
             # Without a leader it has ended: the next poll finds that, and what it left running.
             folder = records[stream_id].folder if stream_id in records else ""
-            unjudged = replace(worker, ending=None, leftovers=(), folder=folder)
-            tracked = _Tracked(unjudged, transcript, leader=living.get(stream_id), active_at=self._clock.monotonic())
-            self._tracked[stream_id] = tracked
+            unjudged = replace(worker, ending=None, leftovers=(), folder=folder, active_at=self._clock.monotonic())
+            self._tracked[stream_id] = _Tracked(unjudged, transcript, leader=living.get(stream_id))
             if stream_id in living:
                 self._attempt(functools.partial(self._write_pid, worker))
         return found
@@ -3356,7 +3357,7 @@ class WorkerTable:
             read_to = tracked.transcript.read_to
             is_drained = self._attempt(tracked.transcript.pump)
             if tracked.transcript.read_to != read_to:
-                tracked.active_at = self._clock.monotonic()
+                tracked.hear(self._clock.monotonic())
             if not has_ended and f"{file_name(stream_id)}.pid" not in names:
                 self._attempt(functools.partial(self._write_pid, tracked.worker))  # somebody removed it
             if has_ended and is_drained and (tracked.worker.ending is None or tracked.worker.leftovers):
@@ -3365,7 +3366,7 @@ class WorkerTable:
         self._look_at_usage()
         if over:
             self._look_for_leftovers(over)
-        return {stream_id: self._describe(tracked) for stream_id, tracked in self._tracked.items()}
+        return {stream_id: tracked.worker for stream_id, tracked in self._tracked.items()}
 
     @property
     def trouble(self) -> OSError | None:
@@ -3405,21 +3406,9 @@ class WorkerTable:
     def touch(self, stream_id: str) -> None:
         """Take note of a sign of life beside the output: on the PID file too, so that `status` sees it."""
         if stream_id in self._tracked:
-            self._tracked[stream_id].active_at = self._clock.monotonic()
+            self._tracked[stream_id].hear(self._clock.monotonic())
             with contextlib.suppress(OSError):  # it is written again where it is missing
                 os.utime(self.project.pid_file(stream_id))
-
-    def _describe(self, tracked: _Tracked) -> Worker:
-        seen = tracked.transcript
-        return replace(
-            tracked.worker,
-            active_at=tracked.active_at,
-            cpu=tracked.cpu,
-            memory=tracked.memory,
-            cost=seen.cost,
-            notice=seen.notice,
-            activity=visible(seen.activity[:WORDS_LENGTH]),
-        )
 
     def _look_at_usage(self) -> None:
         """Look at CPU time and memory. CPU time is a sign of life: a long build says nothing, but it works."""
@@ -3430,11 +3419,13 @@ class WorkerTable:
         trees = find_trees(self.project, read_process_table(), {})
         for stream_id in (i for i, age in ages.items() if age >= CPU_INTERVAL / 2):  # one look serves all that it can
             tracked = self._tracked[stream_id]
-            used, tracked.memory = read_usage(trees.get(stream_id, {}))
+            used, memory = read_usage(trees.get(stream_id, {}))
+            cpu = None
             if tracked.cpu_time is not None:
-                tracked.cpu = abs(used - tracked.cpu_time) / (now - tracked.cpu_read_at)
-                if tracked.cpu > CPU_IDLE:
+                cpu = abs(used - tracked.cpu_time) / (now - tracked.cpu_read_at)
+                if cpu > CPU_IDLE:
                     self.touch(stream_id)
+            tracked.worker = replace(tracked.worker, cpu=cpu, memory=memory)
             tracked.cpu_time, tracked.cpu_read_at = used, now
 
     def open_output(self, stream_id: str) -> int:
@@ -3469,8 +3460,8 @@ class WorkerTable:
                 worker = Worker(stream.id, 0, run, Ending(None, visible(words), is_final))
         transcript = self._follow(stream.id, start, start)
         now = self._clock.monotonic()
-        tracked = _Tracked(worker, transcript, child, active_at=now, cpu_time=0.0, cpu_read_at=now)
-        self._tracked[stream.id] = tracked
+        worker = replace(worker, active_at=now)
+        self._tracked[stream.id] = _Tracked(worker, transcript, child, cpu_time=0.0, cpu_read_at=now)
         if worker.ending is None:
             self._attempt(functools.partial(self._write_pid, worker))  # it runs: the next poll tries again
         return worker
