@@ -347,7 +347,7 @@ class OrchestrateError(click.ClickException):
 
 def visible(text: str) -> str:
     """Return one line of text from outside with its control characters made visible."""
-    return text.translate(_CONTROL)
+    return text if text.isprintable() else text.translate(_CONTROL)
 
 
 def format_json(value: object, indent: int | None = None) -> str:
@@ -2228,8 +2228,8 @@ def parse_event(line: str) -> Event | None:
 
 def format_output(event: Event, folder: str) -> list[str]:
     """Return an event of a worker as lines for people; paths below the folder are shown relative to it."""
-    indent = "  " if event.get("parent_tool_use_id") else ""  # a subagent's
-    return [f"{indent}{line}" for line in _format_output(event, folder)]
+    lines = _format_output(event, folder)
+    return [f"  {line}" for line in lines] if event.get("parent_tool_use_id") else lines  # a subagent's
 
 
 def _format_output(event: Event, folder: str) -> list[str]:
@@ -2411,8 +2411,7 @@ class Transcript:
                 lines = 0
                 for _ in range(READS_AT_ONCE):
                     chunk = file.read(READ_BYTES)
-                    rendered += self._take(chunk)
-                    lines += chunk.count(b"\n")
+                    lines += self._take(chunk, rendered)
                     if not chunk or lines > LINES_AT_ONCE:
                         break
         except FileNotFoundError:
@@ -2449,8 +2448,8 @@ class Transcript:
             cost=self.cost,
         )
 
-    def _take(self, chunk: bytes) -> list[str]:
-        rendered: list[str] = []
+    def _take(self, chunk: bytes, rendered: list[str]) -> int:
+        """Add the lines for people; return how many lines have ended."""
         *whole, rest = chunk.split(b"\n")
         for part in whole:
             self._add(part)
@@ -2458,7 +2457,7 @@ class Transcript:
             rendered += self._end_line(self._read_to)
         self._add(rest)
         self._read_to += len(rest)
-        return rendered
+        return len(whole)
 
     def _add(self, part: bytes) -> None:
         if self._skipped or len(self._line) + len(part) > LINE_BYTES:
@@ -2480,7 +2479,7 @@ class Transcript:
             self.words = ""  # no longer the last line
             self._heed(event)
         lines = [text] if event is None else format_output(event, self._folder)
-        self.activity = next((line.strip() for line in reversed(lines) if line.strip()), self.activity)
+        self.activity = next(filter(None, map(str.strip, reversed(lines))), self.activity)
         if end <= self.position:
             return []
         self.position = end
