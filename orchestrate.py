@@ -356,9 +356,12 @@ def format_json(value: object, indent: int | None = None) -> str:
     return re.sub("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
+_NUMBER = re.compile(r"0*([0-9]+)")
+
+
 def natural_key(text: str) -> tuple[str, str]:
     """Return a sort key that puts Stream-2 before Stream-10: each number stands behind its count of digits."""
-    return re.sub(r"0*([0-9]+)", lambda number: f"{len(number[1]):06}{number[1]}", text), text
+    return _NUMBER.sub(lambda number: f"{len(number[1]):06}{number[1]}", text), text
 
 
 def read_time(text: str) -> float:
@@ -402,7 +405,10 @@ class Phase(enum.Enum):
     @property
     def rank(self) -> int:
         """Position in the run, from 0."""
-        return list(Phase).index(self)
+        return _PHASES.index(self)
+
+
+_PHASES = tuple(Phase)
 
 
 class StreamState(enum.Enum):
@@ -1311,10 +1317,13 @@ def _fit(value: Any) -> Any:
 def read_backlog(rows: Iterable[_Row]) -> Backlog:
     """Fold rows of (identity, status, count, oldest, named tasks, newest) into streams, in order."""
     groups: dict[str, list[tuple[_Row, list[Any]]]] = {}
+    identities: dict[str | None, list[Any]] = {None: [None], "": [None]}
     bad = strays = 0
     for row in rows:
         bad += row[2] if row[0] == "" else 0
-        identity = _read_json(row[0]) if row[0] else [None]
+        if row[0] not in identities:
+            identities[row[0]] = _read_json(row[0] or "")
+        identity = identities[row[0]]
         if identity[0] is not None:
             stream_id = identity[0] if isinstance(identity[0], str) else json.dumps(identity[0])
             groups.setdefault(stream_id, []).append((row, identity))
@@ -1333,9 +1342,13 @@ def read_backlog(rows: Iterable[_Row]) -> Backlog:
 
 def _read_stream(stream_id: str, group: Sequence[tuple[_Row, list[Any]]]) -> tuple[Stream, list[str]]:
     """Return a stream from its rows, oldest first, and a warning for each thing that its tasks disagree about."""
-    values, warnings = {}, []
+    values, warnings, distinct = {}, [], {}
+    for row, identity in group:
+        distinct.setdefault(row[0], (identity, row[3]))
     for position, key in enumerate(_KEYS, start=1):
-        given = [(identity[position], row[3]) for row, identity in group if identity[position] is not None]
+        given = [
+            (identity[position], oldest) for identity, oldest in distinct.values() if identity[position] is not None
+        ]
         first, oldest = given[0] if given else (None, "")
         values[key] = first, oldest.partition("\x1f")[2]
         if any(value != first for value, _ in given):
