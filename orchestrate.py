@@ -1342,7 +1342,8 @@ def read_backlog(rows: Iterable[_Row]) -> Backlog:
 
 def _read_stream(stream_id: str, group: Sequence[tuple[_Row, list[Any]]]) -> tuple[Stream, list[str]]:
     """Return a stream from its rows, oldest first, and a warning for each thing that its tasks disagree about."""
-    values, warnings, distinct = {}, [], {}
+    values, warnings = {}, []
+    distinct: dict[str | None, tuple[list[Any], str]] = {}  # identities, each with the oldest task that has it
     for row, identity in group:
         distinct.setdefault(row[0], (identity, row[3]))
     for position, key in enumerate(_KEYS, start=1):
@@ -3361,7 +3362,7 @@ class WorkerTable:
         """
         over = []
         self._trouble = None
-        names = set(os.listdir(self.project.pids))
+        names = {entry.name for entry in os.scandir(self.project.pids)}
         for log in self._logs.values():
             log.flush()
         for stream_id, tracked in self._tracked.items():
@@ -3873,16 +3874,16 @@ def read_streams(store: TaskStore) -> Backlog:
     return replace(backlog, streams=plan_backlog(backlog.streams))
 
 
-def read_snapshot(project: Project, store: TaskStore, streams: tuple[Stream, ...] = ()) -> Snapshot:
-    """Return what the database, the journal and the process table say, from outside the orchestrator.
-
-    `streams` are those of an earlier look, shown where the database can't be read now.
-    """
-    error, backlog = "", Backlog(streams)
+def reread_streams(store: TaskStore, known: Backlog) -> tuple[Backlog, str]:
+    """Return the streams anew; where the database can't be read now, those that are known, and why."""
     try:
-        backlog = read_streams(store)
-    except StoreError as problem:
-        error = str(problem)
+        return read_streams(store), ""
+    except StoreError as error:
+        return known, str(error)
+
+
+def read_snapshot(project: Project, backlog: Backlog, database_error: str = "") -> Snapshot:
+    """Return what the journal and the process table say of these streams, from outside the orchestrator."""
     history = read_history(project)
     ids = {stream.id for stream in backlog.streams} | set(history.records)
     workers = discover_workers(project, ids).workers
@@ -3893,7 +3894,7 @@ def read_snapshot(project: Project, store: TaskStore, streams: tuple[Stream, ...
         history=history,
         stopped=StateFolder(project).stopped(ids),
         orchestrator=read_orchestrator_pid(project),
-        database_error=error,
+        database_error=database_error,
         warnings=backlog.warnings,
     )
 
@@ -5383,10 +5384,10 @@ def read_all_streams(store: TaskStore) -> Backlog:
 
 def check_names(names: Sequence[str], known: Sequence[str]) -> None:
     """Raise a usage error for the first name that no stream has, with the nearest that exist."""
-    import difflib
-
     for name in names:
         if name not in known:
+            import difflib
+
             near = set(difflib.get_close_matches(name, known, cutoff=0.5)) or set(known)
             raise click.UsageError(
                 f"there is no stream {visible(name)!r}; there is {format_names([n for n in known if n in near], 8)}"
@@ -5478,11 +5479,11 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
     limits = read_limits(streams, options)
     with contextlib.closing(TaskStore(database.path)) as store:
         if options["dry_run"]:
-            check_run(project, store, limits)
+            snapshot = check_run(project, store, limits)
             obstacle = "--no-worktrees was given"
             if not options["no_worktrees"]:
                 obstacle = read_repository(Git(project.root)).obstacle
-            print_plan(project, store, database, command, limits, obstacle)
+            print_plan(project, snapshot, database, command, limits, obstacle)
             return EXIT_DONE
         running = read_orchestrator_pid(project)
         if running:
@@ -5519,14 +5520,14 @@ def read_limits(streams: Sequence[str], options: Mapping[str, Any]) -> Limits:
     )
 
 
-def check_run(project: Project, store: TaskStore, limits: Limits) -> None:
-    """Raise OrchestrateError where the streams can't be run as they are, or as they are selected."""
+def check_run(project: Project, store: TaskStore, limits: Limits) -> Snapshot:
+    """Return how things stand. Raises OrchestrateError where the streams can't be run as they are, or are selected."""
     backlog = read_known_streams(store, sorted(limits.streams or ()))
     problems = [visible(f"{stream.id}: {stream.problem}") for stream in backlog.streams if stream.problem]
     if problems:
         remedy = "Correct the tasks' metadata (streamPhase, streamDependencies), then start again."
         raise OrchestrateError("\n        ".join(problems), remedy)
-    snapshot = read_snapshot(project, store)
+    snapshot = read_snapshot(project, backlog)
     selected = {s.id: s for s in snapshot.streams if limits.selects(s)}
     for stream_id, names in find_obstacles(snapshot, limits).items():
         missing = [name for name in names if name not in selected and name not in snapshot.workers]
@@ -5535,6 +5536,7 @@ def check_run(project: Project, store: TaskStore, limits: Limits) -> None:
             raise OrchestrateError(
                 f"{visible(stream_id)} can't start: it waits for {format_names(missing)}, not part of this run", remedy
             )
+    return snapshot
 
 
 def join_run(project: Project, streams: Sequence[str], running: int, as_json: bool) -> int:
@@ -5618,11 +5620,13 @@ def print_end(console: Console, run: Orchestrator, code: int) -> None:
 def format_unmerged(run: Orchestrator) -> list[str]:
     """Return how to merge the branches with finished work that HEAD lacks, unless integration is still to come."""
     project, streams = run.state.project, run.streams
-    if run.table.git is None or any(s.phase is Phase.INTEGRATION and not s.is_complete for s in streams):
+    complete = [s for s in streams if s.is_complete and s.phase is Phase.PARALLEL]
+    is_merged_later = any(s.phase is Phase.INTEGRATION and not s.is_complete for s in streams)
+    if run.table.git is None or is_merged_later or not complete:
         return []
     try:
         git = Git(project.root)
-        repository, branches = read_project_branches(project, git, [s for s in streams if s.is_complete])
+        repository, branches = read_project_branches(project, git, complete)
         unmerged = describe_branches(repository, [branch for branch in branches if branch.ahead]) if repository else []
     except (OSError, OrchestrateError) as error:
         return [f"Whether branches are to be merged is not known: {visible(str(error))}"]
@@ -5634,10 +5638,9 @@ def format_unmerged(run: Orchestrator) -> list[str]:
 
 
 def print_plan(
-    project: Project, store: TaskStore, database: Database, command: Command, limits: Limits, obstacle: str
+    project: Project, snapshot: Snapshot, database: Database, command: Command, limits: Limits, obstacle: str
 ) -> None:
     """Write what a run would do: the order, the folders, the command. `obstacle` says why there are no worktrees."""
-    snapshot = read_snapshot(project, store)
     started = {"event": "run_started", "time": format_time(time.time()), "clock": time.monotonic(), "limits": {}}
     snapshot = replace(
         snapshot,
@@ -5722,10 +5725,10 @@ def status_command(
     try:
         project, database = find_places()
         with contextlib.closing(TaskStore(database.path)) as store:
-            read_known_streams(store, streams)
+            backlog = read_known_streams(store, streams)
             if watch:
                 return watch_dashboard(project, store, streams, watch)
-            snapshot, standings = read_standings(project, store, streams)
+        snapshot, standings = read_standings(project, backlog, streams)
         snapshot = snapshot if dashboard else add_branches(project, snapshot)
     except OrchestrateError as error:
         is_unreadable = isinstance(error.__cause__, StoreError)  # there is a project, and more cannot be said now
@@ -5746,10 +5749,10 @@ def status_command(
 
 
 def read_standings(
-    project: Project, store: TaskStore, streams: Sequence[str], known: tuple[Stream, ...] = ()
+    project: Project, backlog: Backlog, streams: Sequence[str], database_error: str = ""
 ) -> tuple[Snapshot, dict[str, Standing]]:
-    """Return how things stand, of all streams or those that are named; `known` are those of an earlier look."""
-    snapshot = read_snapshot(project, store, known)
+    """Return how things stand, of all streams or those that are named."""
+    snapshot = read_snapshot(project, backlog, database_error)
     standings = assess(snapshot, snapshot.history.limits, time.monotonic())
     if streams:
         snapshot = replace(snapshot, streams=tuple(s for s in snapshot.streams if s.id in streams))
@@ -5795,14 +5798,14 @@ def watch_dashboard(project: Project, store: TaskStore, streams: Sequence[str], 
     if not can_draw(console):
         return print_dashboards(console, project, store, streams, interval)
     canvas, keyboard = Canvas(console), Keyboard()
-    known: tuple[Stream, ...] = ()
+    backlog = Backlog()
     with SystemClock(draws=True) as clock, contextlib.ExitStack() as stack:
         stack.callback(canvas.leave)
         stack.callback(keyboard.close)
         keyboard.open()
         while not clock.signals:
-            snapshot, standings = read_standings(project, store, streams, known)
-            known = snapshot.streams
+            backlog, error = reread_streams(store, backlog)
+            snapshot, standings = read_standings(project, backlog, streams, error)
             width, height = console.size
             canvas.draw(render_dashboard(snapshot, standings, clock.monotonic(), clock.wall(), width, height - 1))
             if say_complete(console, standings) or b"q" in clock.wait(interval, keyboard.file):
@@ -5819,11 +5822,11 @@ def print_dashboards(
     console: Console, project: Project, store: TaskStore, streams: Sequence[str], interval: float
 ) -> int:
     """Write the dashboard again and again, one below the other, to what is no terminal; return the exit code."""
-    known: tuple[Stream, ...] = ()
+    backlog = Backlog()
     with SystemClock() as clock:
         while not clock.signals:
-            snapshot, standings = read_standings(project, store, streams, known)
-            known = snapshot.streams
+            backlog, error = reread_streams(store, backlog)
+            snapshot, standings = read_standings(project, backlog, streams, error)
             console.print(render_dashboard(snapshot, standings, clock.monotonic(), clock.wall(), 0), soft_wrap=True)
             if say_complete(console, standings):
                 return EXIT_DONE
