@@ -3874,17 +3874,8 @@ def read_streams(store: TaskStore) -> Backlog:
     return replace(backlog, streams=plan_backlog(backlog.streams))
 
 
-def reread_streams(store: TaskStore, known: Backlog) -> tuple[Backlog, str]:
-    """Return the streams anew; where the database can't be read now, those that are known, and why."""
-    try:
-        return read_streams(store), ""
-    except StoreError as error:
-        return known, str(error)
-
-
-def read_snapshot(project: Project, backlog: Backlog, database_error: str = "") -> Snapshot:
-    """Return what the journal and the process table say of these streams, from outside the orchestrator."""
-    history = read_history(project)
+def read_snapshot(project: Project, backlog: Backlog, history: History, database_error: str = "") -> Snapshot:
+    """Return how these streams stand, with what the process table and the files say, from outside the orchestrator."""
     ids = {stream.id for stream in backlog.streams} | set(history.records)
     workers = discover_workers(project, ids).workers
     return Snapshot(
@@ -3910,6 +3901,35 @@ def read_activity(project: Project, worker: Worker) -> Worker:
         lines = [line.strip() for line in log.read() if line.strip() and not line.startswith("────")]
     active_at = time.monotonic() - max(time.time() - max(moments), 0) if moments else 0.0
     return replace(worker, active_at=active_at, activity=visible(lines[-1][:WORDS_LENGTH]) if lines else "")
+
+
+class Onlooker:
+    """Looks at a project from outside, once or again and again; a look reads what is new in database and journal.
+
+    `backlog` is what `store` was just read to, `names` are the streams to be shown, none for all.
+    """
+
+    def __init__(self, project: Project, store: TaskStore, backlog: Backlog, names: Sequence[str]) -> None:
+        self._project = project
+        self._store = store
+        self._backlog = backlog
+        self._names = names
+        self._journal = Journal(project.journal)
+        self._history = History()
+
+    def look(self) -> tuple[Snapshot, dict[str, Standing]]:
+        """Return how things stand; where the database can't be read now, with the streams as they were."""
+        error = ""
+        try:
+            self._backlog = read_streams(self._store) if self._store.changed() else self._backlog
+        except StoreError as problem:
+            error = str(problem)
+        self._history = fold_events(self._history, self._journal.read())
+        snapshot = read_snapshot(self._project, self._backlog, self._history, error)
+        standings = assess(snapshot, self._history.limits, time.monotonic())
+        if self._names:
+            snapshot = replace(snapshot, streams=tuple(s for s in snapshot.streams if s.id in self._names))
+        return snapshot, {stream.id: standings[stream.id] for stream in snapshot.streams}
 
 
 class Reporter:
@@ -4603,7 +4623,7 @@ def _render_detail(stream: Stream, standing: Standing, worker: Worker | None, no
         status = "Completed"
     counts = (("✓", stream.completed), ("⚡", stream.in_progress), ("○", stream.pending), ("⊘", stream.blocked))
     return [
-        Text.assemble("  ", (icon, style), f" {visible(stream.id)}"),
+        Text.assemble((f"  {icon}", style), f" {visible(stream.id)}"),
         Text(f"    {format_bar(stream.percent)} {stream.completed}/{stream.total} ({stream.percent}%)"),
         Text("    " + "  ".join(f"{sign}{count}" for sign, count in counts if count)),
         Text.assemble("    Status: ", (status, style)),
@@ -4671,7 +4691,7 @@ def _render_row(
     name.truncate(id_width, overflow="ellipsis", pad=True)
     bar = format_bar(stream.percent, BAR_WIDTH if width == 0 or width >= NARROW else BAR_WIDTH // 2)
     count = f"{stream.completed}/{stream.total}".ljust(count_width)
-    row = Text.assemble("  ", (icon, style), " ", name, " ", (bar, style), f" {count}  ")
+    row = Text.assemble((f"  {icon} ", style), name, (f" {bar}", style), f" {count}  ")
     if worker is None or not standing.state.is_running:
         return row.append(format_standing(standing, None, now), style)
     record = snapshot.history.record(stream.id)
@@ -5527,7 +5547,7 @@ def check_run(project: Project, store: TaskStore, limits: Limits) -> Snapshot:
     if problems:
         remedy = "Correct the tasks' metadata (streamPhase, streamDependencies), then start again."
         raise OrchestrateError("\n        ".join(problems), remedy)
-    snapshot = read_snapshot(project, backlog)
+    snapshot = read_snapshot(project, backlog, read_history(project))
     selected = {s.id: s for s in snapshot.streams if limits.selects(s)}
     for stream_id, names in find_obstacles(snapshot, limits).items():
         missing = [name for name in names if name not in selected and name not in snapshot.workers]
@@ -5725,10 +5745,10 @@ def status_command(
     try:
         project, database = find_places()
         with contextlib.closing(TaskStore(database.path)) as store:
-            backlog = read_known_streams(store, streams)
+            onlooker = Onlooker(project, store, read_known_streams(store, streams), streams)
             if watch:
-                return watch_dashboard(project, store, streams, watch)
-        snapshot, standings = read_standings(project, backlog, streams)
+                return watch_dashboard(onlooker, watch)
+            snapshot, standings = onlooker.look()
         snapshot = snapshot if dashboard else add_branches(project, snapshot)
     except OrchestrateError as error:
         is_unreadable = isinstance(error.__cause__, StoreError)  # there is a project, and more cannot be said now
@@ -5746,17 +5766,6 @@ def status_command(
         )
         console.print(picture, soft_wrap=True)
     return find_check_code(standings) if check else EXIT_DONE
-
-
-def read_standings(
-    project: Project, backlog: Backlog, streams: Sequence[str], database_error: str = ""
-) -> tuple[Snapshot, dict[str, Standing]]:
-    """Return how things stand, of all streams or those that are named."""
-    snapshot = read_snapshot(project, backlog, database_error)
-    standings = assess(snapshot, snapshot.history.limits, time.monotonic())
-    if streams:
-        snapshot = replace(snapshot, streams=tuple(s for s in snapshot.streams if s.id in streams))
-    return snapshot, {stream.id: standings[stream.id] for stream in snapshot.streams}
 
 
 def add_branches(project: Project, snapshot: Snapshot) -> Snapshot:
@@ -5789,23 +5798,21 @@ def find_check_code(standings: Mapping[str, Standing]) -> int:
     return EXIT_DONE if states <= {StreamState.COMPLETE} else EXIT_INCOMPLETE
 
 
-def watch_dashboard(project: Project, store: TaskStore, streams: Sequence[str], interval: float) -> int:
+def watch_dashboard(onlooker: Onlooker, interval: float) -> int:
     """Show the dashboard again and again, in place on a terminal, until all is complete, `q` or a signal.
 
     Returns the exit code.
     """
     console = make_console()
     if not can_draw(console):
-        return print_dashboards(console, project, store, streams, interval)
+        return print_dashboards(console, onlooker, interval)
     canvas, keyboard = Canvas(console), Keyboard()
-    backlog = Backlog()
     with SystemClock(draws=True) as clock, contextlib.ExitStack() as stack:
         stack.callback(canvas.leave)
         stack.callback(keyboard.close)
         keyboard.open()
         while not clock.signals:
-            backlog, error = reread_streams(store, backlog)
-            snapshot, standings = read_standings(project, backlog, streams, error)
+            snapshot, standings = onlooker.look()
             width, height = console.size
             canvas.draw(render_dashboard(snapshot, standings, clock.monotonic(), clock.wall(), width, height - 1))
             if say_complete(console, standings) or b"q" in clock.wait(interval, keyboard.file):
@@ -5818,15 +5825,11 @@ def watch_dashboard(project: Project, store: TaskStore, streams: Sequence[str], 
     return 128 + clock.signals[0]
 
 
-def print_dashboards(
-    console: Console, project: Project, store: TaskStore, streams: Sequence[str], interval: float
-) -> int:
+def print_dashboards(console: Console, onlooker: Onlooker, interval: float) -> int:
     """Write the dashboard again and again, one below the other, to what is no terminal; return the exit code."""
-    backlog = Backlog()
     with SystemClock() as clock:
         while not clock.signals:
-            backlog, error = reread_streams(store, backlog)
-            snapshot, standings = read_standings(project, backlog, streams, error)
+            snapshot, standings = onlooker.look()
             console.print(render_dashboard(snapshot, standings, clock.monotonic(), clock.wall(), 0), soft_wrap=True)
             if say_complete(console, standings):
                 return EXIT_DONE
