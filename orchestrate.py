@@ -1699,9 +1699,9 @@ def _assess_next(stream: Stream, obstacles: Sequence[str], snapshot: Snapshot, l
         return Standing(StreamState.PAUSED, snapshot.history.pause_reason, snapshot.history.paused_until)
     if now < record.retry_at:
         return Standing(StreamState.RESTARTING, record.last_ending, record.retry_at)
-    is_full = len(snapshot.workers) >= limits.max_workers
-    busy = f"all {limits.max_workers} workers are busy"
-    return Standing(StreamState.QUEUED, busy if is_full else "running workers hold the budget" if limits.budget else "")
+    if len(snapshot.workers) >= limits.max_workers:
+        return Standing(StreamState.QUEUED, f"all {limits.max_workers} workers are busy")
+    return Standing(StreamState.QUEUED, "running workers hold the budget" if limits.budget else "")
 
 
 def find_obstacles(snapshot: Snapshot, limits: Limits) -> dict[str, list[str]]:
@@ -1711,25 +1711,24 @@ def find_obstacles(snapshot: Snapshot, limits: Limits) -> dict[str, list[str]]:
     """
     unfinished = {s.id for s in snapshot.streams if not s.is_complete or s.id in snapshot.workers}
     before: list[str] = []
-    known: set[str] = set()
     obstacles: dict[str, list[str]] = {}
     for phase in Phase:
         open_ones: list[str] = []
+        others = unfinished.difference(before)
         streams = [stream for stream in snapshot.streams if stream.phase is phase]
         queue: list[str] = []
         if phase is Phase.FOUNDATION:  # its streams run one after another, those that this run is about
             streams = order_streams(streams)[0]
             queue += [stream.id for stream in streams if stream.id in snapshot.workers]
         for stream in streams:
-            needed = {name: None for name in (*queue, *stream.dependencies) if name in unfinished and name != stream.id}
-            more = [name for name in needed if name not in known]
+            needed = dict.fromkeys((*queue, *stream.dependencies))
+            more = [name for name in needed if name in others and name != stream.id]
             obstacles[stream.id] = [*before, *more] if more else before  # shared: a copy each would be quadratic
             if stream.id in unfinished:
                 open_ones.append(stream.id)
                 if phase is Phase.FOUNDATION and snapshot.includes(stream, limits):
                     queue.append(stream.id)
         before = before + open_ones
-        known = set(before)
     return obstacles
 
 
