@@ -243,6 +243,27 @@ def test_watch_ends_with_a_key_and_leaves_the_terminal_as_it_was(workspace: Work
         assert terminal.read_all().count("STREAM STATUS") == 1
 
 
+READ_NOTHING = """
+import os, sys
+sys.path.insert(0, {folder!r})
+import orchestrate
+keyboard = orchestrate.Keyboard()
+keyboard.open()
+print(os.read(keyboard.file.fileno(), 64), "was read")
+keyboard.close()
+"""
+
+
+def test_keys_that_the_terminal_has_discarded_are_not_waited_for(workspace: Workspace, tmp_path: Path) -> None:
+    """Ctrl+C discards what was typed, at times between the word that there is something and the read."""
+    script = tmp_path / "read_nothing.py"
+    script.write_text(READ_NOTHING.format(folder=str(SCRIPT.parent)))
+    with open_terminal(workspace, (80, 24), script=script) as terminal:
+        assert terminal.wait_for_end() == 0
+        assert "b'' was read" in terminal.read()
+        assert termios.tcgetattr(terminal.slave) == terminal.modes
+
+
 def test_watch_ends_by_itself_with_a_closing_word(workspace: Workspace) -> None:
     workspace.database.add_stream("Stream-A")
     workspace.database.add_stream("Stream-B")
