@@ -129,7 +129,7 @@ NOTIFICATION_LENGTH = 4000  # characters of a message; an argument or variable o
 TROUBLE_CALM = 5.0  # seconds without another refusal of the system after which a trouble is over
 GIT_TIMEOUT = 10.0  # seconds for a git command that only asks, or changes what git has registered
 CHECKOUT_TIMEOUT = 600  # seconds for one that writes a whole working tree
-TICK = 0.48  # seconds between two cheap looks at the database, the marks and adopted workers
+TICK = 0.45  # seconds between two cheap looks at the database, the marks and adopted workers: each within half a second
 BUSY_TIMEOUT = 0.2  # seconds that the orchestrator waits for a locked database, so that Ctrl+C stays prompt
 PATIENT_BUSY_TIMEOUT = 5.0  # seconds that the other commands wait for it
 LOCK_RETRIES = 10  # looks at a taken lock, 20 ms apart: `status` holds it for an instant to see whether it is taken
@@ -905,9 +905,9 @@ _STREAM_EVENTS: dict[str, Callable[[Record, Event], Record]] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Snapshot:
-    """Everything that a decision or a display is made from; each one is a moment of its own, and equal to itself alone.
+    """Everything that a decision or a display is made from.
 
     `stopped` are the streams that the user stopped, `orchestrator` is the PID of the one that runs (0: none), and
     `database_error` says why the streams are older than they should be. `branches` are read for displays alone.
@@ -1647,8 +1647,7 @@ def _judge_restart(stream: Stream, run: str, reason: str, record: Record, limits
     return Verdict(VerdictKind.RESTART, reason, restarts, limits.max_restarts, delay)
 
 
-@functools.lru_cache(maxsize=1)  # who shows a plan asks what the plan has just asked
-def assess(snapshot: Snapshot, limits: Limits, now: float) -> Mapping[str, Standing]:
+def assess(snapshot: Snapshot, limits: Limits, now: float) -> dict[str, Standing]:
     """Return where each stream stands. A stream without a worker that could start stands as QUEUED."""
     obstacles = find_obstacles(snapshot, limits)
     return {
@@ -1745,6 +1744,8 @@ def plan(snapshot: Snapshot, limits: Limits, now: float) -> list[Action]:
         return actions if actions or snapshot.workers else [Finish(EXIT_DONE, "stopped all workers")]
     if actions or snapshot.database_error:
         return actions  # what the end of a worker leads to, the next tick knows, and it follows at once
+    if len(snapshot.workers) >= limits.max_workers:
+        return []  # nothing can start, and the run goes on
     standings = assess(snapshot, limits, now)
     ready = [s for s in snapshot.streams if standings[s.id].state is StreamState.QUEUED]
     return plan_starts(ready, snapshot, limits) or _plan_end(standings, snapshot, limits)
@@ -1964,20 +1965,22 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def read_process_table() -> dict[int, psutil.Process]:
-    """Return all living processes but this one, by PID, with `environ` (None where hidden) and `session` in `.info`.
+    """Return the living processes that could be a worker's, by PID, with `environ` (None where hidden) and `session`.
 
-    Linux gives the session 0 to the kernel's own processes, and to one whose session is not of this container: no
-    worker's tree has such a one, since a worker leads a session.
+    Both stand in `.info`. Linux gives the session 0 to the kernel's own processes, and to those whose session nobody
+    here has made: a worker leads one, so what has none is none of its tree.
     """
     table = {}
-    sessions = {pid: _read_session(pid) for pid in psutil.pids()}
-    for pid in (pid for pid, session in sessions.items() if session and pid != os.getpid()):
+    for pid in psutil.pids():
+        if pid == os.getpid() or _read_session(pid) == 0:
+            continue
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(pid)
             environ = _read_environ(process)
             # A zombie has none. To ask each process for its status, and for its parent, would double the time.
             if environ or process.status() != psutil.STATUS_ZOMBIE:
-                process.info = {"environ": environ, "session": sessions[pid]}
+                # The session last: whoever has a worker's environment has left the session of who started it.
+                process.info = {"environ": environ, "session": _read_session(pid)}
                 table[pid] = process
     return table
 
@@ -2424,7 +2427,9 @@ class Transcript:
                 lines = 0
                 for _ in range(READS_AT_ONCE):
                     chunk = file.read(READ_BYTES)
-                    lines += self._take(chunk, rendered)
+                    parts = chunk.split(b"\n")
+                    rendered += self._take(parts)
+                    lines += len(parts) - 1
                     if not chunk or lines > LINES_AT_ONCE:
                         break
         except FileNotFoundError:
@@ -2461,16 +2466,17 @@ class Transcript:
             cost=self.cost,
         )
 
-    def _take(self, chunk: bytes, rendered: list[str]) -> int:
-        """Add the lines for people; return how many lines have ended."""
-        *whole, rest = chunk.split(b"\n")
+    def _take(self, parts: Sequence[bytes]) -> list[str]:
+        """Return the lines for people; each of the parts but the last one ends a line."""
+        rendered: list[str] = []
+        *whole, rest = parts
         for part in whole:
             self._add(part)
             self._read_to += len(part) + 1
             rendered += self._end_line(self._read_to)
         self._add(rest)
         self._read_to += len(rest)
-        return len(whole)
+        return rendered
 
     def _add(self, part: bytes) -> None:
         if self._skipped or len(self._line) + len(part) > LINE_BYTES:
@@ -2680,10 +2686,10 @@ class _Tracked:
             return self.child.poll() is not None  # reaps it: no zombie is ever taken for a worker
         return self.leader is None or not is_alive(self.leader)
 
-    def hear(self, now: float) -> None:
-        """Take over what the worker has said of itself, with a sign of life."""
+    def hear(self, active_at: float) -> None:
+        """Take over what the worker has said of itself, and when it last gave a sign of life."""
         said, activity = self.transcript, visible(self.transcript.activity[:WORDS_LENGTH])
-        self.worker = replace(self.worker, active_at=now, cost=said.cost, notice=said.notice, activity=activity)
+        self.worker = replace(self.worker, active_at=active_at, cost=said.cost, notice=said.notice, activity=activity)
 
     def read_ending(self, wall: float) -> Ending:
         self.transcript.finish()
@@ -3409,6 +3415,7 @@ class WorkerTable:
             tracked = self._tracked[stream_id]
             tracked.tree = trees.get(stream_id, {})
             ending = tracked.worker.ending or tracked.read_ending(self._clock.wall())
+            tracked.hear(tracked.worker.active_at)  # the last line may have come without an end
             tracked.worker = replace(tracked.worker, ending=ending, leftovers=tuple(tracked.tree))
 
     def count(self) -> int:
@@ -3721,6 +3728,15 @@ def read_history(project: Project) -> History:
     return fold_events(History(), Journal(project.journal).read())
 
 
+def read_mark(path: Path) -> tuple[int, ...]:
+    """Return what changes when somebody appends to a file, replaces it or removes it; nothing where it is missing."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 _STATE_SUFFIXES = (".pid", ".stop", ".log", ".jsonl", ".json")
 
 
@@ -3913,17 +3929,22 @@ class Onlooker:
         self._store = store
         self._backlog = backlog
         self._names = names
-        self._journal = Journal(project.journal)
+        self._next_read = time.monotonic() + POLL_INTERVAL
+        self._journal_mark: tuple[int, ...] = ()
         self._history = History()
 
     def look(self) -> tuple[Snapshot, dict[str, Standing]]:
         """Return how things stand; where the database can't be read now, with the streams as they were."""
         error = ""
         try:
-            self._backlog = read_streams(self._store) if self._store.changed() else self._backlog
+            if self._store.changed() or time.monotonic() >= self._next_read:
+                self._next_read = time.monotonic() + POLL_INTERVAL
+                self._backlog = read_streams(self._store)
         except StoreError as problem:
             error = str(problem)
-        self._history = fold_events(self._history, self._journal.read())
+        mark = read_mark(self._project.journal)
+        if mark != self._journal_mark:
+            self._journal_mark, self._history = mark, read_history(self._project)
         snapshot = read_snapshot(self._project, self._backlog, self._history, error)
         standings = assess(snapshot, self._history.limits, time.monotonic())
         if self._names:
@@ -5403,14 +5424,14 @@ def read_all_streams(store: TaskStore) -> Backlog:
 
 def check_names(names: Sequence[str], known: Sequence[str]) -> None:
     """Raise a usage error for the first name that no stream has, with the nearest that exist."""
-    for name in names:
-        if name not in known:
-            import difflib
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        import difflib
 
-            near = set(difflib.get_close_matches(name, known, cutoff=0.5)) or set(known)
-            raise click.UsageError(
-                f"there is no stream {visible(name)!r}; there is {format_names([n for n in known if n in near], 8)}"
-            )
+        near = set(difflib.get_close_matches(unknown[0], known, cutoff=0.5)) or set(known)
+        raise click.UsageError(
+            f"there is no stream {visible(unknown[0])!r}; there is {format_names([n for n in known if n in near], 8)}"
+        )
 
 
 def make_console(stderr: bool = False) -> Console:

@@ -606,6 +606,16 @@ def test_a_warning_of_a_limit_is_shown_once(workspace: Workspace) -> None:
     assert done.stdout.count("Warning: The five hour limit is used to 92%") == 1
 
 
+def test_a_warning_of_a_limit_counts_in_a_last_line_that_was_never_ended(workspace: Workspace) -> None:
+    workspace.database.add_stream("A")
+    info = {"status": "allowed_warning", "rateLimitType": "five_hour", "utilization": 0.91}
+    line = json.dumps({"type": "rate_limit_event", "rate_limit_info": info})
+    workspace.play(A=f"all raw={line.encode().hex()}")
+    done = workspace.run("start", *NO_POLL)
+    assert done.returncode == 0
+    assert done.stdout.count("Warning: The five hour limit is used to 91%") == 1
+
+
 def leave_talking_worker(workspace: Workspace, pause: float, lines: list[str], until: str) -> Path:
     """Start a worker that says these lines, end the orchestrator once one of them is rendered; return the log."""
     workspace.database.add_stream("A")

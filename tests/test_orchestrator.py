@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from support import SCRIPT, Workspace, is_running, own_processes, wait_until
 
+import orchestrate
+from orchestrate import Onlooker, Project, StreamState, TaskStore, read_streams
+
 # Longer than any test: whatever goes on without it was noticed by itself.
 NO_POLL = ("--poll-interval", "600")
 
@@ -535,3 +538,51 @@ def test_a_worker_that_reports_nonsense_is_restarted_like_any_other(workspace: W
     done = workspace.run("start", *NO_POLL)
     assert done.returncode == 0, done.stderr
     assert "Restarting worker for Stream-A (1/10) in 1s: exit code 1: bad ?" in done.stdout
+
+
+# ── From outside ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def make_onlooker(workspace: Workspace, store: TaskStore) -> Onlooker:
+    return Onlooker(Project(workspace.root), store, read_streams(store), ())
+
+
+def test_an_onlooker_believes_the_journal_that_is_there(workspace: Workspace) -> None:
+    workspace.database.add_stream("A")
+    workspace.play(A="exit=1")
+    assert workspace.run("start", "--max-restarts", "0").returncode == 1
+    onlooker = make_onlooker(workspace, TaskStore(workspace.database.path))
+    journal = workspace.state / "events.jsonl"
+    whole = journal.read_bytes()
+
+    def look() -> StreamState:
+        return onlooker.look()[1]["A"].state
+
+    assert look() is StreamState.FAILED
+    assert onlooker.look()[0].history.record("A").attempts == 1
+    journal.unlink()
+    assert look() is StreamState.IDLE
+    journal.write_bytes(whole)
+    assert look() is StreamState.FAILED
+    journal.write_bytes(b"")
+    assert look() is StreamState.IDLE
+    journal.write_bytes(whole)
+    assert look() is StreamState.FAILED
+    assert onlooker.look()[0].history.record("A").attempts == 1
+
+
+class BlindStore(TaskStore):
+    """One whose database was overwritten behind the back of SQLite, which then counts no change."""
+
+    def changed(self) -> bool:
+        return False
+
+
+def test_an_onlooker_reads_all_anew_from_time_to_time(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace.database.add_stream("A")
+    for interval, expected in ((600, StreamState.IDLE), (0, StreamState.COMPLETE)):
+        monkeypatch.setattr(orchestrate, "POLL_INTERVAL", interval)
+        workspace.database.set_status("pending", "A")
+        onlooker = make_onlooker(workspace, BlindStore(workspace.database.path))
+        workspace.database.set_status("completed", "A")
+        assert onlooker.look()[1]["A"].state is expected
