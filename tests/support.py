@@ -362,7 +362,8 @@ class Workspace:
     def events(self, *kinds: str) -> list[dict[str, Any]]:
         """The journal, or its events of these kinds."""
         path = self.state / "events.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        lines = text[: text.rfind("\n") + 1].splitlines()  # what has no end yet is being written
         events = [json.loads(line) for line in lines]
         return [event for event in events if not kinds or event["event"] in kinds]
 

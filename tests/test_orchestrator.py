@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Iterator
 
 import pytest
 from support import SCRIPT, Workspace, is_running, own_processes, wait_until
@@ -543,32 +545,33 @@ def test_a_worker_that_reports_nonsense_is_restarted_like_any_other(workspace: W
 # ── From outside ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def make_onlooker(workspace: Workspace, store: TaskStore) -> Onlooker:
-    return Onlooker(Project(workspace.root), store, read_streams(store), ())
+@contextlib.contextmanager
+def open_onlooker(workspace: Workspace, kind: type[TaskStore] = TaskStore) -> Iterator[Onlooker]:
+    with contextlib.closing(kind(workspace.database.path)) as store:
+        yield Onlooker(Project(workspace.root), store, read_streams(store), ())
 
 
 def test_an_onlooker_believes_the_journal_that_is_there(workspace: Workspace) -> None:
     workspace.database.add_stream("A")
     workspace.play(A="exit=1")
     assert workspace.run("start", "--max-restarts", "0").returncode == 1
-    onlooker = make_onlooker(workspace, TaskStore(workspace.database.path))
     journal = workspace.state / "events.jsonl"
     whole = journal.read_bytes()
+    with open_onlooker(workspace) as onlooker:
 
-    def look() -> StreamState:
-        return onlooker.look()[1]["A"].state
+        def look() -> tuple[StreamState, int]:
+            snapshot, standings = onlooker.look()
+            return standings["A"].state, snapshot.history.record("A").attempts
 
-    assert look() is StreamState.FAILED
-    assert onlooker.look()[0].history.record("A").attempts == 1
-    journal.unlink()
-    assert look() is StreamState.IDLE
-    journal.write_bytes(whole)
-    assert look() is StreamState.FAILED
-    journal.write_bytes(b"")
-    assert look() is StreamState.IDLE
-    journal.write_bytes(whole)
-    assert look() is StreamState.FAILED
-    assert onlooker.look()[0].history.record("A").attempts == 1
+        assert look() == (StreamState.FAILED, 1)
+        journal.unlink()
+        assert look() == (StreamState.IDLE, 0)
+        journal.write_bytes(whole)
+        assert look() == (StreamState.FAILED, 1)
+        journal.write_bytes(b"")
+        assert look() == (StreamState.IDLE, 0)
+        journal.write_bytes(whole)
+        assert look() == (StreamState.FAILED, 1)
 
 
 class BlindStore(TaskStore):
@@ -583,6 +586,6 @@ def test_an_onlooker_reads_all_anew_from_time_to_time(workspace: Workspace, monk
     for interval, expected in ((600, StreamState.IDLE), (0, StreamState.COMPLETE)):
         monkeypatch.setattr(orchestrate, "POLL_INTERVAL", interval)
         workspace.database.set_status("pending", "A")
-        onlooker = make_onlooker(workspace, BlindStore(workspace.database.path))
-        workspace.database.set_status("completed", "A")
-        assert onlooker.look()[1]["A"].state is expected
+        with open_onlooker(workspace, BlindStore) as onlooker:
+            workspace.database.set_status("completed", "A")
+            assert onlooker.look()[1]["A"].state is expected
