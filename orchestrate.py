@@ -2088,14 +2088,17 @@ def discover_workers(
     living = {project.pid_file(worker.stream_id): worker.pid for worker in workers.values()}
     for path, pid in files.items():
         if living.get(path) != pid or not pid:
-            stale[path] = _describe_stale(pid, table)
+            stale[path] = _describe_stale(pid)
     return Discovery(workers, trees, stale)
 
 
-def _describe_stale(pid: int, table: Mapping[int, psutil.Process]) -> str:
+def _describe_stale(pid: int) -> str:
     if pid <= 1:
         return "it holds no worker's PID"
-    return f"process {pid} is another program" if pid in table else f"process {pid} is gone"
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if is_alive(psutil.Process(pid)):
+            return f"process {pid} is another program"
+    return f"process {pid} is gone"
 
 
 def _read_pid(path: Path) -> int:

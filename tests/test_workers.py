@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -348,6 +349,29 @@ def test_a_pid_file_of_another_program_is_stale(tmp_path: Path) -> None:
     assert discover_workers(project, ["S"]).stale == {
         project.pid_file("S"): f"process {os.getppid()} is another program"
     }
+
+
+def test_a_pid_file_of_another_program_whose_session_cannot_be_seen_is_stale(tmp_path: Path) -> None:
+    """As in a container that somebody entered from outside: its processes have the session 0."""
+    alone = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    if (
+        shutil.which(alone[0]) is None
+        or subprocess.run([*alone, "true"], check=False, stderr=subprocess.DEVNULL).returncode
+    ):
+        pytest.skip("no PID namespaces here")
+    code = """if True:
+        import os, sys
+        from pathlib import Path
+        from orchestrate import Project, discover_workers
+        project, pid = Project(Path(sys.argv[1])), sys.argv[2]
+        project.pids.mkdir(parents=True)
+        project.pid_file("S").write_text(pid)
+        print(os.getsid(int(pid)), discover_workers(project, ["S"]).stale[project.pid_file("S")], sep=": ")
+    """
+    lines = 'sleep 60 & "$@" $!; kill $!'
+    words = [*alone, "sh", "-c", lines, "sh", sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(words, cwd=SCRIPT.parent, check=True, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert done.stdout == "0: process 2 is another program\n"
 
 
 @pytest.mark.parametrize(
