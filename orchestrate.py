@@ -437,7 +437,7 @@ class StreamState(enum.Enum):
 class StopReason(enum.Enum):
     """Why the orchestrator stops a worker."""
 
-    USER = "stopped by the user"
+    USER = "by the user"
     VANISHED = "its stream is no longer in the database"
     GRACE = "its tasks are complete, and it did not exit by itself"
     STALLED = "it gave no sign of life"

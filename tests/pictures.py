@@ -50,7 +50,7 @@ EVERY_STATE: tuple[tuple[str, Stream, Standing], ...] = tuple(
         ),
         (
             Stream("Stream-E", "search", Phase.PARALLEL, completed=1, in_progress=1),
-            Standing(StreamState.STOPPING, "stopped by the user"),
+            Standing(StreamState.STOPPING, "by the user"),
         ),
         (
             Stream("Stream-F", "billing", Phase.PARALLEL, completed=3, pending=9),
@@ -70,7 +70,7 @@ EVERY_STATE: tuple[tuple[str, Stream, Standing], ...] = tuple(
         ),
         (
             Stream("Stream-J", "admin", Phase.PARALLEL, completed=1, pending=1),
-            Standing(StreamState.STOPPED, "stopped by the user"),
+            Standing(StreamState.STOPPED, "by the user"),
         ),
         (
             Stream("Stream-K", "auth", Phase.PARALLEL, completed=1, pending=3),

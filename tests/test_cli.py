@@ -357,7 +357,7 @@ def test_a_dry_run_shows_what_start_would_do_with_a_stopped_and_a_failed_stream(
     assert [line.split("; in ")[0] for line in lines] == [
         f"parallel    {stream}  0/1  starts at once, or as soon as a worker is free" for stream in ("A", "B")
     ]
-    assert "B  0/1  Stopped: stopped by the user" in workspace.run("start", "--dry-run", "A").stdout
+    assert "B  0/1  Stopped: by the user" in workspace.run("start", "--dry-run", "A").stdout
 
 
 def test_check_says_no_such_project_only_where_there_is_none(workspace: Workspace) -> None:

@@ -255,7 +255,7 @@ def test_a_stopped_stream_stays_stopped_until_start(workspace: Workspace) -> Non
     assert (workspace.state / "pids" / "Stream-B.stop").exists()
     wait_until(lambda: workspace.events("run_waiting"), "the run to wait for Stream-B")
     assert workspace.starts("Stream-B") == ["Stream-B"]
-    assert "Stopped: stopped by the user" in workspace.run("status").stdout
+    assert "Stopped: by the user" in workspace.run("status").stdout
     started = workspace.run("start", "Stream-B")
     assert (started.returncode, started.stdout) == (
         0,
