@@ -57,6 +57,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Callable,
+    Collection,
     Dict,
     Iterable,
     Iterator,
@@ -1210,11 +1211,12 @@ class TaskStore:
     # One pass. The values stay JSON, so that their types survive; Python sees one row a stream and status. A stream
     # of '' is metadata that is not valid JSON.
     _QUERY = """
-        SELECT stream, status, COUNT(*), MIN(created_at || char(31) || id), group_concat(
+        SELECT stream, status, COUNT(*),
+            MIN(coalesce(CAST(created_at AS TEXT), '') || char(31) || coalesce(CAST(id AS TEXT), '')), group_concat(
             CASE WHEN status IN ('blocked', 'in_progress') AND stream IS NOT NULL
-            THEN json_object('id', CAST(id AS TEXT), 'title', CAST(title AS TEXT), 'status', status,
-                'reason', coalesce(CAST(blocked_reason AS TEXT), '')) END,
-            char(10)), MAX(updated_at)
+            THEN json_object('id', coalesce(CAST(id AS TEXT), ''), 'title', coalesce(CAST(title AS TEXT), ''),
+                'status', status, 'reason', coalesce(CAST(blocked_reason AS TEXT), '')) END,
+            char(10)), coalesce(MAX(CAST(updated_at AS TEXT)), '')
         FROM (
             SELECT id, title, status, blocked_reason, created_at, updated_at,
             CASE WHEN json_valid(metadata) THEN
@@ -1305,6 +1307,16 @@ def _read_json(text: str) -> Any:
     return _fit(value) if "\\u" in text or "\0" in text else value
 
 
+def _read_identity(text: str) -> list[Any] | None:
+    """Return what a task's metadata say of its stream; None where it is no JSON, or more than Python takes of it."""
+    try:
+        identity = _read_json(text)
+        json.dumps([[identity]])  # a message may have to say it, some calls deeper than here
+    except (ValueError, RecursionError):  # a number of thousands of digits, hundreds of lists in each other
+        return None
+    return list(identity)
+
+
 def _fit(value: Any) -> Any:
     # A NUL or half a surrogate pair can't stand in an argument or a variable of a process; ids and names become both.
     if isinstance(value, str):
@@ -1317,17 +1329,18 @@ def _fit(value: Any) -> Any:
 def read_backlog(rows: Iterable[_Row]) -> Backlog:
     """Fold rows of (identity, status, count, oldest, named tasks, newest) into streams, in order."""
     groups: dict[str, list[tuple[_Row, list[Any]]]] = {}
-    identities: dict[str | None, list[Any]] = {None: [None], "": [None]}
+    identities: dict[str | None, list[Any] | None] = {None: [None], "": None}
     bad = strays = 0
     for row in rows:
-        bad += row[2] if row[0] == "" else 0
         if row[0] not in identities:
-            identities[row[0]] = _read_json(row[0] or "")
+            identities[row[0]] = _read_identity(row[0] or "")
         identity = identities[row[0]]
-        if identity[0] is not None:
+        if identity is None:
+            bad += row[2]
+        elif identity[0] is not None:
             stream_id = identity[0] if isinstance(identity[0], str) else json.dumps(identity[0])
             groups.setdefault(stream_id, []).append((row, identity))
-        elif row[0] != "" and row[1] not in ("completed", "cancelled"):
+        elif row[1] not in ("completed", "cancelled"):
             strays += row[2]
     warnings = [f"{format_count(bad, 'task')} skipped: the metadata is not valid JSON"] if bad else []
     streams = []
@@ -1682,7 +1695,8 @@ def _assess_resting(
     if stream.is_blocked:
         return Standing(StreamState.BLOCKED, "; ".join(stream.blocked_reasons))
     if not snapshot.orchestrator:
-        return Standing(StreamState.IDLE, record.last_ending and f"last worker: {record.last_ending}")
+        last = record.last_ending and f"last worker: {record.last_ending}"
+        return Standing(StreamState.IDLE, _find_spent(snapshot, limits) or last)
     return _assess_next(stream, obstacles, snapshot, limits, now)
 
 
@@ -1692,8 +1706,9 @@ def _assess_next(stream: Stream, obstacles: Sequence[str], snapshot: Snapshot, l
         return Standing(StreamState.IDLE, "not part of this run")
     if obstacles:
         return Standing(StreamState.WAITING, f"waits for {format_names(obstacles)}")
-    if find_budget_left(snapshot, limits) < BUDGET_LEAST:
-        return Standing(StreamState.IDLE, f"the budget of ${limits.budget:.2f} is spent")
+    spent = _find_spent(snapshot, limits)
+    if spent:
+        return Standing(StreamState.IDLE, spent)
     if now < snapshot.history.paused_until:
         return Standing(StreamState.PAUSED, snapshot.history.pause_reason, snapshot.history.paused_until)
     if now < record.retry_at:
@@ -1701,6 +1716,11 @@ def _assess_next(stream: Stream, obstacles: Sequence[str], snapshot: Snapshot, l
     if len(snapshot.workers) >= limits.max_workers:
         return Standing(StreamState.QUEUED, f"all {limits.max_workers} workers are busy")
     return Standing(StreamState.QUEUED, "running workers hold the budget" if limits.budget else "")
+
+
+def _find_spent(snapshot: Snapshot, limits: Limits) -> str:
+    is_spent = find_budget_left(snapshot, limits) < BUDGET_LEAST
+    return f"the budget of ${limits.budget:.2f} is spent" if is_spent else ""
 
 
 def find_obstacles(snapshot: Snapshot, limits: Limits) -> dict[str, list[str]]:
@@ -2101,13 +2121,13 @@ def _describe_stale(pid: int) -> str:
     return f"process {pid} is gone"
 
 
-def _read_pid(path: Path) -> int:
-    """Return the PID in a file; 0 where it holds none that could be a worker's."""
+def _read_pid(path: Path, least: int = 2) -> int:
+    """Return the PID in a file; 0 where it holds none from `least` on: 1 is no worker, but may be an orchestrator."""
     try:
         text = path.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
         return 0
-    return int(text) if re.fullmatch(r"[0-9]{1,10}", text) and int(text) > 1 else 0
+    return int(text) if re.fullmatch(r"[0-9]{1,10}", text) and int(text) >= least else 0
 
 
 def _is_leader(process: psutil.Process) -> bool:
@@ -2157,6 +2177,16 @@ def send_signal(process: psutil.Process, signum: int) -> None:
             signal.pidfd_send_signal(descriptor, signum)  # type: ignore[attr-defined,unused-ignore]
     finally:
         os.close(descriptor)
+
+
+def reap_orphans(own: Collection[int]) -> None:
+    """Let ended processes go that lost their parents, but for `own` children; PID 1, as in a container, gets them."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None or ended.si_pid in own:
+                return  # the next tick takes its exit code, and then comes what is behind it
+            os.waitpid(ended.si_pid, 0)
 
 
 def signal_tree(tree: Mapping[int, psutil.Process], signum: int) -> None:
@@ -3421,6 +3451,10 @@ class WorkerTable:
             tracked.hear(tracked.worker.active_at)  # the last line may have come without an end
             tracked.worker = replace(tracked.worker, ending=ending, leftovers=tuple(tracked.tree))
 
+    def list_children(self) -> list[int]:
+        """Return the PIDs of our own children among the workers: their exit codes are for nobody else."""
+        return [tracked.child.pid for tracked in self._tracked.values() if tracked.child is not None]
+
     def count(self) -> int:
         """Return how many workers live; touch nothing else."""
         return sum(not tracked.has_ended() for tracked in self._tracked.values() if tracked.worker.ending is None)
@@ -3789,7 +3823,11 @@ class StateFolder:
         """Make anew what somebody removed; return whether this is still the project's orchestrator. Raises OSError."""
         if not all(folder.is_dir() for folder in self._folders()):
             self.make()
-        return self._is_locked() or self.acquire()
+        if not self._is_locked():
+            return self.acquire()
+        own = f"{os.getpid()}\n"
+        is_signed = self._lock is not None and os.pread(self._lock.fileno(), len(own) + 1, 0) == own.encode()
+        return is_signed or self._sign(own)
 
     def acquire(self, is_orchestrator: bool = True) -> bool:
         """Take the lock, `orchestrator.pid`; return whether it was to be had. Raises OSError.
@@ -3816,6 +3854,7 @@ class StateFolder:
         if lock is not None:
             try:
                 lock.truncate(0)
+                lock.seek(0)
                 write_whole(lock, self.project.lock, pid)
             except OSError:
                 lock.close()
@@ -3874,9 +3913,9 @@ class StateFolder:
 
 
 def read_orchestrator_pid(project: Project) -> int:
-    """Return the PID of the orchestrator that holds the lock; 0 where none does."""
-    pid = _read_pid(project.lock)
-    if not pid or not psutil.pid_exists(pid):
+    """Return the PID of the orchestrator that holds the lock, as it sees itself; 0 where none does."""
+    pid = _read_pid(project.lock, least=1)
+    if not pid:
         return 0
     with project.lock.open("rb") as file:
         try:
@@ -3964,6 +4003,10 @@ class Reporter:
     def show(self, snapshot: Snapshot, standings: Mapping[str, Standing], now: float) -> None:
         """Take note of how things stand."""
 
+    def list_children(self) -> list[int]:
+        """Return the PIDs of its children."""
+        return []
+
     def close(self) -> None:
         """Leave the terminal as it was."""
 
@@ -3999,6 +4042,10 @@ class Notifier(Reporter):
                 os.killpg(child.pid, signal.SIGKILL)  # its group: the shell's children too
         self._running = [(since, child) for since, child in self._running if child.returncode is None]
         self._run(NOTIFICATIONS - len(self._running), now)
+
+    def list_children(self) -> list[int]:
+        """Return the PIDs of the commands that run."""
+        return [child.pid for _, child in self._running]
 
     def close(self) -> None:
         """Run the command for what is left, the run's end above all."""
@@ -4106,6 +4153,9 @@ class Orchestrator:
                 self.finish = Finish(EXIT_RUNNING, "another orchestrator has taken over")
                 return True
             is_busy = self.tick()
+            if os.getpid() == 1:
+                hooks = (pid for reporter in self.reporters for pid in reporter.list_children())
+                reap_orphans({*self.table.list_children(), *hooks})
         except OSError as error:
             self._complain(error)
         trouble = self.state.journal.trouble or self.table.trouble
@@ -4338,7 +4388,9 @@ def format_log_line(event: Event) -> str:
         what = f"{visible(event['stream'])} ({visible(shorten(event['name'], 60))}) · {event['phase']}"
         return f"──── {time_of_day} · {what} · attempt {event['attempt']} · PID {event['pid']} · {event['folder']}"
     if kind == "worker_ended":
-        spent = f"{format_duration(event['seconds'])}, {format_count(event['turns'], 'turn')}, ${event['cost']:.2f}"
+        spent = format_duration(event["seconds"])
+        if event["turns"]:  # one that was killed has told neither
+            spent += f", {format_count(event['turns'], 'turn')}, ${event['cost']:.2f}"
         lines = [f"──── {time_of_day} · ended after {spent}: {event['ending']}", format_event(event)]
         return "\n".join(line for line in lines if line)
     return format_event(event)
@@ -4424,6 +4476,9 @@ def stop_orchestrator(project: Project, timeout: float) -> int:
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline and read_orchestrator_pid(project) == pid:
             time.sleep(0.02)
+    if pid and read_orchestrator_pid(project) == pid:
+        remedy = "It may run in a container, or on another machine, where its PID means something: stop it there."
+        raise OrchestrateError(f"The orchestrator (PID {pid}) still runs, and so do its workers", remedy, EXIT_FAILED)
     return pid
 
 
@@ -5431,10 +5486,10 @@ def check_names(names: Sequence[str], known: Sequence[str]) -> None:
     if unknown:
         import difflib
 
-        near = set(difflib.get_close_matches(unknown[0], known, cutoff=0.5)) or set(known)
-        raise click.UsageError(
-            f"there is no stream {visible(unknown[0])!r}; there is {format_names([n for n in known if n in near], 8)}"
-        )
+        same = [name for name in known if name.casefold() == unknown[0].casefold()]
+        near = same or difflib.get_close_matches(unknown[0], known, n=8, cutoff=0.5) or known
+        there = format_names([name for name in known if name in near], 8) or "none in this project"
+        raise click.UsageError(f"there is no stream {visible(unknown[0])!r}; there is {there}")
 
 
 def make_console(stderr: bool = False) -> Console:
@@ -5572,6 +5627,10 @@ def check_run(project: Project, store: TaskStore, limits: Limits) -> Snapshot:
         raise OrchestrateError("\n        ".join(problems), remedy)
     snapshot = read_snapshot(project, backlog, read_history(project))
     selected = {s.id: s for s in snapshot.streams if limits.selects(s)}
+    other = sorted(name for name in limits.streams or () if name not in selected)
+    if limits.phase is not None and (other or not selected):
+        phase = f"in the {limits.phase.value} phase"
+        raise click.UsageError(f"not {phase}: {format_names(other)}" if other else f"no stream is {phase}")
     for stream_id, names in find_obstacles(snapshot, limits).items():
         missing = [name for name in names if name not in selected and name not in snapshot.workers]
         if stream_id in selected and missing and not selected[stream_id].is_complete:
@@ -5923,7 +5982,8 @@ def stop_command(streams: tuple[str, ...], timeout: float) -> int:
     if not streams and not project.folder.is_dir():
         click.echo("Nothing to stop.")
         return EXIT_DONE
-    StateFolder(project).make()
+    with contextlib.suppress(OSError):  # on a disk that has become read-only, there is nothing to make
+        StateFolder(project).make()
     ended = 0 if streams else stop_orchestrator(project, timeout)
     if ended:
         click.echo(f"Orchestrator stopped (PID {ended}).")
@@ -5955,8 +6015,9 @@ def conclude_stop(project: Project, found: Discovery, streams: Sequence[str], ha
             continue
         if not read_orchestrator_pid(project):
             record_stop(project, worker)
-        project.remove_pid_file(stream_id)
-        click.echo(f"{name} stopped (PID {worker.pid}).")
+        with contextlib.suppress(OSError):  # where it has to stay, it means nothing from now on
+            project.remove_pid_file(stream_id)
+        click.echo(f"{name} stopped (PID {worker.pid or format_names([str(pid) for pid in worker.leftovers])}).")
     for stream_id in streams:
         if stream_id not in stopped:
             way_back = f"python orchestrate.py start {shlex.quote(stream_id)}"
@@ -5973,6 +6034,7 @@ def record_stop(project: Project, worker: Worker) -> None:
     event = make_end_event(SystemClock(), worker, Ending(None, StopReason.USER.value), verdict, record, None)
     journal = Journal(project.journal)
     journal.append(event)
+    Appender(project.log(worker.stream_id)).append([format_log_line(event)])
     if journal.trouble:
         click.echo(f"Warning: {visible(str(journal.trouble))}: the journal does not tell of this stop", err=True)
 
@@ -6215,14 +6277,17 @@ def logs_command(streams: tuple[str, ...], lines: int, since: str | None, follow
         raise click.UsageError("--since does not go with --raw: the workers' output has no times")
     project, known = find_stoppable()
     check_names(streams, sorted(known))
+    if not known:
+        with contextlib.closing(TaskStore(find_current_database(project).path)) as store:
+            read_known_streams(store, ())  # says why there is nothing to show
     names = list(streams) or sorted(known, key=natural_key)
     paths = {name: project.raw(name) if raw else project.log(name) for name in names}
     followers = {name: LogFollower(path, lines, begin) for name, path in paths.items()}
     history = read_history(project)
     unrendered = {name: UnrenderedOutput(project, name, history.record(name).raw_start) for name in names if not raw}
-    for name, path in paths.items():
-        if streams and not path.exists():
-            click.echo(f"{visible(name)} has no log yet: {visible(str(path))}", err=True)
+    missing = [name for name, path in paths.items() if not path.exists()]
+    for name in missing if streams or len(missing) == len(names) else ():
+        click.echo(f"{visible(name)} has no log yet: {visible(str(paths[name]))}", err=True)
     return follow_logs(project, followers, unrendered, follow, raw)
 
 
@@ -6793,6 +6858,18 @@ def check_tasks(path: Path) -> _Checked:
     return "; ".join([f"{completed} of {total} completed", *odd]), remedy if odd else ""
 
 
+def find_variable(error: click.UsageError) -> str:
+    """Return the environment variable that a wrong value came from, as the beginning of a sentence; empty for none."""
+    param = error.param if isinstance(error, click.BadParameter) else None
+    if error.ctx is None or param is None or param.name is None:
+        return ""
+    if error.ctx.get_parameter_source(param.name) is not click.core.ParameterSource.ENVIRONMENT:
+        return ""
+    given = param.envvar or f"{error.ctx.auto_envvar_prefix}_{param.name.upper()}"
+    names = [given] if isinstance(given, str) else given
+    return next(f"{name}: " for name in names if os.environ.get(name))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, and return the exit code: the one place that turns errors into exit codes."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -6804,7 +6881,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(cli.main(words, standalone_mode=False, obj={"argv": words}) or EXIT_DONE)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "orchestrate.py"
-        click.echo(f"[ERROR] {error.format_message()}\nSee: {path} --help", err=True)
+        click.echo(f"[ERROR] {find_variable(error)}{error.format_message()}\nSee: {path} --help", err=True)
         return EXIT_USAGE
     except click.ClickException as error:
         error.show()

@@ -56,6 +56,9 @@ def test_no_streams_is_an_error_with_a_remedy(workspace: Workspace) -> None:
         (("start", "Stream-X"), "there is no stream 'Stream-X'; there is Stream-A, Stream-B"),
         (("stop", "Stream-X"), "there is no stream 'Stream-X'; there is Stream-A, Stream-B"),
         (("logs", "Steam-B"), "there is no stream 'Steam-B'; there is Stream-A, Stream-B"),
+        (("status", "stream-a"), "there is no stream 'stream-a'; there is Stream-A"),
+        (("start", "--phase", "integration"), "no stream is in the integration phase"),
+        (("start", "--phase", "foundation", "Stream-B"), "not in the foundation phase: Stream-B"),
         (("start", "--max-workers", "0"), "Invalid value for '--max-workers': 0 is not in the range x>=1."),
         (("start", "--claude", "'"), '--claude "\'": No closing quotation'),
         (("start", "--claude", ""), "--claude is empty"),
@@ -365,3 +368,11 @@ def test_check_says_no_such_project_only_where_there_is_none(workspace: Workspac
     workspace.database.path.write_bytes(b"no database" * 1000)
     done = workspace.run("status", "--check")
     assert (done.returncode, "file is not a database" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["ORCHESTRATE_START_MAX_WORKERS", "ORCHESTRATE_START_JSON"])
+def test_a_wrong_value_of_a_variable_names_the_variable(workspace: Workspace, name: str) -> None:
+    done = workspace.run("start", env={name: "x"})
+    assert (done.returncode, done.stdout) == (2, "")
+    option = name[18:].lower().replace("_", "-")
+    assert done.stderr.startswith(f"[ERROR] {name}: Invalid value for '--{option}': 'x' is not a valid ")

@@ -492,6 +492,7 @@ def test_the_budget_is_shared_counted_once_and_ends_the_run(workspace: Workspace
     assert shares == [["--max-budget-usd", "2.00"], ["--max-budget-usd", "2.00"]]
     assert sum(end["cost"] for end in workspace.events("worker_ended")) == 4.5
     assert len(workspace.starts()) == 2
+    assert workspace.run("status").stdout.count("Not running: the budget of $4.00 is spent") == 2
     refused = workspace.run("start", "--budget", "4", "--output-format", "text")
     assert (refused.returncode, "--budget needs" in refused.stderr) == (2, True)
 

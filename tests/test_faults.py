@@ -2161,3 +2161,104 @@ def test_fault_35_what_a_complete_stream_leaves_behind_is_gone_before_the_next_p
         < kinds.index(("worker_ended", "F"))
         < kinds.index(("worker_started", "P"))
     )
+
+
+# ── Where an orchestrator may find itself ─────────────────────────────────────────────────────────────────────────────
+
+
+@contextlib.contextmanager
+def first_process(workspace: Workspace) -> Iterator[tuple[subprocess.Popen[str], Callable[..., Any]]]:
+    """Start an orchestrator that is PID 1, as in a container; yield it with a way to run commands beside it."""
+    inside = ["--pid", "--fork", "--mount-proc"]
+    if os.geteuid() or subprocess.run(["unshare", *inside, "true"], check=False).returncode:
+        pytest.skip("no PID namespaces here")
+    words = ["unshare", *inside, "--kill-child", sys.executable, str(SCRIPT), "start", "--no-worktrees"]
+    options = {
+        "cwd": workspace.root,
+        "env": workspace.environment(),
+        "text": True,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    }
+    process = subprocess.Popen(words, **options)
+    try:
+        (first,) = wait_until(lambda: psutil.Process(process.pid).children(), "PID 1")
+        enter = ["nsenter", f"--target={first.pid}", "--pid", "--mount", f"--wd={workspace.root}"]
+        if subprocess.run([*enter, "true"], check=False).returncode:
+            pytest.skip("nobody can enter a PID namespace here")
+        yield process, lambda *more: subprocess.run([*enter, *more], check=False, timeout=60, **options)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_an_orchestrator_that_is_pid_1_is_seen_lets_orphans_go_and_is_stopped(workspace: Workspace) -> None:
+    """Who starts it in a container without an init makes it the parent of every orphan there."""
+    workspace.database.add_stream("A", tasks=3)
+    workspace.play("", A=["daemon next exit=0", "daemon next exit=0", "hang"])
+    with first_process(workspace) as (process, run):
+        wait_until(lambda: len(workspace.starts("A")) == 3, "the third worker", 40)
+        states = wait_until(lambda: count_zombies(run) == 0 and run("ps", "-eo", "stat,args").stdout, "no zombie", 5)
+        assert "sleep 3600" not in states  # the daemons of the first two workers ended with them
+        status = run(sys.executable, str(SCRIPT), "status", "--json").stdout
+        assert json.loads(status)["orchestrator_pid"] == 1
+        again = run(sys.executable, str(SCRIPT), "start")
+        assert (again.returncode, "(PID 1)" in again.stderr) == (75, True)
+        done = run(sys.executable, str(SCRIPT), "stop", "--timeout", "1")
+        assert done.returncode in (0, -9), done  # the namespace ends with its first process, and with it who is in it
+        assert process.wait(20) == 128 + signal.SIGTERM
+
+
+def count_zombies(run: Callable[..., Any]) -> int:
+    """The zombies beside an orchestrator."""
+    return sum(line.startswith("Z") for line in run("ps", "-eo", "stat").stdout.splitlines())
+
+
+def test_a_stop_that_reaches_no_orchestrator_says_so_and_fails(workspace: Workspace) -> None:
+    """The lock is held, by somebody whom nobody here has as the PID that stands in it: it runs in a container."""
+    workspace.database.add_stream("A")
+    (workspace.state / "pids").mkdir(parents=True)
+    lock = workspace.state / "orchestrator.pid"
+    lock.write_text("4194305\n")  # above the largest PID there is
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = workspace.run("stop", "--timeout", "0")
+        again = workspace.run("start")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("[ERROR] The orchestrator (PID 4194305) still runs, and so do its workers\n")
+    assert (again.returncode, "PID 4194305" in again.stderr) == (75, True), again
+
+
+def test_a_lock_that_somebody_has_overwritten_is_signed_again(workspace: Workspace) -> None:
+    """Else nobody could see the orchestrator, nor stop it."""
+    workspace.database.add_stream("A")
+    workspace.play("hang")
+    process = workspace.popen("start")
+    workspace.wait_for_worker("A")
+    lock = workspace.state / "orchestrator.pid"
+    for text in ("garbage\n", "", f"{process.pid}0\n"):
+        lock.write_text(text)
+        wait_until(lambda: lock.read_text() == f"{process.pid}\n", "its PID in the lock")
+    done = workspace.run("stop", "--timeout", "1")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, f"Orchestrator stopped (PID {process.pid}).")
+    assert process.wait(20) == 128 + signal.SIGTERM
+
+
+def test_a_stop_works_on_a_disk_that_has_become_read_only(workspace: Workspace) -> None:
+    """As ext4 does at its first error."""
+    begin = 'mount --bind . . && cd "$PWD" && mount -o remount,ro,bind . . && ! touch x 2>&1'
+    inside = ["unshare", "--mount", "sh", "-c"]
+    if os.geteuid() or subprocess.run([*inside, begin], cwd=workspace.root, check=False).returncode:
+        pytest.skip("no mounts here")
+    workspace.database.add_stream("A")
+    workspace.play("hang")
+    process = workspace.popen("start")
+    workspace.wait_for_worker("A")
+    words = [*inside, f'{begin} && "$@"', "sh", sys.executable, str(SCRIPT), "stop", "--timeout", "1"]
+    options: dict[str, Any] = {"cwd": workspace.root, "env": workspace.environment(), "text": True, "timeout": 60}
+    done = subprocess.run(words, check=False, capture_output=True, **options)
+    assert done.returncode == 0, done
+    assert re.fullmatch("Warning: .*/events.jsonl': the journal does not tell of this stop\n", done.stderr)
+    assert re.search(r"^A stopped \(PID \d+\)\.$", done.stdout, re.MULTILINE)
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert own_processes(workspace.root) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from pathlib import Path
@@ -161,7 +162,6 @@ def test_a_log_that_does_not_exist_is_not_waited_for_without_following(workspace
     done = workspace.run("logs", "Stream-A", "--no-follow")
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.splitlines()[0].startswith("Stream-A has no log yet: ")
-    assert workspace.run("logs", "--no-follow").stderr == ""
 
 
 # ── GitHub Actions ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -220,3 +220,32 @@ def test_a_worker_can_not_annotate(workspace: Workspace) -> None:
         line for line in done.stdout.splitlines() if line.startswith("::error title=%3A%3Aerror%3A%3Ax failed::")
     ]
     wait_until(lambda: workspace.events("run_ended"), "the end")
+
+
+def test_logs_where_there_is_nothing_to_follow_says_why(workspace: Workspace) -> None:
+    done = workspace.run("logs")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("[ERROR] No streams found in Task Copilot database\n")
+    named = workspace.run("logs", "Nope")
+    assert (named.returncode, "there is no stream 'Nope'; there is none in this project" in named.stderr) == (2, True)
+    workspace.database.path.unlink()
+    assert workspace.run("logs").stderr.startswith("[ERROR] Task Copilot database not found: ")
+
+
+def test_logs_of_all_streams_before_any_has_one_says_so(workspace: Workspace) -> None:
+    workspace.database.add_stream("A")
+    done = workspace.run("logs", "--no-follow")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == f"A has no log yet: {workspace.state / 'logs' / 'A.log'}\n"
+
+
+def test_a_worker_that_was_stopped_without_an_orchestrator_has_an_end_in_its_log(workspace: Workspace) -> None:
+    workspace.database.add_stream("A")
+    workspace.play("hang")
+    process = workspace.popen("start")
+    workspace.wait_for_worker("A")
+    process.send_signal(signal.SIGINT)
+    process.wait(20)
+    assert workspace.run("stop", "--timeout", "0").returncode == 0
+    last = workspace.run("logs", "--no-follow", "A").stdout.splitlines()[-1]
+    assert re.fullmatch(r"──── \S+ \S+ · ended after \d+s: by the user", last), last

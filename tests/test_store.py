@@ -279,6 +279,39 @@ def test_rows_that_belong_to_no_stream_are_passed_over_and_broken_ones_are_count
     assert read_stream(database).total == 1
 
 
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        '{"streamId": "Z", "streamName": ' + "1" * 6000 + "}",
+        '{"streamId": ' + "[" * 990 + "]" * 990 + "}",
+        '{"streamId": "Z", "streamPhase": ' + "[" * 960 + "]" * 960 + "}",
+    ],
+    ids=["number", "deep", "almost too deep"],
+)
+def test_metadata_that_python_does_not_take_are_no_error(database: TaskDatabase, metadata: str) -> None:
+    database.add_stream("A")
+    for status in ("pending", "blocked", "completed"):
+        database.add_row(f"TASK-{status}", status, metadata)
+    with closing(TaskStore(database.path)) as store:
+        backlog = store.read()
+    assert "A" in [stream.id for stream in backlog.streams]
+    skipped = ("3 tasks skipped: the metadata is not valid JSON",)
+    assert backlog.warnings == skipped or len(backlog.streams) == 2  # older Pythons take some of them
+
+
+@pytest.mark.parametrize("column", ["id", "title", "created_at", "updated_at", "blocked_reason"])
+@pytest.mark.parametrize("value", [None, b"\xff\x00", 7, 1e300])
+def test_a_column_of_any_type_is_read(tmp_path: Path, column: str, value: object) -> None:
+    database = TaskDatabase(tmp_path / "tasks.db", SCHEMA.replace(" NOT NULL", ""))
+    for status in ("pending", "in_progress", "blocked"):
+        database.add_task("A", status)
+    database.execute(f"UPDATE tasks SET {column} = ? WHERE status != 'in_progress' AND id != 'TASK-1'", value)
+    with closing(TaskStore(database.path)) as store:
+        (stream,) = store.read().streams
+    assert (stream.total, stream.blocked, len(stream.named_tasks)) == (3, 1, 2)
+    assert all(isinstance(text, str) for task in stream.named_tasks for text in vars(task).values())
+
+
 def test_a_numeric_stream_id_is_the_same_as_its_text(database: TaskDatabase) -> None:
     database.add_row("one", "pending", '{"streamId": 7}')
     database.add_row("two", "pending", '{"streamId": "7", "streamName": 8}')
