@@ -351,6 +351,21 @@ def test_a_pid_file_of_another_program_is_stale(tmp_path: Path) -> None:
     }
 
 
+def test_a_worker_in_the_middle_of_an_exec_is_found(workspace: Workspace) -> None:
+    """For that instant it has no environment: a stop that came then left it alive."""
+    script = workspace.bin / "again"
+    script.write_text('#!/bin/sh\nexec "$0"\n')
+    script.chmod(0o755)
+    marks = {"ORCHESTRATE_PROJECT": str(workspace.root), "ORCHESTRATE_STREAM": "A"}
+    process = subprocess.Popen([str(script)], env=workspace.environment(**marks), start_new_session=True)
+    try:
+        found = [list(discover_workers(Project(workspace.root), ["A"]).trees.get("A", ())) for _ in range(300)]
+    finally:
+        process.kill()
+        process.wait()
+    assert found == [[process.pid]] * 300
+
+
 def test_a_pid_file_of_another_program_whose_session_cannot_be_seen_is_stale(tmp_path: Path) -> None:
     """As in a container that somebody entered from outside: its processes have the session 0."""
     alone = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
