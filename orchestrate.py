@@ -139,7 +139,7 @@ WATCH_INTERVAL = 15  # seconds between two frames of `status --watch`
 LOG_LINES = 50  # lines that `logs` shows before it follows
 FOLLOW_INTERVAL = 0.2  # seconds between two looks at a log that is followed
 PATH_LENGTH = 4096  # characters of a path in .mcp.json
-EXEC_LOOKS, EXEC_INTERVAL = 25, 0.002  # looks at a process that seems to be in the middle of an exec; seconds between
+EXEC_LOOKS = 200  # looks, some 50 us each, at a process that seems to be in the middle of an exec
 NAME_BYTES = 150  # longest file name made from a stream id, in bytes
 ITEMS_AT_MOST = 100  # items of a list in a worker's event that are shown
 WORDS_LENGTH = 4096  # characters of a text from a worker that are looked at
@@ -2007,15 +2007,14 @@ def read_process_table() -> dict[int, psutil.Process]:
 
 
 def _read_environ(process: psutil.Process) -> dict[str, str] | None:
-    # In the middle of an exec a process has neither an environment nor arguments; whoever has none twice has none.
-    arguments = 0
+    # In the middle of an exec a process has neither an environment nor arguments: it is asked until that is over.
+    times_named = 0
     try:
         for _ in range(EXEC_LOOKS):
             environ: dict[str, str] = process.environ()
-            arguments += bool(environ or process.cmdline())
-            if environ or arguments == 2 or process.status() == psutil.STATUS_ZOMBIE:
+            times_named += bool(environ or process.cmdline())
+            if environ or times_named == 3 or process.status() == psutil.STATUS_ZOMBIE:
                 return environ
-            time.sleep(0 if arguments else EXEC_INTERVAL)
     except psutil.AccessDenied:
         return None
     return {}
