@@ -1697,7 +1697,7 @@ def _assess_resting(
         return Standing(StreamState.BLOCKED, "; ".join(stream.blocked_reasons))
     if not snapshot.orchestrator:
         last = record.last_ending and f"last worker: {record.last_ending}"
-        return Standing(StreamState.IDLE, _find_spent(snapshot, limits) or last)
+        return Standing(StreamState.IDLE, _format_spent(snapshot, limits) or last)
     return _assess_next(stream, obstacles, snapshot, limits, now)
 
 
@@ -1707,7 +1707,7 @@ def _assess_next(stream: Stream, obstacles: Sequence[str], snapshot: Snapshot, l
         return Standing(StreamState.IDLE, "not part of this run")
     if obstacles:
         return Standing(StreamState.WAITING, f"waits for {format_names(obstacles)}")
-    spent = _find_spent(snapshot, limits)
+    spent = _format_spent(snapshot, limits)
     if spent:
         return Standing(StreamState.IDLE, spent)
     if now < snapshot.history.paused_until:
@@ -1719,7 +1719,7 @@ def _assess_next(stream: Stream, obstacles: Sequence[str], snapshot: Snapshot, l
     return Standing(StreamState.QUEUED, "running workers hold the budget" if limits.budget else "")
 
 
-def _find_spent(snapshot: Snapshot, limits: Limits) -> str:
+def _format_spent(snapshot: Snapshot, limits: Limits) -> str:
     is_spent = find_budget_left(snapshot, limits) < BUDGET_LEAST
     return f"the budget of ${limits.budget:.2f} is spent" if is_spent else ""
 
@@ -1819,14 +1819,14 @@ def _plan_end(standings: Mapping[str, Standing], snapshot: Snapshot, limits: Lim
     states = {standing.state for standing in open_ones.values()}
     if states & {StreamState.RESTARTING, StreamState.PAUSED, StreamState.QUEUED}:
         return []
-    is_spent = find_budget_left(snapshot, limits) < BUDGET_LEAST
+    spent = _format_spent(snapshot, limits)
     held = _find_held(open_ones, standings, snapshot, limits)
-    if held and not limits.exit_on_blocked and not is_spent:
+    if held and not limits.exit_on_blocked and not spent:
         return [Wait("; ".join(f"{visible(i)} is {s.state.value.lower()}: {visible(s.reason)}" for i, s in held))]
     if open_ones or not snapshot.streams:
         lines = [_format_open(i, standing) for i, standing in open_ones.items()]
-        if is_spent and StreamState.IDLE not in states:  # no line has said so
-            lines.append(f"The budget of ${limits.budget:.2f} is spent")
+        if spent and StreamState.IDLE not in states:  # no line has said so
+            lines.append(spent.capitalize())
         return [Finish(EXIT_FAILED, "\n".join(lines) or "no stream is left in the database")]
     tasks = format_count(sum(stream.completed for stream in included), "task")
     return [Finish(EXIT_DONE, f"all complete: {format_count(len(included), 'stream')}, {tasks}")]
