@@ -50,7 +50,7 @@ import unicodedata
 import urllib.parse
 import zlib
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta, timezone, tzinfo
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import (
     IO,
@@ -117,6 +117,10 @@ LIMIT_PAUSE = 900.0  # seconds without a start after a usage limit whose end is 
 LIMIT_PAUSE_MAX = 3600.0  # seconds
 LIMIT_RESET_MAX = 8 * 86400.0  # seconds, the longest time to a reset that is believed: a weekly limit's, and a day
 LIMIT_RETRY = 15.0  # seconds, the least pause after a reset that was none; doubles up to LIMIT_PAUSE
+PAID_OUTAGES = 5  # workers that the API left after paid work, until a task is completed; of more each costs a restart
+LOGIN_TRIES = 3  # tries with a login that was good in this run: it may be again
+LOGIN_PAUSE = 60.0  # seconds before each of them
+PROGRAM_TRIES = 7  # tries while claude can't be executed, after the pauses of restarts: two minutes, an update is done
 LIMIT_MARGIN = 1.0  # seconds added to the reset time that a worker reported
 WORKING_WITHIN = 60  # seconds since the last sign of life in which a worker is shown as working
 SILENT_AFTER = 300  # seconds without a sign of life until a worker is shown as silent
@@ -162,10 +166,15 @@ EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_RUNNING = 0, 1, 2, 75
 EXIT_INCOMPLETE, EXIT_NO_PROJECT = 3, 4  # of `status --check` alone
 
 WORKER_FLAGS = ["--print", "--dangerously-skip-permissions"]
+# What would mislead a program below us: the session of a Claude Code around us (seen in the environment of its Bash
+# tool), which a worker would take for its own; and a repository that is not the folder's.
 REMOVED_VARIABLES = re.compile(
-    r"CLAUDECODE|CLAUDE_CODE_ENTRYPOINT|CLAUDE_CODE_SSE_.*"  # they say "nested" to claude
-    r"|GIT_(DIR|WORK_TREE|INDEX_FILE|COMMON_DIR|OBJECT_DIRECTORY|NAMESPACE|PREFIX)"  # not the folder's own repository
+    r"CLAUDECODE|CLAUDE_CODE_(ENTRYPOINT|EXECPATH|(SSE|CHILD|MESSAGING)_.*|SESSION_(?!ACCESS_TOKEN|START_).*)"
+    r"|CLAUDE_(PID|EFFORT|PROJECT_DIR)|AI_AGENT|TRACE(PARENT|STATE)"
+    r"|GIT_(DIR|WORK_TREE|INDEX_FILE|COMMON_DIR|OBJECT_DIRECTORY|NAMESPACE|PREFIX)"
 )
+# Without it claude stops a subagent that works for more than ten minutes, and exits with 0.
+WORKER_VARIABLES = {"CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS": "0"}
 
 # What a person has set up for git at his desk must hang no run: hooks, a file system monitor, maintenance.
 GIT = ["git", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "gc.auto=0"]
@@ -455,8 +464,22 @@ class VerdictKind(enum.Enum):
     STOPPED = "stopped"
     VANISHED = "vanished"
     PAUSED = "paused"
+    LIMITED = "limited"
     FAILED = "failed"
     RESTART = "restart"
+
+
+class Cause(enum.Enum):
+    """Why a worker ended with open tasks, as far as it matters for what follows."""
+
+    LIMIT = "the usage limit was hit"
+    MODEL_LIMIT = "a subagent hit the limit of its model"
+    OUTAGE = "the API did not answer"
+    LOGIN = "it was not logged in"
+    PROGRAM = "claude could not be executed"
+    BUDGET = "its budget is spent"
+    FINAL = "another try can't go better"
+    OTHER = "anything else"
 
 
 @dataclass(frozen=True)
@@ -549,21 +572,26 @@ class Finding:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a worker ended: what the system and the worker's last result event say of it.
+    """How a worker ended: what the system and the worker's own events say of it.
 
     `code` is negative for a signal, as in subprocess, and None where nobody saw it. `words` are the worker's own last
-    ones: of the result event where there was one, else the last line. `is_final` means that it could not even be
-    executed. `reset_in` are the seconds to the end of a usage limit, where the worker knew. Cost is in US dollars.
-    Source: observations of Claude Code 2.1 (FACTS.md).
+    ones: of the result event where there was one, else the last line. `cause` is known before of one that never ran.
+    `kind` is that of the error in the last message of the main conversation, `api_error` the result's own, finer one.
+    `limit` is the last usage limit that a request was refused for, a subagent's too; `is_rejected` says that nothing
+    was allowed since, and `reset_in` in how many seconds it ends, where that is known. Cost is in US dollars.
+    Source: observations of Claude Code 2.1.49 to 2.1.332 (FACTS.md).
     """
 
     code: int | None
     words: str = ""
-    is_final: bool = False
+    cause: Cause | None = None
     has_result: bool = False
     is_error: bool = False
     subtype: str = ""
     api_status: int = 0
+    api_error: str = ""
+    kind: str = ""
+    limit: str = ""
     is_rejected: bool = False
     reset_in: float | None = None
     denials: int = 0
@@ -571,10 +599,17 @@ class Ending:
     cost: float = 0.0
 
     @property
+    def has_failed(self) -> bool:
+        """Whether it ended in an error: by its result, or by its exit code where it has none."""
+        return self.is_error if self.has_result else self.code != 0
+
+    @property
     def summary(self) -> str:
         """The ending in words."""
         is_worded = bool(self.words) and (self.is_error or self.code != 0)
         words = f": {self.words}" if is_worded else ""
+        if self.limit and not self.has_failed:
+            words += f", a subagent hit the {self.limit} limit"
         if self.denials:
             words += f", {format_count(self.denials, 'permission denial')}"
         if self.code is None:
@@ -585,25 +620,16 @@ class Ending:
         return f"exit code {self.code}{words}"
 
 
-class Cause(enum.Enum):
-    """Why a worker ended, as far as it matters for what follows."""
-
-    LIMIT = "the usage limit was hit"
-    BUDGET = "its budget is spent"
-    FINAL = "another try can't go better"
-    OUTAGE = "the API did not answer"
-    OTHER = "anything else"
-
-
 @dataclass(frozen=True)
 class Worker:
     """A worker that was started or found. `leftovers` are processes of its tree that outlived it.
 
     `active_at` is when it last gave a sign of life, in monotonic seconds, 0 where nobody knows; `cost` is what it has
-    reported so far, in US dollars; `notice` is what it said of a usage limit that comes near, `activity` the last that
-    it has said or done. `cpu` is the share of a core that its tree has used of late, `memory` what that holds, in
-    bytes; None and 0 where nobody has looked. Of one that was just started, `folder` and `branch` say where it works,
-    and `warnings` what a person should know about that.
+    reported so far, in US dollars; `notice` is what it said of a usage limit that comes near, `overage` of one beyond
+    which it works on and every token is paid for; `has_answer` says that the API has answered it; `activity` is the
+    last that it has said or done. `cpu` is the share of a core that its tree has used of late, `memory` what that
+    holds, in bytes; None and 0 where nobody has looked. Of one that was just started, `folder` and `branch` say where
+    it works, and `warnings` what a person should know about that.
     """
 
     stream_id: str
@@ -614,6 +640,8 @@ class Worker:
     active_at: float = 0.0
     cost: float = 0.0
     notice: str = ""
+    overage: str = ""
+    has_answer: bool = False
     activity: str = ""
     cpu: float | None = None
     memory: int = 0
@@ -652,14 +680,19 @@ class Branch:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What follows from a worker's end: the kind, the reason in words, and for a restart its number and its pause."""
+    """What follows from a worker's end: the kind, the reason in words, the cause, the number of restarts and the pause.
+
+    `tries` are those in a row that the same cause gave for nothing; 0 where this is none of them.
+    """
 
     kind: VerdictKind
     reason: str
     restarts: int = 0
     max_restarts: int = 0
     delay: float = 0.0
-    outages: int = 0
+    cause: Cause = Cause.OTHER
+    tries: int = 0
+    paid_outages: int = 0
 
 
 @dataclass(frozen=True)
@@ -691,13 +724,18 @@ class Record:
 
     `best` is the most tasks that were ever seen completed, `fewest` the fewest open: a task that is reopened and
     completed again is no progress, and one that is completed and archived is. `is_starting` says that a worker was
-    about to be started, and nobody knows whether it was. `outages` are the workers in a row that could do nothing,
-    because the API did not answer.
+    about to be started, and nobody knows whether it was. `tries` are the workers in a row that ended by `cause` and
+    spent no restart; `paid_outages` those since the last completed task that the API left after paid work. Until
+    `pause_ends`, in seconds since the epoch, the limit of its subagents' model is hit.
     """
 
     attempts: int = 0
     restarts: int = 0
-    outages: int = 0
+    cause: Cause = Cause.OTHER
+    tries: int = 0
+    paid_outages: int = 0
+    pause_ends: float = 0.0
+    pause_reason: str = ""
     best: int = 0
     fewest: int | None = None
     pid: int = 0
@@ -722,14 +760,20 @@ class Record:
         """Whether a task was completed since the last look."""
         return completed > self.best or (self.fewest is not None and open_tasks < self.fewest)
 
+    def refilled(self, stream: Stream) -> Record:
+        """Return it with all restarts to spend, where a task was completed since the last look."""
+        is_outdone = self.is_outdone(stream.completed, stream.open)
+        return replace(self, restarts=0, paid_outages=0) if is_outdone else self
+
 
 @dataclass(frozen=True)
 class History:
     """The fold of the journal: what is known beyond the database and the process table.
 
-    No worker starts before `paused_until`, in monotonic seconds; `pause_ends` is the same on the wall clock, in ISO
-    8601, for the next boot and for people. `limit_hits` are pauses in a row, however many workers hit the limit.
-    `spent` is in US dollars, of the workers that have ended.
+    No worker starts before `pause_ends`, in seconds since the epoch: a reset is a time of the wall clock. `paused_at`
+    is in monotonic seconds; `limit_hits` are pauses in a row, however many workers hit the limit. `has_executed` and
+    `has_answer` say that a worker of this run could be executed, and that the API has answered one. `spent` is in US
+    dollars, of the workers that have ended.
     """
 
     records: Mapping[str, Record] = field(default_factory=dict)
@@ -738,10 +782,11 @@ class History:
     waiting: str = ""
     outcome: str = ""
     paused_at: float = 0.0
-    paused_until: float = 0.0
-    pause_ends: str = ""
+    pause_ends: float = 0.0
     pause_reason: str = ""
     limit_hits: int = 0
+    has_executed: bool = False
+    has_answer: bool = False
     spent: float = 0.0
 
     def record(self, stream_id: str) -> Record:
@@ -771,37 +816,41 @@ def _after_run_started(history: History, event: Event) -> History:
     known["phase"] = Phase(known["phase"]) if known.get("phase") else None
     kept = ("attempts", "pid", "run", "started_at", "raw_start", "budget", "folder", "is_starting", "last_ending")
     records = {
-        stream_id: Record(**{name: getattr(record, name) for name in kept})
+        stream_id: Record(**{name: getattr(record, name) for name in (*kept, "pause_ends", "pause_reason")})
         for stream_id, record in history.records.items()
     }
     return History(
         records=records,
         limits=Limits(**known),
         run_started_at=float(event["clock"]),
-        pause_ends=history.pause_ends,  # the clock may be another boot's; the orchestrator pauses anew by this
+        pause_ends=history.pause_ends,
         pause_reason=history.pause_reason,
+        has_executed=history.has_executed and not history.outcome,
+        has_answer=history.has_answer and not history.outcome,
         spent=0.0 if history.outcome else history.spent,
     )
 
 
 def _after_run_paused(history: History, event: Event) -> History:
-    now, ends = float(event["clock"]), str(event["until"])
-    read_time(ends)  # raises ValueError, and the event is none
-    is_new = now >= history.paused_until
+    is_new = read_time(event["time"]) >= history.pause_ends
     return replace(
         history,
-        paused_at=now if is_new else history.paused_at,
-        paused_until=now + float(event["delay"]),
-        pause_ends=ends,
+        paused_at=float(event["clock"]) if is_new else history.paused_at,
+        pause_ends=read_time(event["until"]),
         pause_reason=str(event["reason"]),
         limit_hits=history.limit_hits + is_new,
     )
 
 
 def _after_any_end(history: History, event: Event) -> History:
-    is_free = event["verdict"] != VerdictKind.PAUSED.value and float(event["clock"]) >= history.paused_until
-    hits = 0 if is_free else history.limit_hits
-    return replace(history, spent=history.spent + float(event.get("cost", 0)), limit_hits=hits)
+    is_free = event["verdict"] != VerdictKind.PAUSED.value and read_time(event["time"]) >= history.pause_ends
+    return replace(
+        history,
+        spent=history.spent + float(event.get("cost", 0)),
+        limit_hits=0 if is_free else history.limit_hits,
+        has_executed=history.has_executed or (bool(event.get("pid")) and event.get("cause") != Cause.PROGRAM.name),
+        has_answer=history.has_answer or bool(event.get("has_answer")),
+    )
 
 
 def _after_worker_starting(record: Record, event: Event) -> Record:
@@ -858,7 +907,11 @@ def _after_worker_ended(record: Record, event: Event) -> Record:
     return replace(
         _after_look(record, event),
         restarts=int(event["restarts"]),
-        outages=int(event.get("outages", 0)),
+        cause=Cause[event["cause"]] if "cause" in event else Cause.OTHER,
+        tries=int(event.get("tries", 0)),
+        paid_outages=int(event.get("paid_outages", 0)),
+        pause_ends=read_time(event["until"]) if kind is VerdictKind.LIMITED else 0.0,
+        pause_reason=str(event["reason"]) if kind is VerdictKind.LIMITED else "",
         retry_at=float(event["clock"]) + float(event["delay"]) if kind is VerdictKind.RESTART else 0.0,
         failure=str(event["reason"]) if kind is VerdictKind.FAILED else "",
         last_ending=str(event["ending"]),
@@ -884,7 +937,8 @@ def _after_state(record: Record, event: Event) -> Record:
 
 
 def _after_start_requested(record: Record, _: Event) -> Record:
-    return replace(record, requested=True, failure="", restarts=0, retry_at=0.0)
+    forgiven = replace(record, failure="", restarts=0, tries=0, paid_outages=0, retry_at=0.0, pause_ends=0.0)
+    return replace(forgiven, requested=True)
 
 
 _RUN_EVENTS: dict[str, Callable[[History, Event], History]] = {
@@ -912,7 +966,8 @@ class Snapshot:
     """Everything that a decision or a display is made from.
 
     `stopped` are the streams that the user stopped, `orchestrator` is the PID of the one that runs (0: none), and
-    `database_error` says why the streams are older than they should be. `branches` are read for displays alone.
+    `database_error` says why the streams are older than they should be. `branches` are read for displays alone. `wall`
+    is when it was taken, in seconds since the epoch: by it a pause ends.
     """
 
     project: str
@@ -924,11 +979,22 @@ class Snapshot:
     database_error: str = ""
     warnings: tuple[str, ...] = ()
     branches: tuple[Branch, ...] = ()
+    wall: float = 0.0
 
     @property
     def spent(self) -> float:
         """What the workers of the run have cost, those that still run included, in US dollars."""
         return self.history.spent + sum(worker.cost for worker in self.workers.values())
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether the API has answered a worker of this run, so that the login was good."""
+        return self.history.has_answer or any(worker.has_answer for worker in self.workers.values())
+
+    @property
+    def pause_left(self) -> float:
+        """The seconds for which the whole run is still paused."""
+        return max(self.history.pause_ends - self.wall, 0.0)
 
     def includes(self, stream: Stream, limits: Limits) -> bool:
         """Whether the run is about this stream: selected at its start, or requested since."""
@@ -954,9 +1020,6 @@ class Clock(Protocol):
 
     def wall(self) -> float:
         """Seconds since the epoch, for people."""
-
-    def slept(self) -> float:
-        """Seconds for which the machine slept since its boot, which the monotonic clock does not count."""
 
     def wait(self, seconds: float) -> object:
         """Wait that long, or until something happens."""
@@ -1527,89 +1590,125 @@ def judge(stream: Stream | None, worker: Worker, snapshot: Snapshot, limits: Lim
     record = snapshot.history.record(worker.stream_id)
     if stream is None:
         return Verdict(VerdictKind.VANISHED, StopReason.VANISHED.value, record.restarts)
-    restarts = _count_restarts(stream, record)
+    record = record.refilled(stream)
     if stream.is_complete:
         is_odd = ending.code not in (0, None) and record.stopping in (None, StopReason.LEFTOVERS)
-        return Verdict(
-            VerdictKind.COMPLETE, f"all tasks are complete, but {ending.summary}" if is_odd else "", restarts
-        )
+        reason = f"all tasks are complete, but {ending.summary}" if is_odd else ""
+        return Verdict(VerdictKind.COMPLETE, reason, record.restarts)
     if record.stopping in (StopReason.USER, StopReason.EXIT, StopReason.VANISHED) or stream.id in snapshot.stopped:
-        return Verdict(VerdictKind.STOPPED, StopReason.USER.value, restarts)
+        return Verdict(VerdictKind.STOPPED, StopReason.USER.value, record.restarts)
     if stream.is_blocked:
-        return Verdict(VerdictKind.BLOCKED, "; ".join(stream.blocked_reasons), restarts)
-    return _judge_cause(stream, worker, ending, snapshot, limits)
-
-
-def _judge_cause(stream: Stream, worker: Worker, ending: Ending, snapshot: Snapshot, limits: Limits) -> Verdict:
-    """Return what follows where tasks are open and nobody asked for the end."""
-    record, cause = snapshot.history.record(stream.id), find_cause(ending)
+        return Verdict(VerdictKind.BLOCKED, "; ".join(stream.blocked_reasons), record.restarts)
     if record.stopping in (StopReason.STALLED, StopReason.GRACE):  # its exit code is ours, and says nothing
         return _judge_restart(stream, worker.run, f"stopped: {record.stopping.value}", record, limits)
+    return _judge_cause(stream, replace(worker, ending=ending), record, snapshot, limits)
+
+
+def _judge_cause(stream: Stream, worker: Worker, record: Record, snapshot: Snapshot, limits: Limits) -> Verdict:
+    """Return what follows where tasks are open and nobody asked for the end."""
+    ending = worker.ending or Ending(None)
+    history, cause = snapshot.history, find_cause(ending)
+    tries = record.tries if record.cause is cause else 0
     if cause is Cause.LIMIT:
         # One that was started before the pause has hit the limit that the run is paused for.
-        is_same = record.started_at < snapshot.history.paused_at
-        pause = plan_pause(ending.reset_in, max(snapshot.history.limit_hits - is_same, 0))
-        return Verdict(VerdictKind.PAUSED, ending.words or cause.value, _count_restarts(stream, record), delay=pause)
+        is_same = record.started_at < history.paused_at
+        pause = plan_pause(ending.reset_in if ending.is_rejected else None, max(history.limit_hits - is_same, 0))
+        return Verdict(VerdictKind.PAUSED, ending.words or cause.value, record.restarts, delay=pause, cause=cause)
+    if cause is Cause.MODEL_LIMIT:
+        pause = min(plan_pause(ending.reset_in, tries), LIMIT_PAUSE_MAX)
+        return Verdict(VerdictKind.LIMITED, ending.summary, record.restarts, 0, pause, cause, tries + 1)
+    if cause is Cause.OUTAGE and ending.cost:
+        record = replace(record, paid_outages=record.paid_outages + 1)
+    if may_try_again(cause, ending, tries, record, snapshot):
+        delay = LOGIN_PAUSE if cause is Cause.LOGIN else plan_backoff(tries + 1, f"{stream.id} {worker.run}")
+        verdict = Verdict(
+            VerdictKind.RESTART, ending.summary, record.restarts, limits.max_restarts, delay, cause, tries + 1
+        )
+        return replace(verdict, paid_outages=record.paid_outages)
     is_share_spent = cause is Cause.BUDGET and limits.budget and find_budget_left(snapshot, limits) >= BUDGET_LEAST
-    if cause in (Cause.FINAL, Cause.BUDGET) and not is_share_spent:
-        return Verdict(VerdictKind.FAILED, ending.summary, record.restarts)
-    if cause is Cause.OUTAGE and not ending.cost:
-        # It could do nothing and has cost nothing. However long the API is away, that is no reason to give up.
-        delay = plan_backoff(record.outages + 1, f"{stream.id} {worker.run}")
-        counts = _count_restarts(stream, record), limits.max_restarts
-        return Verdict(VerdictKind.RESTART, ending.summary, *counts, delay, record.outages + 1)
+    if cause in (Cause.LOGIN, Cause.PROGRAM, Cause.BUDGET, Cause.FINAL) and not is_share_spent:
+        return Verdict(VerdictKind.FAILED, ending.summary, record.restarts, cause=cause)
     open_tasks = f", {format_count(stream.open, 'task')} open" if ending.code == 0 else ""
-    return _judge_restart(stream, worker.run, ending.summary + open_tasks, record, limits)
+    return replace(_judge_restart(stream, worker.run, ending.summary + open_tasks, record, limits), cause=cause)
 
 
-# What another try can't mend, as the CLI says it; matched against its last words alone, never against its output.
-_FINAL_WORDS = re.compile(
-    r"Not logged in|Failed to authenticate|Please run /login|Invalid API key|Invalid bearer token"
-    r"|OAuth token (has expired|revoked)|Credit balance is too low|--dangerously-skip-permissions cannot be used"
-    r"|[Ee]rror: (unknown|invalid) |error: (option|missing|too many)"
-    r"|Error: (Session ID |When using --print|Input must be provided|Invalid MCP)"
+def may_try_again(cause: Cause, ending: Ending, tries: int, record: Record, snapshot: Snapshot) -> bool:
+    """Whether what ended a worker may pass by itself, so that the next try costs no restart; `tries` were there before.
+
+    A worker that the API left without an answer has cost nothing: however long that lasts, it is no reason to give up.
+    """
+    if cause is Cause.OUTAGE:
+        return not ending.cost or record.paid_outages <= PAID_OUTAGES
+    if cause is Cause.LOGIN:
+        return snapshot.has_answer and tries < LOGIN_TRIES
+    return cause is Cause.PROGRAM and (snapshot.history.has_executed or snapshot.has_answer) and tries < PROGRAM_TRIES
+
+
+# Why a worker failed: a field of its ending, the cause, and a pattern: for the whole field, for the beginning of words.
+# The first row that fits counts: words that contradict the structure, then structure, then words, as widely as they are
+# no prose. Source: FACTS.md, and what Claude Code 2.1.49, 2.1.100, 2.1.197 and 2.1.332 print and hold.
+_CAUSES = (
+    ("subtype", Cause.BUDGET, r"error_max_budget_usd"),
+    ("words", Cause.OUTAGE, r"API Error: (Server is temporarily limit|Request rejected \(429\)|Rate limit|429\b)"),
+    ("words", Cause.OUTAGE, r"(API Error[^:]{0,80}: )?[A-Z]\w+ is experiencing high load"),
+    ("words", Cause.OUTAGE, r"Could not refresh your login because|Authentication error · (This may be|The gateway)"),
+    ("is_rejected", Cause.LIMIT, r"True"),
+    ("api_error", Cause.LIMIT, r"usage_limit_reached"),
+    ("api_error", Cause.OUTAGE, r"connection_failed|stream_idle_timeout|no_response|computer_slept"),
+    ("api_error", Cause.FINAL, r"claude_code_version_too_old|(model_requires|long_context)_\w*credits\w*"),
+    ("words", Cause.FINAL, r"[A-Z][\w .]{1,40} requires usage credits"),
+    ("words", Cause.FINAL, r"(API Error: )?(Usage credits|Extra usage) (is |are )?required"),
+    ("words", Cause.FINAL, r"Your (seat type doesn't|usage allocation has been disabled|group's usage limit is set)"),
+    ("kind", Cause.LIMIT, r"rate_limit"),
+    ("kind", Cause.OUTAGE, r"server_error|overloaded"),
+    ("kind", Cause.LOGIN, r"(authentication|verification|cloud_credential|oauth|account)_\w+"),
+    ("kind", Cause.FINAL, r"billing_error|model_not_found"),
+    ("api_status", Cause.OUTAGE, r"5\d\d|408"),
+    ("api_status", Cause.LOGIN, r"401|403"),
+    ("api_status", Cause.FINAL, r"402|404"),
+    ("words", Cause.LIMIT, r"You['’]ve (hit|reached) your ([^·]{1,60}\b)?limit(?=$|[.]| [·∙•—])"),
+    ("words", Cause.LIMIT, r"[\w .-]{1,40}\blimit reached( [·∙•—] resets |[.] Your limit will reset |\|\d)"),
+    ("words", Cause.LIMIT, r"(Claude )?(AI )?[Uu]sage limit reached(?=$|[.]| [·∙•—])"),
+    ("words", Cause.LIMIT, r"You['’]re out of (extra usage|usage credits)(?=$|[.]| [·∙•—])"),
+    ("words", Cause.LIMIT, r"Your org(anization)? is out of usage\b|API Error: Usage credits ran out"),
+    ("api_status", Cause.OUTAGE, r"429"),
+    ("words", Cause.BUDGET, r"(Error: Exceeded USD|Reached maximum) budget"),
+    ("words", Cause.OUTAGE, r"API Error:? \(?5\d\d\b|API Error: .{0,200}(overloaded_error|529 Overloaded)"),
+    ("words", Cause.OUTAGE, r"API Error: (Unable to connect|Can't reach|Connection |Server is temp|API returned an)"),
+    ("words", Cause.OUTAGE, r"(API Error: )?(Request timed out|Stream idle timeout|Connection error\.)"),
+    ("words", Cause.OUTAGE, r"((API |Type)?Error: )?(fetch failed|terminated|socket hang up)(?=$|[.])"),
+    ("words", Cause.LOGIN, r"Not logged in|Failed to authenticate|Please run /login|API Error: 40[13]\b"),
+    ("words", Cause.LOGIN, r"Invalid (API key|auth token|bearer token)|OAuth token|Login (expired|reached)"),
+    ("words", Cause.LOGIN, r"Authentication (required|error)|Your (ANTHROPIC_API_KEY|apiKeyHelper|account does not)"),
+    ("words", Cause.LOGIN, r"(Your|This) organization has (been )?disabled"),
+    ("words", Cause.FINAL, r"Credit balance is too low|There's an issue with the selected model"),
+    ("words", Cause.FINAL, r"--dangerously-skip-permissions cannot be used|[Ee]rror: (unknown|invalid) "),
+    ("words", Cause.FINAL, r"error: (option|missing|too many)|Error: (Session ID |When using --print|Invalid MCP)"),
+    ("words", Cause.FINAL, r"Error: Input must be provided"),
 )
-_OUTAGE_WORDS = re.compile(
-    r"API Error: (5\d\d\b|Unable to connect|Connection error|Request timed out|Server is temporarily)"
-)
-_LIMIT_WORDS = re.compile(r"You've hit your [^·]{1,60}\blimit\b|Claude AI usage limit reached")
-_BUDGET_WORDS = re.compile(r"Error: Exceeded USD budget")
 
 
 def find_cause(ending: Ending) -> Cause:
-    """Return why a worker ended with open tasks: from its last result event, or from its last line if there is none.
+    """Return why a worker ended with open tasks: by the structure of what it reported, by its last words at the end.
 
-    The words count only where the worker failed: one that has read about usage limits, and says so, has hit none.
+    One that did not fail says in its words what it likes: it may have read about limits. But in text mode a limit may
+    end in exit code 0, and its line is all that there is.
     """
-    if ending.is_final or ending.code in (126, 127):  # the shell could not execute it
-        return Cause.FINAL
-    if ending.subtype == "error_max_budget_usd":
-        return Cause.BUDGET
-    if ending.has_result:
-        return _find_api_cause(ending) if ending.is_error else Cause.OTHER
-    if ending.code == 0:
-        return Cause.OTHER
-    return _find_cause_by_words(ending.words)
-
-
-def _find_cause_by_words(words: str) -> Cause:
-    by_words = (
-        (_LIMIT_WORDS, Cause.LIMIT),
-        (_BUDGET_WORDS, Cause.BUDGET),
-        (_FINAL_WORDS, Cause.FINAL),
-        (_OUTAGE_WORDS, Cause.OUTAGE),
-    )
-    return next((cause for pattern, cause in by_words if pattern.match(words)), Cause.OTHER)
-
-
-def _find_api_cause(ending: Ending) -> Cause:
-    if ending.api_status == 429:
-        # A rejection that is no usage limit passes by itself: the API is busy, or asks for fewer requests a minute.
-        is_limit = ending.is_rejected and "not your usage limit" not in ending.words
-        return Cause.LIMIT if is_limit or _LIMIT_WORDS.match(ending.words) else Cause.OUTAGE
-    if ending.api_status in (401, 403, 404) or _FINAL_WORDS.match(ending.words):
-        return Cause.FINAL
-    return Cause.OUTAGE if ending.api_status >= 500 or _OUTAGE_WORDS.match(ending.words) else Cause.OTHER
+    if ending.cause is not None:
+        return ending.cause
+    if ending.code in (126, 127) and not ending.has_result:  # the shell could not execute it
+        return Cause.PROGRAM
+    fitting = [
+        cause
+        for field, cause, pattern in _CAUSES
+        if re.fullmatch(f"(?:{pattern}){'.*' if field == 'words' else ''}", str(getattr(ending, field)))
+    ]
+    if ending.has_failed:
+        return fitting[0] if fitting else Cause.OTHER
+    if not ending.has_result:
+        return Cause.LIMIT if Cause.LIMIT in fitting else Cause.OTHER
+    is_limited = ending.limit and (ending.reset_in is None or ending.reset_in > 0)
+    return Cause.MODEL_LIMIT if is_limited and ending.code in (0, None) else Cause.OTHER
 
 
 def plan_pause(reset_in: float | None, hits: int) -> float:
@@ -1646,19 +1745,14 @@ def plan_starts(ready: Sequence[Stream], snapshot: Snapshot, limits: Limits) -> 
     return [Start(stream, max(share, BUDGET_LEAST)) for stream in ready[: min(free, sharers)]]
 
 
-def _count_restarts(stream: Stream, record: Record) -> int:
-    """Return the restarts that are spent: none, where a task was completed since."""
-    return 0 if record.is_outdone(stream.completed, stream.open) else record.restarts
-
-
 def _judge_restart(stream: Stream, run: str, reason: str, record: Record, limits: Limits) -> Verdict:
-    restarts = _count_restarts(stream, record) + 1
+    restarts = record.restarts + 1
     if restarts > limits.max_restarts:
         times = format_count(limits.max_restarts, "restart")
         reason = f"gave up after {times} without a completed task; last: {reason}"
         return Verdict(VerdictKind.FAILED, reason, record.restarts)
     delay = plan_backoff(restarts, f"{stream.id} {run}")
-    return Verdict(VerdictKind.RESTART, reason, restarts, limits.max_restarts, delay)
+    return Verdict(VerdictKind.RESTART, reason, restarts, limits.max_restarts, delay, paid_outages=record.paid_outages)
 
 
 def assess(snapshot: Snapshot, limits: Limits, now: float) -> dict[str, Standing]:
@@ -1710,8 +1804,10 @@ def _assess_next(stream: Stream, obstacles: Sequence[str], snapshot: Snapshot, l
     spent = _format_spent(snapshot, limits)
     if spent:
         return Standing(StreamState.IDLE, spent)
-    if now < snapshot.history.paused_until:
-        return Standing(StreamState.PAUSED, snapshot.history.pause_reason, snapshot.history.paused_until)
+    if snapshot.pause_left:
+        return Standing(StreamState.PAUSED, snapshot.history.pause_reason, now + snapshot.pause_left)
+    if snapshot.wall < record.pause_ends:
+        return Standing(StreamState.PAUSED, record.pause_reason, now + record.pause_ends - snapshot.wall)
     if now < record.retry_at:
         return Standing(StreamState.RESTARTING, record.last_ending, record.retry_at)
     if len(snapshot.workers) >= limits.max_workers:
@@ -1919,7 +2015,7 @@ def worker_environment(
 ) -> dict[str, str]:
     """Return the environment of a worker: by it, the tree below the worker can be found again."""
     marks = {"ORCHESTRATE_PROJECT": str(project.root), "ORCHESTRATE_STREAM": stream_id, "ORCHESTRATE_RUN": run}
-    return {**keep_variables(environ), **database.environment, **marks}
+    return {**WORKER_VARIABLES, **keep_variables(environ), **database.environment, **marks}
 
 
 def keep_variables(environ: Mapping[str, str]) -> dict[str, str]:
@@ -2324,21 +2420,34 @@ def _read_items(event: Event, key: str) -> list[dict[str, Any]]:
     return [item for item in given[:ITEMS_AT_MOST] if isinstance(item, dict)] if isinstance(given, list) else []
 
 
+def format_limit_name(info: Mapping[str, Any]) -> str:
+    """Return the name of a usage limit in words: five hour, seven day opus."""
+    return visible(shorten(str(info.get("rateLimitType") or "rate").replace("_", " "), 40))
+
+
 def format_limit(event: Event) -> str:
     """Return in words what a rate limit event says; empty where nothing is near its limit."""
     info = event.get("rate_limit_info")
-    if not isinstance(info, dict) or info.get("status") not in ("allowed_warning", "rejected"):
+    if not isinstance(info, dict):
         return ""
-    kind = str(info.get("rateLimitType") or "rate").replace("_", " ")
+    kind = format_limit_name(info)
+    if info.get("isUsingOverage"):
+        return f"The {kind} limit is used up: what follows is overage, which costs money"
+    if info.get("status") not in ("allowed_warning", "rejected"):
+        return ""
     if info["status"] == "rejected":
-        return visible(f"{kind} limit rejected{', using overage' if info.get('isUsingOverage') else ''}")
+        return f"{kind} limit rejected"
     share = f" is used to {_read_number(info, 'utilization'):.0%}" if "utilization" in info else " is near"
     return visible(f"The {kind} limit{share}")
 
 
-def _read_blocks(event: Event) -> list[dict[str, Any]]:
+def _read_message(event: Event) -> dict[str, Any]:
     message = event.get("message")
-    content = message.get("content") if isinstance(message, dict) else None
+    return message if isinstance(message, dict) else {}
+
+
+def _read_blocks(event: Event) -> list[dict[str, Any]]:
+    content = _read_message(event).get("content")
     return [b for b in content[:ITEMS_AT_MOST] if isinstance(b, dict)] if isinstance(content, list) else []
 
 
@@ -2383,54 +2492,13 @@ def _format_argument(value: object, folder: str) -> str:
     return visible(shorten(text, 160))
 
 
-_RESET_TIME = re.compile(
-    r"resets (?:(?P<month>[A-Z][a-z]{2}) (?P<day>\d{1,2}),? )?(?:at )?"
-    r"(?P<hour>\d{1,2})(?::(?P<minute>\d\d))?(?P<half>[ap]m)(?: \((?P<zone>[\w/+-]+)\))?"
-)
-
-
-_JUST_NOW = timedelta(minutes=5)
-
-
-def read_reset_time(words: str, wall: float) -> float | None:
-    """Return when a usage limit ends, in seconds since the epoch, from the CLI's words; None where they do not say.
-
-    `resets 4:07am (UTC)`, `resets Nov 26, 6:07am (Europe/Berlin)`: the next such moment after `wall`.
-    """
-    epoch = re.search(r"limit reached\|(\d{10})\b", words)
-    if epoch:
-        return float(epoch[1])
-    match = _RESET_TIME.search(words)
-    if match is None:
-        return None
-    try:
-        now = datetime.fromtimestamp(wall, _read_zone(match["zone"])) if match["zone"] else datetime.fromtimestamp(wall)
-        hour = int(match["hour"]) % 12 + (12 if match["half"] == "pm" else 0)
-        then = now.replace(hour=hour, minute=int(match["minute"] or 0), second=0, microsecond=0)
-        if match["month"]:
-            month = datetime.strptime(match["month"], "%b").month
-            then = then.replace(month=month, day=int(match["day"]))
-            then = then if then > now - _JUST_NOW else then.replace(year=then.year + 1)
-    except (ValueError, LookupError, ImportError):
-        return None
-    # The CLI cuts the seconds off: a time that has just passed is this minute's, and not tomorrow's.
-    return (then if then > now - _JUST_NOW else then + timedelta(days=1)).timestamp()
-
-
-def _read_zone(name: str) -> tzinfo:
-    """Return a time zone by its name. Raises ImportError before Python 3.9, LookupError for one that is not known."""
-    if name in ("UTC", "GMT", "Z"):
-        return timezone.utc
-    zone: tzinfo = importlib.import_module("zoneinfo").ZoneInfo(name)
-    return zone
-
-
 class Transcript:
     """Follows a worker's raw output and renders it as it grows, each line once.
 
     It reads from `start`, where the worker's output begins, and hands what stands from `position` on, as lines for
     people, to `write`. Memory stays bounded whatever the length of a line. `words` is the last line that was no event:
-    an error message, often enough.
+    an error message, often enough. `signs` counts the signs of life: the heartbeat that claude prints while a tool runs
+    is none, it would hide a tool that hangs.
     """
 
     def __init__(self, raw: Path, write: Callable[[Sequence[str]], object], start: int, position: int) -> None:
@@ -2440,18 +2508,18 @@ class Transcript:
         self._line = bytearray()
         self._skipped = 0
         self.position = max(start, position)
+        self.signs = 0
         self.words = ""
         self.activity = ""
         self.notice = ""
+        self.overage = ""
+        self.has_answer = False
         self.cost = 0.0
         self._folder = ""
+        self._kind = ""
         self._result: Event = {}
         self._rejection: Event = {}
-
-    @property
-    def read_to(self) -> int:
-        """How far the raw output was read: it grows with every sign of life."""
-        return self._read_to
+        self._is_rejected = False
 
     def pump(self) -> bool:
         """Render what came since the last time, up to a bound; return whether that was all. Raises OSError."""
@@ -2490,8 +2558,7 @@ class Transcript:
         error = errors[0] if isinstance(errors, list) and errors else result.get("subtype")
         words = str(result.get("result") or result.get("terminal_reason") or error) if result else self.words
         words = words[:WORDS_LENGTH].encode("utf-8", "replace").decode()  # half a surrogate pair is no argument
-        said = read_reset_time(words, wall)  # to the minute, cut off: the limit ends within it
-        resets_at = _read_number(self._rejection, "resetsAt") or (said + 60 if said else None)
+        resets_at = _read_number(self._rejection, "resetsAt")
         denials = result.get("permission_denials")
         return Ending(
             code=code,
@@ -2500,7 +2567,10 @@ class Transcript:
             is_error=bool(result.get("is_error")),
             subtype=str(result.get("subtype", "")),
             api_status=int(_read_number(result, "api_error_status")),
-            is_rejected=bool(self._rejection.get("rateLimitType") or self._rejection.get("resetsAt")),
+            api_error=str(result.get("api_error") or ""),
+            kind=self._kind,
+            limit=format_limit_name(self._rejection) if self._rejection else "",
+            is_rejected=self._is_rejected,
             reset_in=resets_at - wall if resets_at else None,
             denials=len(denials) if isinstance(denials, list) else 0,
             turns=int(_read_number(result, "num_turns")),
@@ -2517,6 +2587,7 @@ class Transcript:
             rendered += self._end_line(self._read_to)
         self._add(rest)
         self._read_to += len(rest)
+        self.signs += bool(rest)
         return rendered
 
     def _add(self, part: bytes) -> None:
@@ -2533,6 +2604,7 @@ class Transcript:
         self._line.clear()
         self._skipped = 0
         event = parse_event(text)
+        self.signs += event is None or not event.get("heartbeat")
         if event is None:
             self.words = text.strip() or self.words
         else:
@@ -2552,12 +2624,23 @@ class Transcript:
             # A process that reports twice reports its whole cost each time.
             self.cost = max(self.cost, _read_number(event, "total_cost_usd"))
         elif event["type"] == "system" and event.get("subtype") == "init":
-            self._folder, self._result, self._rejection = str(event.get("cwd") or ""), {}, {}
+            # Another turn of the same process. A limit that was hit in it stays hit.
+            self._folder, self._result, self._kind = str(event.get("cwd") or ""), {}, ""
+        elif event["type"] == "assistant":
+            is_answer = "error" not in event and _read_message(event).get("model") != "<synthetic>"
+            self.has_answer = self.has_answer or is_answer
+            self._kind = self._kind if event.get("parent_tool_use_id") else str(event.get("error") or "")
         elif event["type"] == "rate_limit_event" and isinstance(event.get("rate_limit_info"), dict):
-            info = event["rate_limit_info"]
-            is_rejected = info.get("status") == "rejected" and not info.get("isUsingOverage")
-            self._rejection = info if is_rejected else {}
+            self._heed_limit(event, event["rate_limit_info"])
+
+    def _heed_limit(self, event: Event, info: Mapping[str, Any]) -> None:
+        is_overage = bool(info.get("isUsingOverage"))
+        if info.get("status") != "rejected" or is_overage:
+            self._is_rejected = False
+            self.overage = format_limit(event) if is_overage else self.overage
             self.notice = format_limit(event) if info.get("status") == "allowed_warning" else self.notice
+        elif info.get("rateLimitType") or info.get("resetsAt"):  # else it names no limit: the API is busy
+            self._rejection, self._is_rejected = dict(info), True
 
 
 class LogFollower:
@@ -2730,7 +2813,15 @@ class _Tracked:
     def hear(self, active_at: float) -> None:
         """Take over what the worker has said of itself, and when it last gave a sign of life."""
         said, activity = self.transcript, visible(self.transcript.activity[:WORDS_LENGTH])
-        self.worker = replace(self.worker, active_at=active_at, cost=said.cost, notice=said.notice, activity=activity)
+        self.worker = replace(
+            self.worker,
+            active_at=active_at,
+            cost=said.cost,
+            notice=said.notice,
+            overage=said.overage,
+            has_answer=said.has_answer,
+            activity=activity,
+        )
 
     def read_ending(self, wall: float) -> Ending:
         self.transcript.finish()
@@ -3413,10 +3504,10 @@ class WorkerTable:
             log.flush()
         for stream_id, tracked in self._tracked.items():
             has_ended = tracked.worker.ending is not None or tracked.has_ended()
-            read_to = tracked.transcript.read_to
+            signs = tracked.transcript.signs
             is_drained = self._attempt(tracked.transcript.pump)
-            if tracked.transcript.read_to != read_to:
-                tracked.hear(self._clock.monotonic())
+            if tracked.transcript.signs != signs:
+                self.touch(stream_id)
             if not has_ended and f"{file_name(stream_id)}.pid" not in names:
                 self._attempt(functools.partial(self._write_pid, tracked.worker))  # somebody removed it
             if has_ended and is_drained and (tracked.worker.ending is None or tracked.worker.leftovers):
@@ -3468,7 +3559,7 @@ class WorkerTable:
         return sum(not tracked.has_ended() for tracked in self._tracked.values() if tracked.worker.ending is None)
 
     def touch(self, stream_id: str) -> None:
-        """Take note of a sign of life beside the output: on the PID file too, so that `status` sees it."""
+        """Take note of a sign of life: on the PID file too, so that `status` sees it."""
         if stream_id in self._tracked:
             self._tracked[stream_id].hear(self._clock.monotonic())
             with contextlib.suppress(OSError):  # it is written again where it is missing
@@ -3520,8 +3611,10 @@ class WorkerTable:
             except (OSError, OrchestrateError) as error:
                 is_final = isinstance(error, _FINAL_ERRORS) or error.errno in _FINAL_CODES
                 is_final = not error.is_passing if isinstance(error, GitError) else is_final
+                is_missing = not find_program(self.command.words[0], self._environ)
+                cause = Cause.PROGRAM if is_missing else Cause.FINAL if is_final else Cause.OTHER
                 words = f"{error.message}. {error.remedy}" if isinstance(error, OrchestrateError) else str(error)
-                worker = Worker(stream.id, 0, run, Ending(None, visible(words), is_final))
+                worker = Worker(stream.id, 0, run, Ending(None, visible(words), cause))
         transcript = self._follow(stream.id, start, start)
         now = self._clock.monotonic()
         worker = replace(worker, active_at=now)
@@ -3658,10 +3751,6 @@ class SystemClock:
         """Seconds since the epoch, for people."""
         return time.time()
 
-    def slept(self) -> float:
-        """Seconds for which the machine slept since its boot: by Linux' clock, or by macOS' that goes on in sleep."""
-        return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC_RAW)) - time.monotonic()
-
     def wait(self, seconds: float, keyboard: IO[bytes] | None = None) -> bytes:
         """Wait that long, or until a signal comes or something is typed; return that."""
         sources = [self._receiver, *([keyboard] if keyboard is not None else [])]
@@ -3688,6 +3777,9 @@ def make_end_event(
 ) -> Event:
     """Return the event that says how a worker ended, and what follows. Times in seconds, the cost in US dollars."""
     completed, open_tasks = (record.best, record.fewest) if stream is None else (stream.completed, stream.open)
+    has_progress = stream is not None and record.is_outdone(stream.completed, stream.open)
+    # Text says nothing of answers. But without a login nobody exits with 0, completes a task or has a limit.
+    has_answer = worker.has_answer or has_progress or ending.code == 0 or verdict.cause is Cause.LIMIT
     return make_event(
         clock,
         "worker_ended",
@@ -3700,8 +3792,12 @@ def make_end_event(
         reason=verdict.reason,
         restarts=verdict.restarts,
         max_restarts=verdict.max_restarts,
-        outages=verdict.outages,
+        cause=verdict.cause.name,
+        tries=verdict.tries,
+        paid_outages=verdict.paid_outages,
         delay=round(verdict.delay, 3),
+        until=format_time(clock.wall() + verdict.delay) if verdict.kind is VerdictKind.LIMITED else None,
+        has_answer=has_answer,
         completed=completed,
         open=open_tasks,
         seconds=round(max(clock.monotonic() - record.started_at, 0.0), 3),  # a reboot sets that clock back
@@ -3942,23 +4038,28 @@ def read_streams(store: TaskStore) -> Backlog:
 def read_snapshot(project: Project, backlog: Backlog, history: History, database_error: str = "") -> Snapshot:
     """Return how these streams stand, with what the process table and the files say, from outside the orchestrator."""
     ids = {stream.id for stream in backlog.streams} | set(history.records)
-    workers = discover_workers(project, ids).workers
+    workers, orchestrator = discover_workers(project, ids).workers, read_orchestrator_pid(project)
     return Snapshot(
         project=project.name,
         streams=backlog.streams,
-        workers={i: read_activity(project, worker) for i, worker in workers.items()},
+        workers={i: read_activity(project, worker, bool(orchestrator)) for i, worker in workers.items()},
         history=history,
         stopped=StateFolder(project).stopped(ids),
-        orchestrator=read_orchestrator_pid(project),
+        orchestrator=orchestrator,
         database_error=database_error,
         warnings=backlog.warnings,
+        wall=time.time(),
     )
 
 
-def read_activity(project: Project, worker: Worker) -> Worker:
-    """Return a worker with the last that it has said or done, and when, from outside the orchestrator."""
+def read_activity(project: Project, worker: Worker, has_orchestrator: bool) -> Worker:
+    """Return a worker with the last that it has said or done, and when, from outside the orchestrator.
+
+    An orchestrator notes each sign of life on the PID file; without one, the output alone tells.
+    """
     moments = []
-    for path in (project.raw(worker.stream_id), project.pid_file(worker.stream_id)):
+    paths = [project.pid_file(worker.stream_id), *([] if has_orchestrator else [project.raw(worker.stream_id)])]
+    for path in paths:
         with contextlib.suppress(OSError):
             moments.append(path.stat().st_mtime)
     lines = []
@@ -4022,7 +4123,7 @@ class Reporter:
 class Notifier(Reporter):
     """Runs a command of the user's for what a person wants to know at night.
 
-    The command gets ORCHESTRATE_EVENT (complete, failed, blocked, paused, ended), ORCHESTRATE_STREAM and
+    The command gets ORCHESTRATE_EVENT (complete, failed, blocked, paused, overage, ended), ORCHESTRATE_STREAM and
     ORCHESTRATE_MESSAGE. It is never waited for. One that takes too long is killed; where many run, others queue.
     """
 
@@ -4073,7 +4174,8 @@ def find_notification(event: Event) -> str:
         return "complete" if event["verdict"] == VerdictKind.COMPLETE.value else ""
     if event["event"] == "state":
         return {"FAILED": "failed", "BLOCKED": "blocked"}.get(event["state"], "")
-    return {"run_paused": "paused", "run_ended": "ended", "run_left": "ended"}.get(event["event"], "")
+    kinds = {"run_paused": "paused", "overage": "overage", "run_ended": "ended", "run_left": "ended"}
+    return kinds.get(event["event"], "")
 
 
 class Orchestrator:
@@ -4106,7 +4208,6 @@ class Orchestrator:
         self._quiet_until = 0.0
         self._said: set[str] = set()
         self._changes: dict[str, tuple[str, int]] = {}
-        self._slept = clock.slept()
         self._trouble = ""
         self._troubled_at = 0.0
 
@@ -4139,7 +4240,10 @@ class Orchestrator:
         selected = [stream.id for stream in self._backlog.streams if self.limits.selects(stream)]
         is_whole = self.limits.streams is None and self.limits.phase is None
         self.state.clear_stops(None if is_whole else selected)  # a start by a person takes back the stops
-        self._pause(self.history.pause_ends, self.history.pause_reason)
+        left = round(self.history.pause_ends - self.clock.wall(), 3)
+        if left > 0:  # what an earlier orchestrator knew, for people
+            until = format_time(self.history.pause_ends)
+            self.emit("run_paused", until=until, delay=left, reason=self.history.pause_reason)
         if self.history.spent:
             self.warn(f"this run goes on: ${self.history.spent:.2f} were spent before")
         streams = {stream.id: stream for stream in self._backlog.streams}
@@ -4191,7 +4295,6 @@ class Orchestrator:
 
     def tick(self) -> bool:
         """Observe, plan, apply, report; return whether the next tick must not wait."""
-        self._heed_sleep()
         snapshot = self.observe()
         now = self.clock.monotonic()
         actions = plan(snapshot, self.limits, now)
@@ -4207,6 +4310,9 @@ class Orchestrator:
         for worker in workers.values():
             if worker.notice:
                 self.warn(worker.notice, worker.notice.partition(" is ")[0])
+            if worker.overage and worker.overage not in self._said:
+                self._said.add(worker.overage)
+                self.emit("overage", stream=worker.stream_id, reason=worker.overage)
         self._heed_requests()
         has_ended = any(worker.ending is not None for worker in workers.values())
         now = self.clock.monotonic()
@@ -4224,6 +4330,7 @@ class Orchestrator:
             orchestrator=os.getpid(),
             database_error=self._database_error,
             warnings=self._backlog.warnings,
+            wall=self.clock.wall(),
         )
 
     def apply(self, action: Action) -> bool:
@@ -4325,22 +4432,14 @@ class Orchestrator:
         self.table.forget(worker.stream_id)
         event = make_end_event(self.clock, worker, ending, verdict, record, stream)
         if verdict.kind is VerdictKind.PAUSED:  # first, so that no kill in between can lose it
-            self._pause(format_time(self.clock.wall() + verdict.delay), verdict.reason)
+            self._pause(self.clock.wall() + verdict.delay, verdict.reason)
         self.record(event)
 
-    def _pause(self, until: str, reason: str) -> None:
+    def _pause(self, until: float, reason: str) -> None:
         """Let no worker start before a moment of the wall clock, unless the run is paused for as long already."""
-        delay = read_time(until) - self.clock.wall() if until else 0
-        if delay > 0 and self.clock.monotonic() + delay > self.history.paused_until + LIMIT_MARGIN:
-            self.emit("run_paused", until=until, delay=round(delay, 3), reason=reason)
-
-    def _heed_sleep(self) -> None:
-        """Count the time for which the machine slept into a pause: the limit's reset came nearer meanwhile."""
-        slept = self.clock.slept()
-        if slept > self._slept + TICK:
-            paused_until = self.history.paused_until - (slept - self._slept)
-            self.history = replace(self.history, paused_until=max(paused_until, 0.0))
-            self._slept = slept
+        if until > self.history.pause_ends + LIMIT_MARGIN:
+            delay = round(until - self.clock.wall(), 3)
+            self.emit("run_paused", until=format_time(until), delay=delay, reason=reason)
 
     def _is_left(self) -> bool:
         """Whether a signal ends the orchestrator now. With `stop_on_exit` it ends later, after the workers; a second
@@ -4420,12 +4519,14 @@ def _format_worker_ended(event: Event, stream: str) -> str:
     verdict, reason = VerdictKind(event["verdict"]), visible(event["reason"])
     if verdict is VerdictKind.RESTART:
         pause = f"{event['delay']:.0f}s"
-        if event.get("outages"):
+        if event["tries"]:
             return f"Trying {stream} again in {pause}: {reason}"
         return f"Restarting worker for {stream} ({event['restarts']}/{event['max_restarts']}) in {pause}: {reason}"
     if verdict is VerdictKind.COMPLETE:
         took = format_duration(event["seconds"])
         return f"{stream} complete in {took}" + (f" (warning: {reason})" if reason else "")
+    if verdict is VerdictKind.LIMITED:
+        return f"{stream} paused for {format_duration(event['delay'])}: {reason}"
     # What else can follow is a state that lasts, and is said as such.
     return f"{stream} is over: {reason}" if verdict is VerdictKind.VANISHED else ""
 
@@ -4459,6 +4560,7 @@ _EVENT_FORMATS: dict[str, Callable[[Event, str], str]] = {
     "run_waiting": lambda e, _: f"Waiting: {e['reason']}",
     "run_paused": lambda e, _: f"Paused, nothing starts for {format_duration(e['delay'])}: {visible(e['reason'])}",
     "warning": lambda e, _: f"Warning: {visible(e['message'])}",
+    "overage": lambda e, stream: f"Warning: {stream}: {visible(e['reason'])}",
 }
 
 
@@ -4634,10 +4736,10 @@ def render_status(snapshot: Snapshot, standings: Mapping[str, Standing], now: fl
             lines.append(Text.assemble(progress, (format_standing(standing, worker, now), style)))
             own = [branch for branch in snapshot.branches if branch.stream_id == stream.id]
             lines += [Text(f"      {visible(branch.name)} │ {branch.summary}", style="bright_black") for branch in own]
-    return render_lines([*lines, *_render_notes(snapshot, now, width)], width)
+    return render_lines([*lines, *_render_notes(snapshot, width)], width)
 
 
-def _render_notes(snapshot: Snapshot, now: float, width: int) -> list[Text]:
+def _render_notes(snapshot: Snapshot, width: int) -> list[Text]:
     """Return what a person should know beside the streams."""
     from rich.text import Text
 
@@ -4648,8 +4750,8 @@ def _render_notes(snapshot: Snapshot, now: float, width: int) -> list[Text]:
         count = format_count(len(living), "worker")
         notes.append(f"{count} without an orchestrator: nothing restarts. Go on: python orchestrate.py start")
     history = snapshot.history
-    if snapshot.orchestrator and now < history.paused_until:
-        notes.append(f"Paused for {format_countdown(history.paused_until, now)}: {history.pause_reason}")
+    if snapshot.orchestrator and snapshot.pause_left:
+        notes.append(f"Paused for {format_countdown(snapshot.pause_left, 0)}: {history.pause_reason}")
     if snapshot.orchestrator and history.waiting:
         notes.append(f"Waiting: {history.waiting}")
     wrapped = [line for note in notes for line in textwrap.wrap(visible(note), (width or BOX_WIDTH) - 2)]
@@ -4670,7 +4772,7 @@ def render_dashboard(
     workers = Text(f"  Workers: {running} running")
     clock = time.strftime("%H:%M:%S", time.localtime(wall))
     foot = Text(f"Data: Task Copilot │ {format_count(running, 'worker')} │ {clock}", style="bright_black")
-    notes = _render_notes(snapshot, now, width)
+    notes = _render_notes(snapshot, width)
     spaced = [line for detail in details for line in [Text(""), *detail]]
     top = [Text(""), Text("📊 Overall Progress", style="bold"), rule, *overall, Text("")]
     middle = [Text("🖥  Stream Details", style="bold"), rule, workers]
@@ -4801,8 +4903,8 @@ def render_board(snapshot: Snapshot, standings: Mapping[str, Standing], now: flo
     workers = format_count(len(snapshot.workers), "worker")
     head = [visible(snapshot.project), f"{completed}/{total} tasks", workers, elapsed]
     head += [f"${snapshot.spent:.2f}"] if snapshot.spent else []
-    if now < snapshot.history.paused_until:
-        head.append(f"paused for {format_countdown(snapshot.history.paused_until, now)}")
+    if snapshot.pause_left:
+        head.append(f"paused for {format_countdown(snapshot.pause_left, 0)}")
     title = Text(f"── {' · '.join(head)} ", style="bold cyan")
     title.append("─" * max(width - title.cell_len, 0))
     table = render_table(snapshot, standings, now, width, max(height - 4, 1))
@@ -4823,7 +4925,7 @@ def format_status_json(
         "database_error": snapshot.database_error or None,
         "warnings": list(snapshot.warnings),
         "waiting": (snapshot.history.waiting or None) if snapshot.orchestrator else None,
-        "paused_until": snapshot.history.pause_ends if snapshot.history.pause_ends > format_time(wall) else None,
+        "paused_until": format_time(snapshot.history.pause_ends) if snapshot.pause_left else None,
         "cost_usd": round(snapshot.history.spent, 6),
         "streams": [_describe_stream(stream, standings[stream.id], snapshot) for stream in snapshot.streams],
     }
@@ -5053,6 +5155,7 @@ _OUTCOMES = {
     VerdictKind.COMPLETE.value: ("✓", "green", "#2f9e44"),
     VerdictKind.RESTART.value: ("↻", "yellow", "#e8a317"),
     VerdictKind.PAUSED.value: ("◫", "yellow", "#b8860b"),
+    VerdictKind.LIMITED.value: ("◫", "yellow", "#b8860b"),
     VerdictKind.BLOCKED.value: ("⊘", "magenta", "#a13fb5"),
     VerdictKind.STOPPED.value: ("■", "yellow", "#868e96"),
     VerdictKind.VANISHED.value: ("■", "yellow", "#868e96"),

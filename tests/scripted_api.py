@@ -4,6 +4,9 @@ A script is one function from the conversation so far to the next reply: `Say` e
 for one tool call, whose result the next conversation holds, `Refuse` is an HTTP error. Every request carries
 the whole conversation, so a script needs no state, and one server plays any number of workers. Every request
 has a thread, so a script may block, and its worker waits.
+
+Newer versions of the CLI send the tools of MCP servers only once the model has asked for them with `ToolSearch`. The
+server does that for a script that wants such a tool, and the script does not see it.
 """
 
 from __future__ import annotations
@@ -15,32 +18,29 @@ import shutil
 import sys
 import threading
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Sequence, Union
 
 Json = Dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Say:
+class Say(NamedTuple):
     text: str
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True)
-class UseTool:
+class UseTool(NamedTuple):
     name: str
     input: Mapping[str, Any]
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True)
-class Refuse:
+class Refuse(NamedTuple):
     status: int
     error_type: str
     message: str
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
 
 
 Reply = Union[Say, UseTool, Refuse]
@@ -74,7 +74,9 @@ class Conversation:
     @property
     def tool_results(self) -> list[ToolResult]:
         blocks = [block for message in self.body["messages"] for block in _blocks(message["content"])]
-        return [_tool_result(block) for block in blocks if block["type"] == "tool_result"]
+        searches = {b["id"] for b in blocks if b["type"] == "tool_use" and b["name"] == "ToolSearch"}
+        results = [b for b in blocks if b["type"] == "tool_result" and b["tool_use_id"] not in searches]
+        return [_tool_result(block) for block in results]
 
     @property
     def tools(self) -> list[str]:
@@ -141,6 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
             # Without an answer, or with a status such as 500, the CLI would retry for minutes.
             self._send_reply(Refuse(400, "invalid_request_error", repr(error)), body)
             raise
+        if isinstance(reply, UseTool) and reply.name not in conversation.tools and "ToolSearch" in conversation.tools:
+            reply = UseTool("ToolSearch", {"query": f"select:{reply.name}"}, reply.headers)
         self._send_reply(reply, body)
 
     def _send_reply(self, reply: Reply, body: Json) -> None:
@@ -207,12 +211,18 @@ def set_status(task_id: str, status: str) -> UseTool:
     return UseTool("Bash", {"command": f'test "$({update})" = 1 && echo {status}'})
 
 
+def nap(seconds: float) -> UseTool:
+    """A `Bash` call that takes so long; the CLI refuses a bare `sleep`."""
+    command = f"{shlex.quote(sys.executable)} -c 'import time; time.sleep({seconds})'"
+    return UseTool("Bash", {"command": command, "description": "a step", "timeout": 600_000})
+
+
 def _blocks(content: str | list[Json]) -> list[Json]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _tool_result(block: Json) -> ToolResult:
-    text = "\n".join(part.get("text", "") for part in _blocks(block.get("content", "")))
+    text = "\n".join(part.get("text", "") for part in _blocks(block.get("content") or ""))
     return ToolResult(text, block.get("is_error", False))
 
 
@@ -223,7 +233,7 @@ def _message(reply: Say | UseTool, model: str) -> Json:
         call: Json = {"id": f"toolu_{uuid.uuid4().hex}", "name": reply.name, "input": reply.input}
         stop_reason, block = "tool_use", {"type": "tool_use", **call}
     head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": model}
-    usage = {"input_tokens": 100, "output_tokens": 10}
+    usage = {"input_tokens": 2000, "output_tokens": 100}
     return {**head, "content": [block], "stop_reason": stop_reason, "stop_sequence": None, "usage": usage}
 
 

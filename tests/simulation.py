@@ -32,7 +32,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from orchestrate import (
     BUDGET_LEAST,
+    LIMIT_PAUSE_MAX,
+    LOGIN_PAUSE,
+    LOGIN_TRIES,
+    PAID_OUTAGES,
+    PROGRAM_TRIES,
     Backlog,
+    Cause,
     Discovery,
     Ending,
     Event,
@@ -56,6 +62,7 @@ NIGHT = 12 * HOUR
 LONGEST = 100 * HOUR  # nothing new happens after NIGHT; what is not over by then is a loop
 STARTUP = 15.0  # until a worker has read its context
 PATIENCE = 180.0  # for which the CLI retries an API that does not answer
+IN_VAIN = 60.0  # for which a worker tries what only a subagent can do
 RATE = 4.0 / HOUR  # US dollars that a worker costs
 STARTS_AT_MOST = 300  # of one stream in one night; more is a loop
 EPOCH = 1_800_000_000.0
@@ -153,13 +160,17 @@ def _draw_windows(r: random.Random) -> Iterator[tuple[float, float, str, float]]
     for kind, chances, least, mean in (
         ("limit", (5, 3, 2), 60.0, 3600.0),
         ("outage", (7, 2, 1), 60.0, 900.0),
+        ("model", (9, 1), 60.0, 3600.0),
+        ("login", (9, 1), 5.0, 60.0),
+        ("program", (9, 1), 2.0, 40.0),
         ("spawn", (9, 1), 1.0, 3.0),
     ):
         for _ in range(r.choices(range(len(chances)), chances)[0]):
             start = r.uniform(0, NIGHT * 0.7)
             end = start + least + min(r.expovariate(1 / mean), 240 * least)
             # The reset is usually known; sometimes it is not said, and sometimes it is said too early.
-            yield start, end, kind, r.choices((end, NEVER, r.uniform(start, end)), (8, 1, 1))[0]
+            early = end if kind == "model" else r.uniform(start, end)
+            yield start, end, kind, r.choices((end, NEVER, early), (8, 1, 1))[0]
     if r.random() < 0.2:
         start = r.uniform(0, NIGHT / 2)
         yield start, start + r.expovariate(1 / 120), "unreadable", 0.0
@@ -189,10 +200,7 @@ def draw_night(seed: int) -> Night:
         (r.uniform(0, NIGHT / 2), r.randrange(30), r.expovariate(1 / 600), r.choice(("kill", "kill", "term", "reboot")))
         for _ in range(r.choice((0, 0, 0, 1, 1, 3)))
     )
-    # What a step of the wall clock does to a pause that only the journal remembers, nobody can know.
-    steps = (
-        () if kills else tuple((r.uniform(0, NIGHT / 2), r.choice((-HOUR, HOUR))) for _ in range(r.choice((0, 0, 1))))
-    )
+    steps = tuple((r.uniform(0, NIGHT / 2), r.choice((-HOUR, HOUR))) for _ in range(r.choice((0, 0, 1))))
     return Night(seed, limits, tuple(streams), tuple(_draw_windows(r)), kills, tuple(sorted(person)), steps)
 
 
@@ -278,6 +286,7 @@ class Process:
     ending: Ending | None = None
     cause: str = ""
     resets_at: float | None = None
+    has_answer: bool = False
     leftovers: int = 0
     is_hanging: bool = False
     is_child: bool = True
@@ -352,6 +361,11 @@ class World:
             what(*given)
         self.now = max(self.now, until)
 
+    @property
+    def wall(self) -> float:
+        """What the wall clock says."""
+        return EPOCH + self.now + self.wall_offset
+
     def window(self, *kinds: str, ahead: float = 0.0) -> tuple[float, float, str, float] | None:
         """Return the window of these kinds that is open now, and for so long from now on."""
         then = self.now + ahead
@@ -403,6 +417,7 @@ class World:
         if process.working_since and not process.is_hanging:
             spent = max(self.now - process.working_since, 0.0)
             process.cost += spent * RATE
+            process.has_answer = process.has_answer or spent > 0
             if index is not None:
                 process.stream.done[index] += spent
         process.working_since = 0.0
@@ -420,12 +435,14 @@ class World:
     def _foresee(self, process: Process) -> tuple[float, str]:
         """Return what happens to a worker next, and after how many seconds."""
         stream = process.stream
-        window = self.window("limit", "outage")
+        window = self.window("limit", "outage", "login")
         if window is not None:
-            return (5.0, "limit") if window[2] == "limit" else (PATIENCE, "outage")
+            return {"limit": 5.0, "outage": PATIENCE, "login": 2.0}[window[2]], window[2]
         if stream.plan.hopeless:
             return 2.0, stream.plan.hopeless
         index = self._next_task(stream)
+        if self.window("model") and index is not None:
+            return IN_VAIN, "model"
         if index is None:
             is_hung = stream.plan.lingers and stream.is_complete and not self.is_oracle
             return (NEVER, "") if is_hung else (5.0, "finish")
@@ -444,6 +461,7 @@ class World:
             return
         self._settle(process)
         process.active_at = self.now
+        process.has_answer = process.has_answer or what in ("task", "block", "finish", "model")
         if what in ("task", "block"):
             index = self._next_task(process.stream)
             is_moot = what == "block" and process.stream.blocked_until.get(index or 0, 0.0) <= self.now
@@ -453,10 +471,10 @@ class World:
             self._go_on(process)
         elif what == "incident":
             self._meet(process, process.stream.incidents.pop(0)[2])
-        elif what == "limit":
-            window = self.window("limit")
+        elif what in ("limit", "model"):
+            window = self.window(what)
             process.resets_at = window[3] if window else NEVER
-            self.end(process, what, _LIMITED)
+            self.end(process, what, _ENDINGS[what])
         else:
             self.end(process, what, _ENDINGS[what])
 
@@ -471,7 +489,7 @@ class World:
 
     def _turn(self, kind: str) -> None:
         """A window opens or closes: whoever works feels it."""
-        for process in self.living() if kind in ("limit", "outage") else []:
+        for process in self.living() if kind in ("limit", "outage", "model", "login") else []:
             self._settle(process)
             self._go_on(process)
 
@@ -551,8 +569,12 @@ def _result(code: int, words: str = "", **more: Any) -> Ending:
     return Ending(code, words, has_result=True, **more)
 
 
-_LIMITED = _result(1, "You've hit your session limit · resets 3am", is_error=True, api_status=429, is_rejected=True)
 _ENDINGS = {
+    "limit": _result(
+        1, "You've hit your session limit · resets 3am", is_error=True, limit="five hour", is_rejected=True
+    ),
+    "model": _result(0, limit="seven day opus"),
+    "login": _result(1, "Failed to authenticate. API Error: 401", is_error=True, api_status=401),
     "finish": _result(0),
     "exit0": _result(0),
     "exit1": Ending(1, "boom"),
@@ -560,7 +582,7 @@ _ENDINGS = {
     "leftovers": Ending(1, "boom"),
     "hang": Ending(-9),
     "crash": Ending(1, "TypeError"),
-    "final": _result(1, "Not logged in · Please run /login", is_error=True),
+    "final": _result(1, "Credit balance is too low", is_error=True),
     "outage": _result(1, "API Error: 529 Overloaded.", is_error=True, api_status=529),
     "budget": _result(1, "Exceeded USD budget", is_error=True, subtype="error_max_budget_usd"),
 }
@@ -714,13 +736,15 @@ class SimulatedTable:
         ending = process.ending
         if ending is None:
             active_at = process.active_at if process.is_hanging else self._world.now
-            return Worker(stream_id, process.pid, process.run, active_at=active_at - self._world.booted_at)
+            seen = Worker(stream_id, process.pid, process.run, active_at=active_at - self._world.booted_at)
+            return replace(seen, has_answer=process.has_answer)
         resets_at = process.resets_at
         known = resets_at is not None and resets_at < NEVER
-        reset_in = resets_at - self._world.now if known and resets_at is not None else None
+        reset_in = EPOCH + resets_at - self._world.wall if known and resets_at is not None else None
         ending = replace(ending, code=ending.code if process.is_child else None, reset_in=reset_in)
         leftovers = tuple(range(process.leftovers))
-        return Worker(stream_id, process.pid, process.run, ending, leftovers, cost=ending.cost)
+        seen = Worker(stream_id, process.pid, process.run, ending, leftovers, cost=ending.cost)
+        return replace(seen, has_answer=process.has_answer)
 
     def open_output(self, stream_id: str) -> int:  # noqa: ARG002
         """Nobody reads it."""
@@ -736,10 +760,12 @@ class SimulatedTable:
         """Start a worker."""
         self._host.step()
         self._host.audit.check_start(stream.id, budget)
-        if self._world.window("spawn"):
+        window = self._world.window("spawn", "program")
+        if window:
             self._world.starts[stream.id] += 1
             process = Process(0, self._world.streams[stream.id], "run.0", budget, 0.0, self._world.now)
-            process.ending, process.cause = Ending(None, "Resource temporarily unavailable"), "spawn"
+            cause = Cause.PROGRAM if window[2] == "program" else Cause.OTHER
+            process.ending, process.cause = Ending(None, "it could not be started", cause), window[2]
         else:
             process = self._world.spawn(stream.id, budget)
         self._tracked[stream.id] = process
@@ -784,11 +810,7 @@ class SimulatedClock(Reporter):
 
     def wall(self) -> float:
         """Seconds since the epoch."""
-        return EPOCH + self._world.now + self._world.wall_offset
-
-    def slept(self) -> float:
-        """The machine never sleeps."""
-        return 0.0
+        return self._world.wall
 
     def show(self, snapshot: Snapshot, standings: Mapping[str, Standing], now: float) -> None:
         """Take note of when something is due."""
@@ -827,8 +849,11 @@ class Audit:
         self.limits = world.night.limits
         self.trace = trace
         self.concluding: Process | None = None
-        self.paused_until = 0.0
+        self.paused_until = 0.0  # by the wall clock, as is what follows
         self.pause_said = 0.0
+        self.limited_until: dict[str, float] = {}
+        self.limited_said: dict[str, float] = {}
+        self.has_executed = self.has_answer = False
         self.run_started_at = 0.0
         self.outcome = ""
         self.exit_code: int | None = None
@@ -839,7 +864,8 @@ class Audit:
     def _forgive_all(self) -> None:
         self.failed: set[str] = set()
         self.restarts: dict[str, int] = {}
-        self.outages: dict[str, int] = {}
+        self.tries: dict[str, tuple[str, int]] = {}  # by stream: the cause, and how often in a row it cost nothing
+        self.paid_outages: dict[str, int] = {}
         self.progress: dict[str, int] = {}
         self.not_before: dict[str, float] = {}
 
@@ -868,7 +894,7 @@ class Audit:
             self._check_verdict(event, self.concluding)
 
     def _heed_run_paused(self, event: Event) -> None:
-        self.pause_said = self.world.now + event["delay"]
+        self.pause_said = self.world.wall + event["delay"]
 
     def _heed_run_waiting(self, event: Event) -> None:
         self.waiting = event["reason"]
@@ -879,8 +905,15 @@ class Audit:
     def forgive(self, stream_id: str) -> None:
         """A person starts a stream: what was is forgotten."""
         self.failed.discard(stream_id)
-        self.restarts.pop(stream_id, None)
-        self.not_before.pop(stream_id, None)
+        for known in (
+            self.restarts,
+            self.tries,
+            self.paid_outages,
+            self.not_before,
+            self.limited_until,
+            self.limited_said,
+        ):
+            known.pop(stream_id, None)  # type: ignore[attr-defined]
 
     # What may start
 
@@ -898,7 +931,8 @@ class Audit:
             "blocked": stream.is_blocked,
             "stopped": stream_id in world.marks,
             "failed": stream_id in self.failed,
-            "paused": world.now < self.paused_until,
+            "paused": world.wall < self.paused_until,
+            "limited": world.wall < self.limited_until.get(stream_id, 0.0),
             "order": bool(self._find_obstacle(stream)),
             "backoff": world.now < self.not_before.get(stream_id, 0.0),
             "restarts": self.restarts.get(stream_id, 0) > self.limits.max_restarts,
@@ -943,11 +977,12 @@ class Audit:
         for process in living:
             self._check_overdue(process)
         busy = sum(self._is_alive(stream) for stream in world.order)
-        if self.limits.budget or world.now < self.pause_said + 0.1 or busy >= self.limits.max_workers:
+        if self.limits.budget or world.wall < self.pause_said + 0.1 or busy >= self.limits.max_workers:
             return
         foundation = [s for s in world.order if s.rank == 0 and s.exists and self._is_open(s)]
         for stream in world.order:
-            is_early = world.now < self.not_before.get(stream.plan.id, 0.0) + 0.35 * self._backoff(stream.plan.id)
+            is_early = world.now < self.not_before.get(stream.plan.id, 0.0) + 0.35 * self._pause(stream.plan.id)
+            is_early = is_early or world.wall < self.limited_said.get(stream.plan.id, 0.0) + 0.1
             if not is_early and self.could_start(stream) and not (stream.rank == 0 and len(foundation) > 1):
                 raise Violation("idle", f"{stream.plan.id} could start after {format_duration(world.now)}")
 
@@ -969,9 +1004,11 @@ class Audit:
         """Whether it depends on a stream that does not exist now."""
         return any(not self.world.streams[needed].exists for needed in stream.plan.needs)
 
-    def _backoff(self, stream_id: str) -> float:
-        in_a_row = self.outages.get(stream_id) or self.restarts.get(stream_id, 0)
-        return min(2.0 ** (max(in_a_row, 1) - 1), 60.0)
+    def _pause(self, stream_id: str) -> float:
+        cause, in_a_row = self.tries.get(stream_id, ("", 0))
+        if cause == "login":
+            return LOGIN_PAUSE
+        return min(2.0 ** (max(in_a_row or self.restarts.get(stream_id, 0), 1) - 1), 60.0)
 
     def _check_overdue(self, process: Process) -> None:
         stream, now = process.stream, self.world.now
@@ -995,13 +1032,24 @@ class Audit:
         has_progress = progress > self.progress.get(stream_id, 0)
         self.progress[stream_id] = progress
         count = 0 if has_progress else self.restarts.get(stream_id, 0)
-        # The API did not answer, and it has cost nothing: no reason to give up.
-        is_free = process.cause == "outage" and process.ending is not None and not process.ending.cost
+        is_paid = process.ending is not None and process.ending.cost > 0
+        paid = (0 if has_progress else self.paid_outages.get(stream_id, 0)) + (process.cause == "outage" and is_paid)
+        self.paid_outages[stream_id] = paid
+        cause, tries = self.tries.get(stream_id, ("", 0))
+        tries = tries if cause == process.cause else 0
+        is_free = {
+            "outage": not is_paid or paid <= PAID_OUTAGES,
+            "login": self._has_answer() and tries < LOGIN_TRIES,
+            "program": (self.has_executed or self._has_answer()) and tries < PROGRAM_TRIES,
+        }.get(process.cause, False)
+        self.has_executed = self.has_executed or process.pid > 0
+        self.has_answer = self.has_answer or process.has_answer or event["exit_code"] == 0 or process.cause == "limit"
+        self.limited_until.pop(stream_id, None)  # it is over, whatever the clock does
         expected = self._expect(process, 0 if is_free else count + 1)
         if kind != expected:
             raise Violation("verdict", f"{stream_id}: {kind} instead of {expected} ({process.cause})")
         self.restarts[stream_id] = count + (kind == "restart" and not is_free)
-        self.outages[stream_id] = self.outages.get(stream_id, 0) + 1 if is_free else 0
+        self.tries[stream_id] = process.cause, tries + 1 if is_free or kind == "limited" else 0
         if kind == "restart":
             # Who counts can't see a task that is completed as another one is reopened; one archived undone looks done.
             changes = {change[1] for change in stream.plan.changes}
@@ -1009,12 +1057,24 @@ class Audit:
             if event["restarts"] != self.restarts[stream_id] and not ("reopen" in changes or is_lenient):
                 raise Violation("count", f"{stream_id}: {event['restarts']} instead of {self.restarts[stream_id]}")
             self.restarts[stream_id] = event["restarts"]
-            self.not_before[stream_id] = self.world.now + 0.85 * self._backoff(stream_id)
+            self.not_before[stream_id] = self.world.now + 0.85 * self._pause(stream_id)
+        elif kind == "limited":
+            self.limited_until[stream_id] = self._find_reset(process, self.world.wall + LIMIT_PAUSE_MAX) - 0.01
+            self.limited_said[stream_id] = self.world.wall + event["delay"]
         elif kind == "failed":
             self.failed.add(stream_id)
-        elif kind == "paused" and process.resets_at is not None:
-            known = process.resets_at < NEVER
-            self.paused_until = max(self.paused_until, process.resets_at if known else self.world.now + 60.0)
+        elif kind == "paused":
+            self.paused_until = max(self.paused_until, self._find_reset(process, NEVER))
+
+    def _find_reset(self, process: Process, latest: float) -> float:
+        """Return before when, by the wall clock, nothing may start: an unknown reset is a minute away at least."""
+        is_known = process.resets_at is not None and process.resets_at < NEVER
+        reset = EPOCH + (process.resets_at or 0.0) if is_known else self.world.wall + 60.0
+        return min(reset, latest)
+
+    def _has_answer(self) -> bool:
+        """Whether it is known that the login was good in this run."""
+        return self.has_answer or any(process.has_answer for process in self.world.processes.values())
 
     def _expect(self, process: Process, count: int) -> str:
         """Return the verdict that the contract's table has for what is true."""
@@ -1027,7 +1087,9 @@ class Audit:
             return "stopped"
         if stream.is_blocked:
             return "blocked"
-        by_cause = {"limit": "paused", "final": "failed"}
+        if process.cause == "model" and EPOCH + (process.resets_at or 0.0) > self.world.wall:
+            return "limited"
+        by_cause = {"limit": "paused", "final": "failed", **dict.fromkeys(("login", "program"), _AGAIN[count > 0])}
         if process.cause in by_cause:
             return by_cause[process.cause]
         if process.cause == "budget" and self.limits.budget - self.world.reported_cost < BUDGET_LEAST:
@@ -1076,6 +1138,9 @@ class Audit:
         return any(other.rank <= stream.rank and other.exists for other in failed)
 
 
+_AGAIN = ("restart", "failed")
+
+
 # ── A night from its beginning to its end ─────────────────────────────────────────────────────────────────────────────
 
 
@@ -1111,7 +1176,8 @@ def play_oracle(night: Night, until: float) -> World:
     audit = Audit(world)
     while world.now < until + 60:
         # It starts a worker so that it is ready when the window closes.
-        is_off = world.window("limit", "outage", ahead=STARTUP) or world.window("spawn", "unreadable")
+        is_off = world.window("limit", "outage", "model", "login", ahead=STARTUP)
+        is_off = is_off or world.window("spawn", "program", "unreadable")
         for stream in world.order if not (is_off or world.is_down) else []:
             is_free = len(world.living()) < night.limits.max_workers and not stream.plan.hopeless
             is_useful = any(
@@ -1154,6 +1220,9 @@ def judge_night(night: Night) -> Outcome:
     # What others change after the end of the run is not the run's fault, nor that they take away what a stream needs.
     is_over = all(max([plan.appears, *(change[0] for change in plan.changes)]) <= world.now for plan in night.streams)
     is_lost = any(audit.lacks_needed(stream) for stream in world.order)
+    # A login, or a program, that nobody has seen to be good is not waited for, nor a reset that seems to be past.
+    doubtful = ("login", "program", *(["model"] if night.clock_steps else []))
+    is_lost = is_lost or any(window[2] in doubtful for window in night.windows)
     is_free = is_over and not (is_lost or night.limits.budget or night.limits.exit_on_blocked or world.marks)
     if kind != "complete" and is_free and _is_all_complete(play_oracle(night, LONGEST)):
         raise Violation("could end well", f"but {audit.outcome or audit.waiting}")

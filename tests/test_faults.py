@@ -31,7 +31,8 @@ from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
-from support import SCRIPT, TaskDatabase, Workspace, is_running, own_processes, wait_until
+from cli_endings import SCENARIOS
+from support import SCRIPT, TaskDatabase, Workspace, hasten, is_running, own_processes, wait_until
 
 from orchestrate import read_time
 
@@ -380,6 +381,21 @@ def test_fault_05_steps_of_the_wall_clock_change_no_identity_backoff_or_timer(
     check_pauses(workspace)
     steps = {round((read_time(event["time"]) - event["clock"]) / 3600, 2) for event in workspace.events()}
     assert {round(step - min(steps)) for step in steps} == {0, 1, 2}, "the clock was not stepped"
+
+
+def test_fault_05_a_pause_ends_when_the_wall_clock_says_so(workspace: Workspace, tmp_path: Path) -> None:
+    """Row 5: the machine has slept for the hour of a usage limit, or its clock was put right."""
+    clock = SteppingClock(tmp_path, has_libc_shim())
+    workspace.database.add_stream("A")
+    workspace.play(A=["limit=3600", "all"])
+    run = workspace.popen("start", *NO_POLL, env=clock.environment)
+    wait_until(lambda: workspace.events("run_paused"), "the pause")
+    clock.step_to(-3600)
+    wait_until(lambda: "Paused for 1h 59m" in workspace.run("status", env=clock.environment).stdout, "a longer pause")
+    assert workspace.starts() == ["A"]
+    clock.step_to(3602)
+    assert run.wait(timeout=20) == 0
+    assert workspace.starts() == ["A", "A"]
 
 
 def check_pauses(workspace: Workspace) -> None:
@@ -1016,18 +1032,6 @@ def finish_run(run: subprocess.Popen[str], output: Output, seconds: float = 60) 
     return code, output.wait_to_end()
 
 
-def hasten(workspace: Workspace, **constants: str) -> Path:
-    """Make a copy of the program with other constants, where the real ones would take minutes."""
-    source = SCRIPT.read_text(encoding="utf-8")
-    for name, value in constants.items():
-        head, found, tail = source.partition(f"\n{name} = ")
-        assert found, name
-        source = head + found + value + "  #" + tail
-    script = workspace.root / "orchestrate.py"
-    script.write_text(source, encoding="utf-8")
-    return script
-
-
 def find_states(workspace: Workspace, **options: Any) -> dict[str, str]:
     """The state of each stream, as `status --json` has it."""
     status = json.loads(workspace.run("status", "--json", **options).stdout)
@@ -1103,43 +1107,25 @@ def remove_folder(claude: Path) -> None:
     shutil.rmtree(claude.parent)
 
 
-LOST = (
-    "{claude}: command not found. Install Claude Code (npm install -g @anthropic-ai/claude-code) or add it to PATH; "
-    "--claude CMD names another command."
-)
+LOSSES = (remove_file, take_run_bit, remove_folder)
 
 
-@pytest.mark.parametrize(
-    ("lose", "message"),
-    [
-        (remove_file, LOST),
-        (take_run_bit, "{claude} is not executable. Make it so: chmod +x {claude}"),
-        (remove_folder, LOST),
-    ],
-)
-def test_fault_21_a_claude_that_is_lost_in_a_run_fails_its_stream_at_once(
-    workspace: Workspace, lose: Callable[[Path], None], message: str
+@pytest.mark.parametrize("lose", LOSSES)
+def test_fault_21_a_claude_that_is_not_there_is_said_before_anything_starts(
+    workspace: Workspace, lose: Callable[[Path], None]
 ) -> None:
     """Row 21."""
-    workspace.database.add_stream("A", tasks=2)
-    workspace.database.add_stream("B")
-    workspace.play(A="next until=gate exit=1", B="until=late all")
-    run, output = start_run(workspace, "--claude", str(workspace.claude))
-    workspace.wait_for_worker("A")
-    b = workspace.wait_for_worker("B")
+    workspace.database.add_stream("A")
     lose(workspace.claude)
-    workspace.open_gate("gate")
-    wait_until(lambda: "A failed" in output.text, "A to fail")
-    assert is_running(b), "the other worker was harmed"
-    workspace.open_gate("late")
-    code, out = finish_run(run, output)
-    assert (code, out.splitlines()[-1]) == (1, f"A failed: {message.format(claude=workspace.claude)}")
-    assert workspace.starts("A") == ["A"]
-    assert find_states(workspace) == {"A": "failed", "B": "complete"}
+    done = workspace.run("start", "--claude", str(workspace.claude), *NO_POLL)
+    assert done.returncode == 2
+    what = "is not executable" if lose is take_run_bit else "command not found"
+    assert what in done.stderr
+    assert workspace.events() == []
 
 
 def test_fault_21_an_interpreter_that_is_lost_fails_the_stream_at_once(workspace: Workspace) -> None:
-    """Row 21: claude is there and executable, and what its first line names is not."""
+    """Row 21: claude is there and executable, and what its first line names is not; nothing ran before."""
     workspace.database.add_stream("A")
     workspace.claude.write_text("#!/no/such/node\n")
     done = workspace.run("start", *NO_POLL)
@@ -1905,6 +1891,229 @@ def test_fault_32_the_loop_lives_where_hardly_a_file_can_be_opened(workspace: Wo
         assert run.poll() is None, f"the orchestrator gave up: {output.text}"
     code, out = finish_run(run, output)
     assert (code, workspace.starts("A")) == (0, ["A", "A"]), out
+
+
+# ── 42 to 45: the API, the login and the program, as they come and go ────────────────────────────────────────────────
+
+
+RECORDS = [
+    json.loads(line)
+    for line in (SCRIPT.parent / "tests" / "samples" / "endings.jsonl").read_text(encoding="utf-8").splitlines()
+]
+
+
+def prepare_endings(workspace: Workspace, *causes: str, cost: float = 0.0) -> list[str]:
+    """Give a stream to each recorded ending of these causes, of each version and form; return their names.
+
+    A reset that was ahead is ahead again.
+    """
+    lines: dict[str, Any] = {}
+    parts: dict[str, list[str]] = {}
+    for number, record in enumerate(r for r in RECORDS if SCENARIOS[r["scenario"]].cause in causes):
+        words = []
+        for place, line in enumerate(record["lines"]):
+            if isinstance(line, dict) and "resetsAt" in line.get("rate_limit_info", ()):
+                line["rate_limit_info"]["resetsAt"] = int(time.time()) + 7200
+            if isinstance(line, dict) and line["type"] == "result":
+                line["total_cost_usd"] = cost
+            lines[f"{number}-{place}"] = line
+            words.append(f"print={number}-{place}")
+        name = f"S{number}"
+        workspace.database.add_stream(name)
+        parts[name] = [" ".join([*words, f"exit={record['code']}"]), "all"]
+    (workspace.root / "lines.json").write_text(json.dumps(lines))
+    workspace.play(**parts)  # type: ignore[arg-type]
+    return list(parts)
+
+
+@pytest.mark.slow
+def test_fault_42_a_usage_limit_in_every_form_and_version_is_a_pause(workspace: Workspace) -> None:
+    """Row 42: as four versions print it, as JSON and as text; the first of them pauses the run for all."""
+    names = prepare_endings(workspace, "LIMIT")
+    assert len(names) == 48
+    run = workspace.popen("start", "--max-workers", "60", "--max-restarts", "0", *NO_POLL)
+    wait_until(lambda: len(workspace.events("worker_ended")) == len(names), "all ends", seconds=60)
+    assert {(end["verdict"], end["restarts"]) for end in workspace.events("worker_ended")} == {("paused", 0)}
+    assert 895 < max(pause["delay"] for pause in workspace.events("run_paused")) < 7202
+    assert sorted(workspace.starts()) == sorted(names)
+    kill(run)
+
+
+def test_fault_42_a_limit_in_text_and_exit_code_0_is_a_pause_too(workspace: Workspace) -> None:
+    """Row 42: with a shortened pause, since no event tells the reset."""
+    workspace.database.add_stream("A")
+    workspace.play(A=["print=limit exit=0", "print=prose exit=0", "all"])
+    lines = {"limit": "You've hit your limit · resets 3pm (UTC)", "prose": "I read: You've hit your limit · resets 3pm"}
+    (workspace.root / "lines.json").write_text(json.dumps(lines))
+    script = hasten(workspace, LIMIT_PAUSE="1.0")
+    done = workspace.run("start", "--output-format", "text", *NO_POLL, script=script)
+    assert done.returncode == 0
+    assert [end["verdict"] for end in workspace.events("worker_ended")] == ["paused", "restart", "complete"]
+
+
+def test_fault_42_a_limit_of_a_subagent_pauses_its_stream_alone(workspace: Workspace) -> None:
+    """Row 42: as the CLI prints it, with a reset that comes soon; the other stream goes on meanwhile."""
+    (lines,) = (
+        r["lines"]
+        for r in RECORDS
+        if (r["scenario"], r["version"], r["format"]) == ("limit of a subagent", "2.1.332", "stream-json")
+    )
+    resets_at = int(time.time()) + 6
+    for line in lines:
+        if line.get("rate_limit_info", {}).get("status") == "rejected":
+            line["rate_limit_info"]["resetsAt"] = resets_at
+    (workspace.root / "lines.json").write_text(json.dumps({str(n): line for n, line in enumerate(lines)}))
+    workspace.database.add_stream("A")
+    workspace.database.add_stream("B", tasks=3)
+    printed = " ".join(f"print={n}" for n in range(len(lines)))
+    workspace.play(A=[printed, "all"], B="next sleep=0.2 exit=1")
+    run, output = start_run(workspace, "--max-restarts", "1")
+    (end,) = wait_until(lambda: [e for e in workspace.events("worker_ended") if e["stream"] == "A"], "the end of A")
+    assert (end["verdict"], end["restarts"]) == ("limited", 0)
+    shown = workspace.run("status").stdout
+    assert "│ Paused for " in shown
+    assert "a subagent hit the seven day opus limit" in shown
+    code, out = finish_run(run, output)
+    assert code == 0, out
+    assert workspace.events("run_paused") == []
+    assert re.search(r"A paused for \ds: exit code 0, a subagent hit the seven day opus limit", out)
+    begun = [e for e in workspace.events("worker_started") if e["stream"] == "A"]
+    assert read_time(begun[1]["time"]) >= resets_at
+    assert "The last worker ended: exit code 0, a subagent hit the seven day opus limit" in workspace.argv("A")[1][-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cost", [0.0, 0.5])
+def test_fault_43_an_outage_in_every_form_and_version_is_tried_again(workspace: Workspace, cost: float) -> None:
+    """Row 43: as four versions print it, as JSON and as text, before and after paid work."""
+    names = prepare_endings(workspace, "OUTAGE", cost=cost)
+    assert len(names) == 80
+    done = workspace.run("start", "--max-workers", "90", "--max-restarts", "0", *NO_POLL, timeout=110)
+    assert done.returncode == 0, done.stdout
+    ends = [(end["verdict"], end["cause"], end["restarts"]) for end in workspace.events("worker_ended")]
+    assert sorted(ends) == sorted([("restart", "OUTAGE", 0), ("complete", "OTHER", 0)] * len(names))
+    assert done.stdout.count("Trying S") == len(names)
+
+
+def test_fault_43_an_outage_after_paid_work_is_free_five_times(workspace: Workspace) -> None:
+    """Row 43: and from the sixth time on it spends a restart, until a task is completed. The pauses are shortened."""
+    result = {"type": "result", "is_error": True, "result": "API Error: 529 Overloaded.", "total_cost_usd": 0.1}
+    (workspace.root / "lines.json").write_text(json.dumps({"down": result}))
+    workspace.database.add_stream("A", tasks=2)
+    workspace.play(A=[*["print=down exit=1"] * 6, "next print=down exit=1", *["print=down exit=1"] * 9])
+    script = hasten(workspace, BACKOFF_FIRST="0.01", BACKOFF_MAX="0.05")
+    done = workspace.run("start", "--max-restarts", "2", *NO_POLL, script=script)
+    assert done.returncode == 1
+    ends = [(end["verdict"], end["restarts"]) for end in workspace.events("worker_ended")]
+    free = ("restart", 0)
+    assert ends == [*[free] * 5, ("restart", 1), *[free] * 5, ("restart", 1), ("restart", 2), ("failed", 2)]
+
+
+def test_fault_44_a_login_that_fails_once_while_others_work_is_tried_again(workspace: Workspace) -> None:
+    """Row 44: A works on the same login. B is refused once, C for ever. The minutes are shortened."""
+    refused = {"type": "result", "is_error": True, "api_error_status": 401, "result": "Failed to authenticate."}
+    answer = {"type": "assistant", "message": {"model": "opus", "content": [{"type": "text", "text": "Hello"}]}}
+    (workspace.root / "lines.json").write_text(json.dumps({"refused": refused, "answer": answer}))
+    for name in ("A", "B", "C"):
+        workspace.database.add_stream(name)
+    no = "until=answered sleep=0.6 print=refused exit=1"
+    workspace.play(A="print=answer write=answered until=go all", B=[no, "all"], C=no)
+    run, output = start_run(workspace, "--max-restarts", "0", script=hasten(workspace, LOGIN_PAUSE="0.5"))
+    wait_until(lambda: "C failed" in output.text, "C to fail")
+    touch(workspace, "go")
+    code, out = finish_run(run, output)
+    assert (code, find_states(workspace)) == (1, {"A": "complete", "B": "complete", "C": "failed"})
+    assert workspace.starts("C") == ["C"] * 4
+    assert out.count("Trying C again in 0s: exit code 1: Failed to authenticate.") == 3
+    assert {end["restarts"] for end in workspace.events("worker_ended")} == {0}
+
+
+def test_fault_44_a_login_that_was_never_good_fails_at_once(workspace: Workspace) -> None:
+    """Row 44: nobody has worked on it in this run; that of the night before says nothing."""
+    workspace.database.add_stream("A")
+    workspace.play("all")
+    assert workspace.run("start", *NO_POLL).returncode == 0
+    workspace.database.add_stream("B")
+    workspace.play(B="print=no exit=1")
+    (workspace.root / "lines.json").write_text(json.dumps({"no": "Not logged in · Please run /login"}))
+    done = workspace.run("start", *NO_POLL)
+    assert done.stdout.splitlines()[-1] == "B failed: exit code 1: Not logged in · Please run /login"
+    assert workspace.starts("B") == ["B"]
+
+
+@contextlib.contextmanager
+def replaced(program: Path, lose: Callable[[Path], None]) -> Iterator[None]:
+    """Let a program be lost while the context lasts, as in the middle of an update; then it is there again."""
+    kept = program.read_bytes()
+    lose(program)
+    yield
+    program.parent.mkdir(exist_ok=True)
+    program.write_bytes(kept)
+    program.chmod(0o755)
+
+
+@contextlib.contextmanager
+def written(program: Path, _: object) -> Iterator[None]:
+    """Keep a program open for writing while the context lasts: it can't be executed then."""
+    kept = program.read_bytes()
+    program.unlink()  # that of the worker that runs can't be written
+    program.write_bytes(kept)
+    program.chmod(0o755)
+    with program.open("r+b"):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("disturb", "lose", "words"),
+    [
+        (replaced, remove_file, "command not found"),
+        (replaced, take_run_bit, "is not executable"),
+        (replaced, remove_folder, "command not found"),
+        (written, None, "Text file busy"),
+    ],
+)
+def test_fault_45_a_claude_that_is_away_for_some_seconds_fails_no_stream(
+    workspace: Workspace, disturb: Callable[..., Any], lose: Callable[[Path], None] | None, words: str
+) -> None:
+    """Row 45: in the middle of a run. A script is never busy, so an executable stands before that of the tests."""
+    workspace.database.add_stream("A", tasks=2)
+    workspace.play(A=["next until=gate exit=1", "all"])
+    program = workspace.root.parent / "program" / "claude"
+    program.parent.mkdir()
+    shutil.copy2(str(shutil.which("env")), program)
+    run, output = start_run(workspace, "--claude", f"{program} {workspace.claude}", "--max-restarts", "1")
+    workspace.wait_for_worker("A")
+    with disturb(program, lose):
+        workspace.open_gate("gate")
+        wait_until(lambda: output.text.count("Trying A again") >= 2, "two more tries")
+    code, out = finish_run(run, output)
+    assert code == 0, out
+    assert words in out
+    *tries, last = (end["restarts"] for end in workspace.events("worker_ended"))
+    assert (set(tries), last) == ({1}, 0)  # that of the worker that ended with 1, before
+    assert workspace.starts("A") == ["A", "A"]
+
+
+def test_fault_45_a_claude_that_stays_away_fails_its_stream_after_two_minutes(workspace: Workspace) -> None:
+    """Row 45: with the reason; the other worker goes on. The pauses are shortened."""
+    workspace.database.add_stream("A", tasks=2)
+    workspace.database.add_stream("B")
+    workspace.play(A="next until=gate exit=1", B="until=late all")
+    script = hasten(workspace, BACKOFF_FIRST="0.01", BACKOFF_MAX="0.05")
+    run, output = start_run(workspace, script=script)
+    workspace.wait_for_worker("A")
+    b = workspace.wait_for_worker("B")
+    workspace.claude.unlink()
+    workspace.open_gate("gate")
+    wait_until(lambda: "A failed" in output.text, "A to fail")
+    assert is_running(b), "the other worker was harmed"
+    workspace.open_gate("late")
+    code, out = finish_run(run, output)
+    remedy = "Install Claude Code (npm install -g @anthropic-ai/claude-code) or add it to PATH"
+    reason = f"claude: command not found. {remedy}; --claude CMD names another command."
+    assert (code, out.splitlines()[-1]) == (1, f"A failed: {reason}")
+    assert out.count("Trying A again") == 7
+    assert find_states(workspace) == {"A": "failed", "B": "complete"}
 
 
 # ── 33: worktrees that can't be had ───────────────────────────────────────────────────────────────────────────────────

@@ -68,20 +68,34 @@ def test_a_worker_gets_what_the_contract_says(workspace: Workspace) -> None:
         "db.execute(\"UPDATE tasks SET status = 'completed'\")\n"
         "db.commit()\n"
     )
-    nested = {"CLAUDECODE": "1", "CLAUDE_CODE_ENTRYPOINT": "cli", "CLAUDE_CODE_SSE_PORT": "1", "KEPT": "yes"}
+    session = "CLAUDECODE CLAUDE_CODE_ENTRYPOINT CLAUDE_CODE_EXECPATH CLAUDE_CODE_SSE_PORT CLAUDE_CODE_CHILD_SESSION "
+    session += "CLAUDE_CODE_CHILD_NOTES_DIR CLAUDE_CODE_SESSION_ID CLAUDE_CODE_SESSION_KIND "
+    session += "CLAUDE_CODE_MESSAGING_SOCKET CLAUDE_CODE_MESSAGING_TOKEN CLAUDE_PID CLAUDE_EFFORT CLAUDE_PROJECT_DIR "
+    session += "CLAUDE_CODE_SESSION_ATTENDED AI_AGENT TRACEPARENT TRACESTATE"
+    own = ("KEPT", "CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CODE_SESSION_ACCESS_TOKEN", "CLAUDE_CODE_MAX_RETRIES")
+    nested = dict.fromkeys((*session.split(), *own), "1")
     assert workspace.run("start", env=nested).returncode == 0
     facts = json.loads((workspace.root / "facts.json").read_text())
     guide = (SCRIPT.parent / "tests" / "worker-prompt.txt").read_text()
     flags = ["--print", "--dangerously-skip-permissions", "--output-format", "stream-json", "--verbose", "-p"]
     assert facts["argv"] == [*flags, guide]
     env = facts["env"]
-    assert {key for key in nested if key in env} == {"KEPT"}
+    assert {key for key in nested if key in env} == set(own)
+    assert env["CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS"] == "0"
     assert (env["ORCHESTRATE_PROJECT"], env["ORCHESTRATE_STREAM"]) == (str(workspace.root), "Stream-B")
     assert env["ORCHESTRATE_RUN"].endswith(f".{facts['pid']}")
     assert (env["WORKSPACE_ID"], env["TASK_DB_PATH"]) == ("my-project", str(workspace.home / ".claude/tasks"))
     assert facts["pid"] == facts["sid"] == facts["pgid"] != os.getsid(0)
     assert (facts["cwd"], facts["stdin"]) == (str(workspace.root), Path(os.devnull).stat().st_rdev)
     assert facts["out"] == facts["err"] == (workspace.state / "logs" / "Stream-B.jsonl").stat().st_ino
+
+
+def test_how_long_subagents_are_waited_for_is_the_users_own_word_where_there_is_one(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    workspace.claude.write_text('#!/bin/sh\necho "$CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS" > ceiling.txt\n')
+    environment = {"CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS": "1200000"}
+    workspace.run("start", "--max-restarts", "0", env=environment)
+    assert (workspace.root / "ceiling.txt").read_text() == "1200000\n"
 
 
 def test_text_output_is_the_guides_exact_command(workspace: Workspace) -> None:

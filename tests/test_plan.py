@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from orchestrate import (
     KILL_INTERVAL,
     Action,
+    Cause,
     Conclude,
     Ending,
     Finish,
@@ -36,6 +37,7 @@ from orchestrate import (
     Worker,
     assess,
     fold_events,
+    format_time,
     judge,
     order_streams,
     plan,
@@ -190,7 +192,7 @@ def judge_one(text: str, ending: Ending, record: Record = Record(), max_restarts
         ("P1+", Ending(0), Record(), VerdictKind.COMPLETE, ""),
         ("P1+", Ending(None), Record(), VerdictKind.COMPLETE, ""),
         ("P1+", Ending(1, "boom"), Record(), VerdictKind.COMPLETE, f"{ODD}exit code 1: boom"),
-        ("P1+", Ending(1, "boom", is_final=True), Record(), VerdictKind.COMPLETE, None),
+        ("P1+", Ending(1, "boom", Cause.FINAL), Record(), VerdictKind.COMPLETE, None),
         ("P1+", Ending(-15), Record(stopping=StopReason.GRACE), VerdictKind.COMPLETE, ""),
         ("P1+", Ending(1), Record(stopping=StopReason.LEFTOVERS), VerdictKind.COMPLETE, f"{ODD}exit code 1"),
         ("P1+s", Ending(-15), Record(stopping=StopReason.USER), VerdictKind.COMPLETE, ""),
@@ -199,8 +201,8 @@ def judge_one(text: str, ending: Ending, record: Record = Record(), max_restarts
         ("P1", Ending(-15), Record(stopping=StopReason.EXIT), VerdictKind.STOPPED, None),
         ("P1", Ending(-15), Record(stopping=StopReason.VANISHED), VerdictKind.STOPPED, None),  # it is back
         ("P1!s", Ending(0), Record(), VerdictKind.STOPPED, None),
-        ("P1!", Ending(1, "boom", is_final=True), Record(restarts=9), VerdictKind.BLOCKED, "why (T)"),
-        ("P1", Ending(127, "not found", is_final=True), Record(), VerdictKind.FAILED, "exit code 127: not found"),
+        ("P1!", Ending(1, "boom", Cause.FINAL), Record(restarts=9), VerdictKind.BLOCKED, "why (T)"),
+        ("P1", Ending(127, "not found"), Record(), VerdictKind.FAILED, "exit code 127: not found"),
         ("P1", Ending(0, "done!"), Record(), VerdictKind.RESTART, "exit code 0, 1 task open"),
         ("P1", Ending(1, "boom"), Record(), VerdictKind.RESTART, "exit code 1: boom"),
         ("P1", Ending(-9), Record(), VerdictKind.RESTART, "killed by SIGKILL"),
@@ -473,10 +475,10 @@ def test_assess_says_what_the_whole_run_waits_for() -> None:
     snapshot = make_snapshot("P1 P2*")
     held = assess(snapshot, Limits(budget=5), 100)["P1"]
     assert (held.state, held.reason) == (StreamState.QUEUED, "running workers hold the budget")
-    limit = replace(snapshot.history, paused_until=105.0, pause_reason="the limit was hit")
-    paused = assess(replace(snapshot, history=limit), Limits(), 104.9)["P1"]
-    assert paused == Standing(StreamState.PAUSED, "the limit was hit", 105.0)
-    assert assess(replace(snapshot, history=limit), Limits(), 105)["P1"].state is StreamState.QUEUED
+    limit = replace(snapshot, history=replace(snapshot.history, pause_ends=9005.0, pause_reason="the limit was hit"))
+    paused = assess(replace(limit, wall=9001.0), Limits(), 100)["P1"]
+    assert paused == Standing(StreamState.PAUSED, "the limit was hit", 104.0)
+    assert assess(replace(limit, wall=9005.0), Limits(), 100)["P1"].state is StreamState.QUEUED
 
 
 def test_each_reason_of_a_blocked_stream_is_given() -> None:
@@ -539,7 +541,7 @@ def test_a_run_of_any_streams_reaches_its_end_in_order(chance: random.Random, ma
 
 
 def make_event(kind: str, **facts: Any) -> dict[str, Any]:
-    return {"event": kind, "stream": "A", **facts}
+    return {"event": kind, "stream": "A", "time": format_time(facts.get("clock", 0.0)), **facts}
 
 
 LIMITS = {"max_workers": 2, "streams": ["A"], "phase": "parallel", "from_the_future": 1}
@@ -606,18 +608,37 @@ def test_the_fold_knows_the_run() -> None:
 
 
 def test_a_run_that_did_not_come_to_its_end_goes_on_in_its_pause_and_with_its_cost() -> None:
-    history = History(spent=2.0, pause_ends="2026-11-23T04:07:00Z", pause_reason="the limit was hit")
+    known = {"spent": 2.0, "has_executed": True, "has_answer": True}
+    history = History(pause_ends=1e9, pause_reason="the limit was hit", **known)  # type: ignore[arg-type]
     begun = history.after(BEGUN)
-    assert (begun.spent, begun.pause_ends, begun.pause_reason) == (2.0, history.pause_ends, history.pause_reason)
-    assert replace(history, outcome="all complete").after(BEGUN) == replace(begun, spent=0.0)
+    assert (begun.pause_ends, begun.pause_reason) == (1e9, "the limit was hit")
+    assert {name: getattr(begun, name) for name in known} == known
+    forgotten = replace(begun, spent=0.0, has_executed=False, has_answer=False)
+    assert replace(history, outcome="all complete").after(BEGUN) == forgotten
+
+
+@pytest.mark.parametrize(
+    ("facts", "executed", "answered"),
+    [
+        ({"pid": 0, "cause": "PROGRAM", "has_answer": False}, False, False),
+        ({"pid": 9, "cause": "PROGRAM", "has_answer": False}, False, False),
+        ({"pid": 9, "cause": "OUTAGE", "has_answer": False}, True, False),
+        ({"pid": 9, "cause": "OTHER", "has_answer": True}, True, True),
+        ({"pid": 9}, True, False),  # of an older version's journal
+    ],
+)
+def test_the_fold_knows_what_has_gone_well_in_the_run(facts: dict[str, Any], executed: bool, answered: bool) -> None:
+    history = fold_events(History(), [{**ENDED, **facts}])
+    assert (history.has_executed, history.has_answer) == (executed, answered)
+    ended = history.after({**ENDED, "pid": 0, "cause": "PROGRAM"})
+    assert (ended.has_executed, ended.has_answer) == (executed, answered)
 
 
 def test_a_pause_that_is_made_longer_is_one_pause_and_the_next_one_begins_where_it_ends() -> None:
-    until = "2026-11-23T04:07:00Z"
-    pauses = [{"event": "run_paused", "clock": c, "delay": 10, "until": until, "reason": f"at {c}"} for c in (5, 8, 18)]
-    first = History(paused_at=5, paused_until=15, pause_ends=until, pause_reason="at 5", limit_hits=1)
-    longer = replace(first, paused_until=18, pause_reason="at 8")
-    again = replace(longer, paused_at=18, paused_until=28, pause_reason="at 18", limit_hits=2)
+    pauses = [make_event("run_paused", clock=c, until=format_time(c + 10), reason=f"at {c}") for c in (5, 8, 18)]
+    first = History(paused_at=5, pause_ends=15, pause_reason="at 5", limit_hits=1)
+    longer = replace(first, pause_ends=18, pause_reason="at 8")
+    again = replace(longer, paused_at=18, pause_ends=28, pause_reason="at 18", limit_hits=2)
     assert [fold_events(History(), pauses[:count]) for count in (1, 2, 3)] == [first, longer, again]
 
 

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -16,7 +17,7 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 from support import SCRIPT, Workspace, wait_until
 
-from orchestrate import StopReason, StreamState, VerdictKind
+from orchestrate import Cause, StopReason, StreamState, VerdictKind
 
 SCHEMA = json.loads((Path(__file__).parent / "schema.json").read_text(encoding="utf-8"))
 KINDS = [entry["$ref"].rpartition("/")[2] for entry in SCHEMA["oneOf"]]
@@ -97,6 +98,23 @@ def run_that_is_left_and_goes_on(workspace: Workspace) -> str:
     return out + asked.stdout + second.communicate(timeout=20)[0]
 
 
+def run_with_limits(workspace: Workspace) -> str:
+    """A worker goes on beyond its limit, which costs money; another's subagent can't."""
+    workspace.database.add_stream("Stream-A")
+    workspace.database.add_stream("Stream-B")
+    info = {"status": "rejected", "rateLimitType": "five_hour", "isUsingOverage": True}
+    later = {"status": "rejected", "rateLimitType": "seven_day_opus", "resetsAt": int(time.time()) + 2}
+    lines = {
+        "overage": {"type": "rate_limit_event", "rate_limit_info": info},
+        "limit": {"type": "rate_limit_event", "rate_limit_info": later},
+    }
+    (workspace.root / "lines.json").write_text(json.dumps(lines))
+    workspace.play(Stream_A="print=overage all", Stream_B=["print=limit cost=0", "all"])
+    done = workspace.run("start", "--json", *NO_POLL)
+    assert done.returncode == 0
+    return done.stdout
+
+
 def run_that_waits_for_a_person(workspace: Workspace) -> str:
     workspace.database.add_stream("Stream-A")
     workspace.play("block")
@@ -150,6 +168,7 @@ SCENARIOS: list[tuple[Callable[[Workspace], str], set[str]]] = [
     (run_that_is_left_and_goes_on, {"run_left", "worker_adopted", "stale_pid_file", "start_requested", "run_paused"}),
     (run_that_waits_for_a_person, {"run_waiting", "run_left"}),
     (run_that_stops_its_workers, {"worker_stopping", "worker_killed", "run_left"}),
+    (run_with_limits, {"overage", "worker_ended"}),
     (run_in_trouble, {"database_unreadable", "database_readable", "trouble", "trouble_over"}),
 ]  # fmt: skip
 
@@ -177,6 +196,7 @@ def test_the_schema_knows_every_state_verdict_and_reason() -> None:
     events = SCHEMA["$defs"]["state"]["properties"]["state"]["enum"]
     assert set(events) == {state.name for state in StreamState} - {"WORKING"}  # it comes and goes: no event
     assert SCHEMA["$defs"]["worker_ended"]["properties"]["verdict"]["enum"] == [kind.value for kind in VerdictKind]
+    assert SCHEMA["$defs"]["worker_ended"]["properties"]["cause"]["enum"] == [cause.name for cause in Cause]
     assert SCHEMA["$defs"]["worker_stopping"]["properties"]["why"]["enum"] == [why.name for why in StopReason]
 
 
