@@ -91,14 +91,13 @@ def _read(connection: socket.socket) -> None:
 
 
 def _hang(connection: socket.socket) -> None:
-    _read(connection)
-    time.sleep(60)
+    while connection.recv(1 << 16):
+        pass  # until the CLI gives up
 
 
 def _reset(connection: socket.socket) -> None:
     _read(connection)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.close()
 
 
 def _answer_html(connection: socket.socket) -> None:
@@ -106,7 +105,11 @@ def _answer_html(connection: socket.socket) -> None:
     page = b"<html><head><title>502 Bad Gateway</title></head><body>-</body></html>"
     head = f"HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\nContent-Length: {len(page)}\r\nConnection: close"
     connection.sendall(head.encode() + b"\r\n\r\n" + page)
-    connection.close()
+
+
+def _meet(connection: socket.socket, what: Callable[[socket.socket], None]) -> None:
+    with connection, contextlib.suppress(ConnectionError):
+        what(connection)
 
 
 SCENARIOS = {
@@ -160,7 +163,7 @@ def serve(scenario: Scenario) -> Iterator[str]:
                 with contextlib.suppress(OSError):  # closed: the scenario is over
                     while True:
                         connection, _ = server.accept()
-                        threading.Thread(target=scenario.meet, args=(connection,), daemon=True).start()
+                        threading.Thread(target=_meet, args=(connection, scenario.meet), daemon=True).start()
 
             threading.Thread(target=accept, daemon=True).start()
             yield f"http://127.0.0.1:{server.getsockname()[1]}"
