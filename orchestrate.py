@@ -577,8 +577,9 @@ class Ending:
     `code` is negative for a signal, as in subprocess, and None where nobody saw it. `words` are the worker's own last
     ones: of the result event where there was one, else the last line. `cause` is known before of one that never ran.
     `kind` is that of the error in the last message of the main conversation, `api_error` the result's own, finer one.
-    `limit` is the last usage limit that a request was refused for, a subagent's too; `is_rejected` says that nothing
-    was allowed since, and `reset_in` in how many seconds it ends, where that is known. Cost is in US dollars.
+    `limit` is the last usage limit that a request was refused for, and `reset_in` in how many seconds it ends, where
+    that is known; `is_rejected` says that it was no subagent's, as far as is known, and that nothing was allowed since.
+    Cost is in US dollars.
     Source: observations of Claude Code 2.1.49 to 2.1.332 (FACTS.md).
     """
 
@@ -692,7 +693,6 @@ class Verdict:
     delay: float = 0.0
     cause: Cause = Cause.OTHER
     tries: int = 0
-    paid_outages: int = 0
 
 
 @dataclass(frozen=True)
@@ -756,14 +756,17 @@ class Record:
     reason: str = ""
     since: float = 0.0
 
-    def is_outdone(self, completed: int, open_tasks: int) -> bool:
-        """Whether a task was completed since the last look."""
-        return completed > self.best or (self.fewest is not None and open_tasks < self.fewest)
+    def is_outdone(self, completed: int, open_tasks: int | None) -> bool:
+        """Whether a task was completed since the last look; None where nobody knows how many are open."""
+        is_fewer = self.fewest is not None and open_tasks is not None and open_tasks < self.fewest
+        return completed > self.best or is_fewer
 
-    def refilled(self, stream: Stream) -> Record:
-        """Return it with all restarts to spend, where a task was completed since the last look."""
-        is_outdone = self.is_outdone(stream.completed, stream.open)
-        return replace(self, restarts=0, paid_outages=0) if is_outdone else self
+    def after_look(self, completed: int, open_tasks: int | None) -> Record:
+        """Return it after a look at the tasks: what counts in a row begins anew where one was completed since."""
+        counts = [count for count in (self.fewest, open_tasks) if count is not None]
+        seen = replace(self, best=max(self.best, completed), fewest=min(counts, default=None))
+        is_outdone = self.is_outdone(completed, open_tasks)
+        return replace(seen, restarts=0, tries=0, paid_outages=0) if is_outdone else seen
 
 
 @dataclass(frozen=True)
@@ -815,10 +818,11 @@ def _after_run_started(history: History, event: Event) -> History:
     known["streams"] = None if known.get("streams") is None else frozenset(known["streams"])
     known["phase"] = Phase(known["phase"]) if known.get("phase") else None
     kept = ("attempts", "pid", "run", "started_at", "raw_start", "budget", "folder", "is_starting", "last_ending")
-    records = {
-        stream_id: Record(**{name: getattr(record, name) for name in (*kept, "pause_ends", "pause_reason")})
-        for stream_id, record in history.records.items()
-    }
+    records = {}
+    for stream_id, record in history.records.items():
+        # Who names a stream takes back its own pause too.
+        names = kept if stream_id in (known["streams"] or ()) else (*kept, "pause_ends", "pause_reason")
+        records[stream_id] = Record(**{name: getattr(record, name) for name in names})
     return History(
         records=records,
         limits=Limits(**known),
@@ -866,16 +870,14 @@ def _after_worker_starting(record: Record, event: Event) -> Record:
 
 
 def _after_look(record: Record, event: Event) -> Record:
-    counts = [count for count in (record.fewest, event.get("open")) if count is not None]
-    return replace(record, best=max(record.best, int(event["completed"])), fewest=min(map(int, counts), default=None))
+    open_tasks = event.get("open")
+    return record.after_look(int(event["completed"]), None if open_tasks is None else int(open_tasks))
 
 
 def _after_worker_started(record: Record, event: Event) -> Record:
-    seen = _after_look(record, event)
     return replace(
-        seen,
+        _after_look(record, event),
         attempts=int(event["attempt"]),
-        restarts=record.restarts if seen == record else 0,  # somebody else completed a task: that counts too
         pid=int(event["pid"]),
         run=str(event["run"]),
         started_at=float(event["clock"]),
@@ -903,13 +905,14 @@ def _after_worker_adopted(record: Record, event: Event) -> Record:
 
 
 def _after_worker_ended(record: Record, event: Event) -> Record:
-    kind = VerdictKind(event["verdict"])
+    kind, seen = VerdictKind(event["verdict"]), _after_look(record, event)
+    cause = Cause[event["cause"]] if "cause" in event else Cause.OTHER  # an older version's journal has none
     return replace(
-        _after_look(record, event),
+        seen,
         restarts=int(event["restarts"]),
-        cause=Cause[event["cause"]] if "cause" in event else Cause.OTHER,
+        cause=cause,
         tries=int(event.get("tries", 0)),
-        paid_outages=int(event.get("paid_outages", 0)),
+        paid_outages=seen.paid_outages + (cause is Cause.OUTAGE and float(event.get("cost", 0)) > 0),
         pause_ends=read_time(event["until"]) if kind is VerdictKind.LIMITED else 0.0,
         pause_reason=str(event["reason"]) if kind is VerdictKind.LIMITED else "",
         retry_at=float(event["clock"]) + float(event["delay"]) if kind is VerdictKind.RESTART else 0.0,
@@ -988,8 +991,15 @@ class Snapshot:
 
     @property
     def has_answer(self) -> bool:
-        """Whether the API has answered a worker of this run, so that the login was good."""
-        return self.history.has_answer or any(worker.has_answer for worker in self.workers.values())
+        """Whether the API has answered a worker of this run, so that the login was good: it said so, or did a task."""
+        done = {s.id for s in self.streams if self.history.record(s.id).is_outdone(s.completed, s.open)}
+        return self.history.has_answer or any(w.has_answer or i in done for i, w in self.workers.items())
+
+    @property
+    def has_executed(self) -> bool:
+        """Whether a worker of this run could be executed: it has ended, has got an answer, or lives for some time."""
+        is_seen = any(worker.ending is None and worker.cpu is not None for worker in self.workers.values())
+        return self.history.has_executed or self.has_answer or is_seen
 
     @property
     def pause_left(self) -> float:
@@ -1590,7 +1600,7 @@ def judge(stream: Stream | None, worker: Worker, snapshot: Snapshot, limits: Lim
     record = snapshot.history.record(worker.stream_id)
     if stream is None:
         return Verdict(VerdictKind.VANISHED, StopReason.VANISHED.value, record.restarts)
-    record = record.refilled(stream)
+    record = record.after_look(stream.completed, stream.open)
     if stream.is_complete:
         is_odd = ending.code not in (0, None) and record.stopping in (None, StopReason.LEFTOVERS)
         reason = f"all tasks are complete, but {ending.summary}" if is_odd else ""
@@ -1601,30 +1611,29 @@ def judge(stream: Stream | None, worker: Worker, snapshot: Snapshot, limits: Lim
         return Verdict(VerdictKind.BLOCKED, "; ".join(stream.blocked_reasons), record.restarts)
     if record.stopping in (StopReason.STALLED, StopReason.GRACE):  # its exit code is ours, and says nothing
         return _judge_restart(stream, worker.run, f"stopped: {record.stopping.value}", record, limits)
-    return _judge_cause(stream, replace(worker, ending=ending), record, snapshot, limits)
+    return _judge_cause(stream, worker, ending, record, snapshot, limits)
 
 
-def _judge_cause(stream: Stream, worker: Worker, record: Record, snapshot: Snapshot, limits: Limits) -> Verdict:
+def _judge_cause(
+    stream: Stream, worker: Worker, ending: Ending, record: Record, snapshot: Snapshot, limits: Limits
+) -> Verdict:
     """Return what follows where tasks are open and nobody asked for the end."""
-    ending = worker.ending or Ending(None)
     history, cause = snapshot.history, find_cause(ending)
     tries = record.tries if record.cause is cause else 0
     if cause is Cause.LIMIT:
         # One that was started before the pause has hit the limit that the run is paused for.
         is_same = record.started_at < history.paused_at
-        pause = plan_pause(ending.reset_in if ending.is_rejected else None, max(history.limit_hits - is_same, 0))
+        pause = plan_pause(ending.reset_in, max(history.limit_hits - is_same, 0))
         return Verdict(VerdictKind.PAUSED, ending.words or cause.value, record.restarts, delay=pause, cause=cause)
     if cause is Cause.MODEL_LIMIT:
         pause = min(plan_pause(ending.reset_in, tries), LIMIT_PAUSE_MAX)
         return Verdict(VerdictKind.LIMITED, ending.summary, record.restarts, 0, pause, cause, tries + 1)
-    if cause is Cause.OUTAGE and ending.cost:
-        record = replace(record, paid_outages=record.paid_outages + 1)
+    if cause is Cause.LOGIN and worker.has_answer:
+        tries = 0  # the last try went well for a time
     if may_try_again(cause, ending, tries, record, snapshot):
         delay = LOGIN_PAUSE if cause is Cause.LOGIN else plan_backoff(tries + 1, f"{stream.id} {worker.run}")
-        verdict = Verdict(
-            VerdictKind.RESTART, ending.summary, record.restarts, limits.max_restarts, delay, cause, tries + 1
-        )
-        return replace(verdict, paid_outages=record.paid_outages)
+        counts = record.restarts, limits.max_restarts
+        return Verdict(VerdictKind.RESTART, ending.summary, *counts, delay, cause, tries + 1)
     is_share_spent = cause is Cause.BUDGET and limits.budget and find_budget_left(snapshot, limits) >= BUDGET_LEAST
     if cause in (Cause.LOGIN, Cause.PROGRAM, Cause.BUDGET, Cause.FINAL) and not is_share_spent:
         return Verdict(VerdictKind.FAILED, ending.summary, record.restarts, cause=cause)
@@ -1638,50 +1647,63 @@ def may_try_again(cause: Cause, ending: Ending, tries: int, record: Record, snap
     A worker that the API left without an answer has cost nothing: however long that lasts, it is no reason to give up.
     """
     if cause is Cause.OUTAGE:
-        return not ending.cost or record.paid_outages <= PAID_OUTAGES
+        return not ending.cost or record.paid_outages < PAID_OUTAGES
     if cause is Cause.LOGIN:
-        return snapshot.has_answer and tries < LOGIN_TRIES
-    return cause is Cause.PROGRAM and (snapshot.history.has_executed or snapshot.has_answer) and tries < PROGRAM_TRIES
+        return tries < LOGIN_TRIES and snapshot.has_answer
+    return cause is Cause.PROGRAM and tries < PROGRAM_TRIES and snapshot.has_executed
 
 
 # Why a worker failed: a field of its ending, the cause, and a pattern: for the whole field, for the beginning of words.
-# The first row that fits counts: words that contradict the structure, then structure, then words, as widely as they are
-# no prose. Source: FACTS.md, and what Claude Code 2.1.49, 2.1.100, 2.1.197 and 2.1.332 print and hold.
+# The first row that fits counts. A rejected request is a limit, unless the error itself is plainly another one: then it
+# was a subagent's. Words come last, and as narrowly as they are no prose. Source: FACTS.md, public reports, and what
+# Claude Code 2.1.49, 2.1.100, 2.1.197 and 2.1.332 print and hold.
 _CAUSES = (
     ("subtype", Cause.BUDGET, r"error_max_budget_usd"),
     ("words", Cause.OUTAGE, r"API Error: (Server is temporarily limit|Request rejected \(429\)|Rate limit|429\b)"),
     ("words", Cause.OUTAGE, r"(API Error[^:]{0,80}: )?[A-Z]\w+ is experiencing high load"),
-    ("words", Cause.OUTAGE, r"Could not refresh your login because|Authentication error · (This may be|The gateway)"),
-    ("is_rejected", Cause.LIMIT, r"True"),
+    (
+        "words",
+        Cause.OUTAGE,
+        r"(Could not refresh your login|Failed to refresh OAuth token:?) ?(because )?another Claude",
+    ),
+    ("words", Cause.OUTAGE, r"Authentication error · (This may be|The gateway)"),
+    ("words", Cause.OUTAGE, r"API Error:? \(?(5\d\d|408)\b"),
+    ("words", Cause.OTHER, r"API Error: 400\b(?!.*\breached your specified )"),
     ("api_error", Cause.LIMIT, r"usage_limit_reached"),
     ("api_error", Cause.OUTAGE, r"connection_failed|stream_idle_timeout|no_response|computer_slept"),
-    ("api_error", Cause.FINAL, r"claude_code_version_too_old|(model_requires|long_context)_\w*credits\w*"),
+    ("api_error", Cause.FINAL, r"claude_code_version_too_old|long_context_credits_required"),
+    ("kind", Cause.OUTAGE, r"server_error|overloaded"),
+    ("kind", Cause.LOGIN, r"(authentication|verification|cloud_credential|oauth|account)_\w+"),
+    ("kind", Cause.FINAL, r"billing_error|model_not_found"),
+    ("is_rejected", Cause.LIMIT, r"True"),
     ("words", Cause.FINAL, r"[A-Z][\w .]{1,40} requires usage credits"),
     ("words", Cause.FINAL, r"(API Error: )?(Usage credits|Extra usage) (is |are )?required"),
     ("words", Cause.FINAL, r"Your (seat type doesn't|usage allocation has been disabled|group's usage limit is set)"),
     ("kind", Cause.LIMIT, r"rate_limit"),
-    ("kind", Cause.OUTAGE, r"server_error|overloaded"),
-    ("kind", Cause.LOGIN, r"(authentication|verification|cloud_credential|oauth|account)_\w+"),
-    ("kind", Cause.FINAL, r"billing_error|model_not_found"),
     ("api_status", Cause.OUTAGE, r"5\d\d|408"),
     ("api_status", Cause.LOGIN, r"401|403"),
     ("api_status", Cause.FINAL, r"402|404"),
-    ("words", Cause.LIMIT, r"You['’]ve (hit|reached) your ([^·]{1,60}\b)?limit(?=$|[.]| [·∙•—])"),
+    ("words", Cause.LIMIT, r"You['’]ve (hit|reached) your (?!.*\brate limit)([\w.-]+ ){0,4}limit(?=$|[.]| [·∙•])"),
     ("words", Cause.LIMIT, r"[\w .-]{1,40}\blimit reached( [·∙•—] resets |[.] Your limit will reset |\|\d)"),
-    ("words", Cause.LIMIT, r"(Claude )?(AI )?[Uu]sage limit reached(?=$|[.]| [·∙•—])"),
-    ("words", Cause.LIMIT, r"You['’]re out of (extra usage|usage credits)(?=$|[.]| [·∙•—])"),
-    ("words", Cause.LIMIT, r"Your org(anization)? is out of usage\b|API Error: Usage credits ran out"),
+    ("words", Cause.LIMIT, r"(Claude )?(AI )?[Uu]sage limit reached(?=$|[.]| [·∙•])|Spending cap reached resets "),
+    ("words", Cause.LIMIT, r"You['’]re out of (extra usage|usage credits)(?=$|[.]| [·∙•])"),
+    ("words", Cause.LIMIT, r"Your org(anization)? is out of usage( credits)?(?=$|[.]| [·∙•])"),
+    ("words", Cause.LIMIT, r"API Error: (Usage credits ran out|.{0,150}\breached your specified (API )?usage limits)"),
     ("api_status", Cause.OUTAGE, r"429"),
     ("words", Cause.BUDGET, r"(Error: Exceeded USD|Reached maximum) budget"),
-    ("words", Cause.OUTAGE, r"API Error:? \(?5\d\d\b|API Error: .{0,200}(overloaded_error|529 Overloaded)"),
-    ("words", Cause.OUTAGE, r"API Error: (Unable to connect|Can't reach|Connection |Server is temp|API returned an)"),
+    ("words", Cause.OUTAGE, r"API Error: .{0,200}(overloaded_error|529 Overloaded)"),
+    ("words", Cause.OUTAGE, r"API Error: (Unable to connect|Can't reach|Connection |The socket connection was closed)"),
+    ("words", Cause.OUTAGE, r"API Error: (Server is temporarily|The API is temporarily|API returned an|No response)"),
+    ("words", Cause.OUTAGE, r"API Error: The response could not be read"),
     ("words", Cause.OUTAGE, r"(API Error: )?(Request timed out|Stream idle timeout|Connection error\.)"),
     ("words", Cause.OUTAGE, r"((API |Type)?Error: )?(fetch failed|terminated|socket hang up)(?=$|[.])"),
-    ("words", Cause.LOGIN, r"Not logged in|Failed to authenticate|Please run /login|API Error: 40[13]\b"),
-    ("words", Cause.LOGIN, r"Invalid (API key|auth token|bearer token)|OAuth token|Login (expired|reached)"),
-    ("words", Cause.LOGIN, r"Authentication (required|error)|Your (ANTHROPIC_API_KEY|apiKeyHelper|account does not)"),
-    ("words", Cause.LOGIN, r"(Your|This) organization has (been )?disabled"),
-    ("words", Cause.FINAL, r"Credit balance is too low|There's an issue with the selected model"),
+    ("words", Cause.LOGIN, r"Not logged in(?=$| ·)|Failed to authenticate[.:]|Please run /login|API Error: 40[13]\b"),
+    ("words", Cause.LOGIN, r"Invalid (API key|auth token|bearer token)(?=$| ·)|OAuth token (has expired|revoked)"),
+    ("words", Cause.LOGIN, r"(Anthropic profile l|L)ogin expired ·|Login reached its time limit"),
+    ("words", Cause.LOGIN, r"Authentication required ·|Your (account is on hold|apiKeyHelper script is failing)"),
+    ("words", Cause.LOGIN, r"Your (account does not have access to Claude|ANTHROPIC_API_KEY belongs to)"),
+    ("words", Cause.LOGIN, r"Your organization has disabled (Claude|API)|This organization has been disabled"),
+    ("words", Cause.FINAL, r"Credit balance is too low|There's an issue with the selected model|API Error: 402\b"),
     ("words", Cause.FINAL, r"--dangerously-skip-permissions cannot be used|[Ee]rror: (unknown|invalid) "),
     ("words", Cause.FINAL, r"error: (option|missing|too many)|Error: (Session ID |When using --print|Invalid MCP)"),
     ("words", Cause.FINAL, r"Error: Input must be provided"),
@@ -1692,18 +1714,19 @@ def find_cause(ending: Ending) -> Cause:
     """Return why a worker ended with open tasks: by the structure of what it reported, by its last words at the end.
 
     One that did not fail says in its words what it likes: it may have read about limits. But in text mode a limit may
-    end in exit code 0, and its line is all that there is.
+    end in exit code 0, and its line is all that there is; so it is where nobody saw the exit code.
     """
     if ending.cause is not None:
         return ending.cause
-    if ending.code in (126, 127) and not ending.has_result:  # the shell could not execute it
-        return Cause.PROGRAM
+    if not ending.has_result and ending.code is not None and (ending.code in (126, 127) or ending.code < 0):
+        # The shell could not execute it; or a signal ended it before it could say anything.
+        return Cause.PROGRAM if ending.code > 0 else Cause.OTHER
     fitting = [
         cause
         for field, cause, pattern in _CAUSES
         if re.fullmatch(f"(?:{pattern}){'.*' if field == 'words' else ''}", str(getattr(ending, field)))
     ]
-    if ending.has_failed:
+    if ending.has_failed and (ending.has_result or ending.code is not None):
         return fitting[0] if fitting else Cause.OTHER
     if not ending.has_result:
         return Cause.LIMIT if Cause.LIMIT in fitting else Cause.OTHER
@@ -1752,7 +1775,7 @@ def _judge_restart(stream: Stream, run: str, reason: str, record: Record, limits
         reason = f"gave up after {times} without a completed task; last: {reason}"
         return Verdict(VerdictKind.FAILED, reason, record.restarts)
     delay = plan_backoff(restarts, f"{stream.id} {run}")
-    return Verdict(VerdictKind.RESTART, reason, restarts, limits.max_restarts, delay, paid_outages=record.paid_outages)
+    return Verdict(VerdictKind.RESTART, reason, restarts, limits.max_restarts, delay)
 
 
 def assess(snapshot: Snapshot, limits: Limits, now: float) -> dict[str, Standing]:
@@ -2430,15 +2453,14 @@ def format_limit(event: Event) -> str:
     info = event.get("rate_limit_info")
     if not isinstance(info, dict):
         return ""
-    kind = format_limit_name(info)
+    resets_at, kind = _read_number(info, "resetsAt"), format_limit_name(info)
+    until = f" until {datetime.fromtimestamp(resets_at):%a %H:%M}" if 0 < resets_at < 1e11 else ""
     if info.get("isUsingOverage"):
-        return f"The {kind} limit is used up: what follows is overage, which costs money"
-    if info.get("status") not in ("allowed_warning", "rejected"):
-        return ""
-    if info["status"] == "rejected":
-        return f"{kind} limit rejected"
+        return f"The {kind} limit is used up{until}: what follows is overage, which costs money"
+    if info.get("status") == "rejected":
+        return f"{kind} limit rejected{until}"
     share = f" is used to {_read_number(info, 'utilization'):.0%}" if "utilization" in info else " is near"
-    return visible(f"The {kind} limit{share}")
+    return f"The {kind} limit{share}{until}" if info.get("status") == "allowed_warning" else ""
 
 
 def _read_message(event: Event) -> dict[str, Any]:
@@ -2627,20 +2649,22 @@ class Transcript:
             # Another turn of the same process. A limit that was hit in it stays hit.
             self._folder, self._result, self._kind = str(event.get("cwd") or ""), {}, ""
         elif event["type"] == "assistant":
-            is_answer = "error" not in event and _read_message(event).get("model") != "<synthetic>"
-            self.has_answer = self.has_answer or is_answer
-            self._kind = self._kind if event.get("parent_tool_use_id") else str(event.get("error") or "")
+            kind, is_subagents = str(event.get("error") or ""), bool(event.get("parent_tool_use_id"))
+            self.has_answer = self.has_answer or not (kind or _read_message(event).get("model") == "<synthetic>")
+            self._kind = self._kind if is_subagents else kind
+            self._is_rejected = self._is_rejected and not (is_subagents and kind == "rate_limit")  # it was that one's
         elif event["type"] == "rate_limit_event" and isinstance(event.get("rate_limit_info"), dict):
             self._heed_limit(event, event["rate_limit_info"])
 
     def _heed_limit(self, event: Event, info: Mapping[str, Any]) -> None:
-        is_overage = bool(info.get("isUsingOverage"))
-        if info.get("status") != "rejected" or is_overage:
+        status = str(info.get("status"))
+        if info.get("isUsingOverage"):  # beyond its limit it works on
+            self._rejection, self._is_rejected, self.overage = {}, False, format_limit(event)
+        elif status.startswith("allowed"):
             self._is_rejected = False
-            self.overage = format_limit(event) if is_overage else self.overage
-            self.notice = format_limit(event) if info.get("status") == "allowed_warning" else self.notice
-        elif info.get("rateLimitType") or info.get("resetsAt"):  # else it names no limit: the API is busy
-            self._rejection, self._is_rejected = dict(info), True
+            self.notice = format_limit(event) or self.notice
+        elif status == "rejected" and (info.get("rateLimitType") or info.get("resetsAt")):
+            self._rejection, self._is_rejected = dict(info), True  # without a name and a reset, the API is busy
 
 
 class LogFollower:
@@ -3777,9 +3801,9 @@ def make_end_event(
 ) -> Event:
     """Return the event that says how a worker ended, and what follows. Times in seconds, the cost in US dollars."""
     completed, open_tasks = (record.best, record.fewest) if stream is None else (stream.completed, stream.open)
-    has_progress = stream is not None and record.is_outdone(stream.completed, stream.open)
     # Text says nothing of answers. But without a login nobody exits with 0, completes a task or has a limit.
-    has_answer = worker.has_answer or has_progress or ending.code == 0 or verdict.cause is Cause.LIMIT
+    has_answer = worker.has_answer or ending.code == 0 or verdict.cause is Cause.LIMIT
+    has_answer = has_answer or record.is_outdone(completed, open_tasks)
     return make_event(
         clock,
         "worker_ended",
@@ -3794,7 +3818,6 @@ def make_end_event(
         max_restarts=verdict.max_restarts,
         cause=verdict.cause.name,
         tries=verdict.tries,
-        paid_outages=verdict.paid_outages,
         delay=round(verdict.delay, 3),
         until=format_time(clock.wall() + verdict.delay) if verdict.kind is VerdictKind.LIMITED else None,
         has_answer=has_answer,
@@ -4244,6 +4267,10 @@ class Orchestrator:
         if left > 0:  # what an earlier orchestrator knew, for people
             until = format_time(self.history.pause_ends)
             self.emit("run_paused", until=until, delay=left, reason=self.history.pause_reason)
+        for stream_id, record in self.history.records.items():
+            left = record.pause_ends - self.clock.wall()
+            if left > 0:
+                self.warn(f"{visible(stream_id)} is still paused for {format_duration(left)}: {record.pause_reason}")
         if self.history.spent:
             self.warn(f"this run goes on: ${self.history.spent:.2f} were spent before")
         streams = {stream.id: stream for stream in self._backlog.streams}
@@ -4944,6 +4971,7 @@ def _describe_stream(stream: Stream, standing: Standing, snapshot: Snapshot) -> 
         "pid": worker.pid if worker is not None and worker.ending is None else None,
         "attempt": record.attempts,
         "restarts": record.restarts,
+        "paused_until": format_time(record.pause_ends) if record.pause_ends > snapshot.wall else None,
         "percent": stream.percent,
         "tasks": {"total": stream.total, **{name: getattr(stream, name) for name in _STATUSES}},
         "branches": [_describe_branch(branch) for branch in snapshot.branches if branch.stream_id == stream.id],

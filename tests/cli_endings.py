@@ -79,6 +79,12 @@ def _limit_subagent(conversation: Conversation) -> Reply:
     return UseTool("Agent" if "Agent" in conversation.tools else "Task", given, _allow())
 
 
+def _limit_subagent_then_overload(conversation: Conversation) -> Reply:
+    """The same; and then the main conversation meets an error of its own, which allows and rejects nothing."""
+    is_over = "opus" not in conversation.body["model"] and conversation.tool_results
+    return Refuse(529, "overloaded_error", "Overloaded") if is_over else _limit_subagent(conversation)
+
+
 def _begin_overage(_: Conversation) -> Reply:
     more = {"status": "rejected", "overage-status": "allowed", "overage-reset": str(int(time.time()) + RESET)}
     return Say("I am done.", _allow(**more))
@@ -112,6 +118,8 @@ def _meet(connection: socket.socket, what: Callable[[socket.socket], None]) -> N
         what(connection)
 
 
+CAP = "You have reached your specified API usage limits. You will regain access on 2030-01-01 at 00:00 UTC."
+
 SCENARIOS = {
     "limit of five hours": Scenario("LIMIT", _limit("five_hour")),
     "limit of a week": Scenario("LIMIT", _limit("seven_day")),
@@ -129,12 +137,15 @@ SCENARIOS = {
         ),
     ),
     "limit of a subagent": Scenario("MODEL_LIMIT", _limit_subagent),
+    "limit of a subagent, then overloaded": Scenario("OUTAGE", _limit_subagent_then_overload),
+    "usage cap": Scenario("LIMIT", _refuse(400, "invalid_request_error", CAP), "ANTHROPIC_API_KEY"),
     "overage": Scenario("OTHER", _begin_overage),
     "throttled": Scenario("OUTAGE", _refuse(429, "rate_limit_error", "Too many requests")),
     "throttled key": Scenario("OUTAGE", _refuse(429, "rate_limit_error", "Too many requests"), "ANTHROPIC_API_KEY"),
     "overloaded": Scenario("OUTAGE", _refuse(529, "overloaded_error", "Overloaded")),
     "server error": Scenario("OUTAGE", _refuse(500, "api_error", "Internal server error")),
     "unavailable": Scenario("OUTAGE", _refuse(503, "api_error", "Service unavailable")),
+    "request time-out": Scenario("OUTAGE", _refuse(408, "timeout_error", "Request timeout")),
     "bad gateway": Scenario("OUTAGE", _answer_html),
     "time-out": Scenario("OUTAGE", _hang),
     "connection reset": Scenario("OUTAGE", _reset),
@@ -146,6 +157,7 @@ SCENARIOS = {
     "login revoked": Scenario("LOGIN", _refuse(403, "permission_error", "OAuth token has been revoked")),
     "login forbidden": Scenario("LOGIN", _refuse(403, "permission_error", "OAuth token does not meet scope")),
     "no credit": Scenario("FINAL", _refuse(400, "invalid_request_error", "Your credit balance is too low")),
+    "no payment": Scenario("FINAL", _refuse(402, "billing_error", "Payment required")),
     "no such model": Scenario("FINAL", _refuse(404, "not_found_error", "model: foo")),
     "bad request": Scenario("OTHER", _refuse(400, "invalid_request_error", "messages: bad")),
 }

@@ -1036,7 +1036,8 @@ class Audit:
         paid = (0 if has_progress else self.paid_outages.get(stream_id, 0)) + (process.cause == "outage" and is_paid)
         self.paid_outages[stream_id] = paid
         cause, tries = self.tries.get(stream_id, ("", 0))
-        tries = tries if cause == process.cause else 0
+        is_new = has_progress or cause != process.cause or (cause == "login" and process.has_answer)
+        tries = 0 if is_new else tries
         is_free = {
             "outage": not is_paid or paid <= PAID_OUTAGES,
             "login": self._has_answer() and tries < LOGIN_TRIES,
@@ -1057,6 +1058,8 @@ class Audit:
             if event["restarts"] != self.restarts[stream_id] and not ("reopen" in changes or is_lenient):
                 raise Violation("count", f"{stream_id}: {event['restarts']} instead of {self.restarts[stream_id]}")
             self.restarts[stream_id] = event["restarts"]
+            if changes & {"archive", "reopen"}:
+                self.tries[stream_id] = process.cause, event["tries"]
             self.not_before[stream_id] = self.world.now + 0.85 * self._pause(stream_id)
         elif kind == "limited":
             self.limited_until[stream_id] = self._find_reset(process, self.world.wall + LIMIT_PAUSE_MAX) - 0.01

@@ -1930,7 +1930,7 @@ def prepare_endings(workspace: Workspace, *causes: str, cost: float = 0.0) -> li
 def test_fault_42_a_usage_limit_in_every_form_and_version_is_a_pause(workspace: Workspace) -> None:
     """Row 42: as four versions print it, as JSON and as text; the first of them pauses the run for all."""
     names = prepare_endings(workspace, "LIMIT")
-    assert len(names) == 48
+    assert len(names) == 56
     run = workspace.popen("start", "--max-workers", "60", "--max-restarts", "0", *NO_POLL)
     wait_until(lambda: len(workspace.events("worker_ended")) == len(names), "all ends", seconds=60)
     assert {(end["verdict"], end["restarts"]) for end in workspace.events("worker_ended")} == {("paused", 0)}
@@ -1987,8 +1987,8 @@ def test_fault_42_a_limit_of_a_subagent_pauses_its_stream_alone(workspace: Works
 def test_fault_43_an_outage_in_every_form_and_version_is_tried_again(workspace: Workspace, cost: float) -> None:
     """Row 43: as four versions print it, as JSON and as text, before and after paid work."""
     names = prepare_endings(workspace, "OUTAGE", cost=cost)
-    assert len(names) == 80
-    done = workspace.run("start", "--max-workers", "90", "--max-restarts", "0", *NO_POLL, timeout=110)
+    assert len(names) == 96
+    done = workspace.run("start", "--max-workers", "99", "--max-restarts", "0", *NO_POLL, timeout=110)
     assert done.returncode == 0, done.stdout
     ends = [(end["verdict"], end["cause"], end["restarts"]) for end in workspace.events("worker_ended")]
     assert sorted(ends) == sorted([("restart", "OUTAGE", 0), ("complete", "OTHER", 0)] * len(names))
@@ -2026,6 +2026,23 @@ def test_fault_44_a_login_that_fails_once_while_others_work_is_tried_again(works
     assert workspace.starts("C") == ["C"] * 4
     assert out.count("Trying C again in 0s: exit code 1: Failed to authenticate.") == 3
     assert {end["restarts"] for end in workspace.events("worker_ended")} == {0}
+
+
+def test_fault_44_in_text_mode_a_completed_task_shows_that_the_login_is_good(workspace: Workspace) -> None:
+    """Row 44: nothing else does, while a worker lives. A is refused after its first task, B beside it before any."""
+    (workspace.root / "lines.json").write_text(json.dumps({"no": "Failed to authenticate. API Error: 401 expired"}))
+    workspace.database.add_stream("A", tasks=2)
+    workspace.database.add_stream("B")
+    workspace.play(A=["next until=go print=no exit=1", "all"], B=["until=worked print=no exit=1", "all"])
+    script = hasten(workspace, LOGIN_PAUSE="0.2")
+    run, output = start_run(workspace, "--output-format", "text", "--max-restarts", "0", script=script)
+    wait_until(lambda: workspace.database.execute("SELECT 1 FROM tasks WHERE status = 'completed'"), "a task")
+    touch(workspace, "worked")
+    wait_until(lambda: "Trying B again" in output.text, "B's next try")
+    touch(workspace, "go")
+    code, out = finish_run(run, output)
+    assert (code, find_states(workspace)) == (0, {"A": "complete", "B": "complete"}), out
+    assert "Trying A again" in out
 
 
 def test_fault_44_a_login_that_was_never_good_fails_at_once(workspace: Workspace) -> None:
@@ -2092,6 +2109,25 @@ def test_fault_45_a_claude_that_is_away_for_some_seconds_fails_no_stream(
     *tries, last = (end["restarts"] for end in workspace.events("worker_ended"))
     assert (set(tries), last) == ({1}, 0)  # that of the worker that ended with 1, before
     assert workspace.starts("A") == ["A", "A"]
+
+
+def test_fault_45_a_worker_that_lives_for_some_time_shows_that_claude_can_be_executed(workspace: Workspace) -> None:
+    """Row 45: in text mode, and before any worker has ended. The time is shortened."""
+    workspace.database.add_stream("A")
+    workspace.play(A="until=late burn=3 until=go all")
+    script = hasten(workspace, CPU_INTERVAL="0.5")
+    run, output = start_run(workspace, "--output-format", "text", script=script)
+    workspace.wait_for_worker("A")
+    path = workspace.state / "pids" / "A.pid"
+    before = path.stat().st_mtime_ns
+    touch(workspace, "late")
+    wait_until(lambda: path.stat().st_mtime_ns != before, "a look at its CPU time, which is a sign of life")
+    with replaced(workspace.claude, remove_file):
+        workspace.database.add_stream("B")
+        wait_until(lambda: "Trying B again" in output.text, "a try")
+    touch(workspace, "go")
+    code, out = finish_run(run, output)
+    assert (code, find_states(workspace)) == (0, {"A": "complete", "B": "complete"}), out
 
 
 def test_fault_45_a_claude_that_stays_away_fails_its_stream_after_two_minutes(workspace: Workspace) -> None:

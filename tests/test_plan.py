@@ -471,6 +471,20 @@ def test_assess_says_where_a_stream_stands_why_and_until_when(
     assert (standing.state, standing.reason, standing.until) == (state, reason, until)
 
 
+@pytest.mark.parametrize(
+    ("active_at", "state"),
+    [
+        (0.0, StreamState.RUNNING),
+        (939.9, StreamState.RUNNING),
+        (940.0, StreamState.WORKING),
+        (1000.0, StreamState.WORKING),
+    ],
+)
+def test_a_worker_is_working_for_a_minute_after_a_sign_of_life(active_at: float, state: StreamState) -> None:
+    snapshot = make_snapshot("P1", workers={"P1": Worker("P1", 9, active_at=active_at)})
+    assert assess(snapshot, Limits(), 1000.0)["P1"] == Standing(state)
+
+
 def test_assess_says_what_the_whole_run_waits_for() -> None:
     snapshot = make_snapshot("P1 P2*")
     held = assess(snapshot, Limits(budget=5), 100)["P1"]
@@ -545,7 +559,7 @@ def make_event(kind: str, **facts: Any) -> dict[str, Any]:
 
 
 LIMITS = {"max_workers": 2, "streams": ["A"], "phase": "parallel", "from_the_future": 1}
-STARTED = make_event("worker_started", attempt=1, completed=2, pid=9, run="r.9", clock=5.0, raw_start=70)
+STARTED = make_event("worker_started", attempt=1, completed=2, pid=9, run="r.9", clock=5.0, raw_start=70, folder="/w")
 ENDED = make_event(
     "worker_ended", verdict="restart", restarts=1, completed=3, clock=8.0, delay=2.0, reason="boom", ending="code 1"
 )
@@ -558,7 +572,7 @@ REQUESTED = make_event("start_requested")
 STARTING = make_event("worker_starting", raw_start=70, budget=0.5, clock=4.0)
 BEGUN = make_event("run_started", limits=LIMITS, clock=9.0)
 
-AT_WORK = Record(attempts=1, best=2, pid=9, run="r.9", started_at=5.0, raw_start=70)
+AT_WORK = Record(attempts=1, best=2, pid=9, run="r.9", started_at=5.0, raw_start=70, folder="/w")
 FOUND = Record(attempts=1, best=3, pid=9, run="r.9", started_at=20.0)
 OVER = replace(AT_WORK, restarts=1, best=3, pid=0, last_ending="code 1")
 
@@ -568,6 +582,7 @@ OVER = replace(AT_WORK, restarts=1, best=3, pid=0, last_ending="code 1")
     [
         ([STARTING], Record(is_starting=True, started_at=4.0, raw_start=70, budget=0.5)),
         ([STARTING, STARTED], AT_WORK),
+        ([STARTED, STARTING], replace(AT_WORK, pid=0, run="", is_starting=True, started_at=4.0, budget=0.5)),
         ([STARTING, BEGUN], Record(is_starting=True, started_at=4.0, raw_start=70, budget=0.5)),
         ([STARTED], AT_WORK),
         ([STARTING, ADOPTED], replace(FOUND, started_at=4.0, raw_start=70, budget=0.5)),

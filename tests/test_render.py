@@ -424,20 +424,21 @@ def test_format_status_json_holds_every_fact(tmp_path: Path) -> None:
         make_stream("B", "b", "foundation", completed=1),
         running={"A": 7},
         warnings=("odd",),
-        history=History(records={"A": Record(attempts=3, restarts=2)}, waiting="for a person"),
+        history=History(records={"A": Record(attempts=3, restarts=2, pause_ends=100.0)}, waiting="for a person"),
     )
     standings = assess(snapshot, Limits(), NOW)
     status = json.loads(format_status_json(Project(tmp_path), tmp_path / "tasks.db", snapshot, standings, 0.5))
     assert status.pop("streams") == [
         {
             "id": "A", "name": "é [red]", "phase": "parallel", "dependencies": ["B"], "state": "running",
-            "reason": None, "pid": 7, "attempt": 3, "restarts": 2, "percent": 62,
+            "reason": None, "pid": 7, "attempt": 3, "restarts": 2,
+            "paused_until": "1970-01-01T00:01:40.000Z", "percent": 62,
             "tasks": {"total": 8, "pending": 1, "in_progress": 2, "blocked": 0, "completed": 5, "cancelled": 1},
             "branches": [],
         },
         {
             "id": "B", "name": "b", "phase": "foundation", "dependencies": [], "state": "complete",
-            "reason": None, "pid": None, "attempt": 0, "restarts": 0, "percent": 100,
+            "reason": None, "pid": None, "attempt": 0, "restarts": 0, "paused_until": None, "percent": 100,
             "tasks": {"total": 1, "pending": 0, "in_progress": 0, "blocked": 0, "completed": 1, "cancelled": 0},
             "branches": [],
         },
