@@ -1718,9 +1718,10 @@ def find_cause(ending: Ending) -> Cause:
     """
     if ending.cause is not None:
         return ending.cause
-    if not ending.has_result and ending.code is not None and (ending.code in (126, 127) or ending.code < 0):
-        # The shell could not execute it; or a signal ended it before it could say anything.
-        return Cause.PROGRAM if ending.code > 0 else Cause.OTHER
+    if not ending.has_result and ending.code in (126, 127):  # the shell could not execute it
+        return Cause.PROGRAM
+    if not ending.has_result and (ending.code or 0) < 0:  # a signal ended it before it could say why
+        return Cause.OTHER
     fitting = [
         cause
         for field, cause, pattern in _CAUSES

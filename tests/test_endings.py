@@ -131,6 +131,7 @@ def read_ending(tmp_path: Path, lines: list[Any], code: int | None, now: float =
         (["The log says: API Error: Unable to connect to API"], 1, Cause.OTHER),
         ([{**FAILED, "api_error": "connection_failed", "result": "No way"}], 1, Cause.OUTAGE),
         ([error("server_error"), {**FAILED, "result": "No way"}], 1, Cause.OUTAGE),
+        ([error("server_errors"), {**FAILED, "result": "No way"}], 1, Cause.OTHER),
         ([error("server_error"), INIT, {**FAILED, "result": "No way"}], 1, Cause.OTHER),
         ([error("server_error"), error(None), {**FAILED, "result": "No way"}], 1, Cause.OTHER),
         # not logged in; or another try can't go better
@@ -332,6 +333,7 @@ def test_the_cause_is_found_in_the_words_of_the_cli_where_they_are_its_own(cause
     assert find_cause(Ending(0, shown)) is (cause if cause is Cause.LIMIT else Cause.OTHER)  # in text mode
     assert find_cause(Ending(0, shown, has_result=True)) is Cause.OTHER
     assert find_cause(Ending(1, f"The log says: {shown}")) is Cause.OTHER
+    assert find_cause(Ending(1, "?", kind=shown)) is Cause.OTHER
 
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -460,6 +462,8 @@ def test_an_api_that_leaves_after_paid_work_spends_restarts_from_the_sixth_time_
         record = History(records={"S": record}).after(end_event(verdict, ending.cost)).record("S")
         assert record.paid_outages == 5
     assert end_again(paid, replace(record, restarts=0), 1)[0].restarts == 1
+    unpaid = {key: fact for key, fact in end_event(verdict).items() if key != "cost"}
+    assert History().after({**unpaid, "cause": "OUTAGE"}).record("S").paid_outages == 0
 
 
 def test_a_completed_task_lets_what_counts_in_a_row_begin_anew() -> None:
@@ -650,6 +654,7 @@ def test_a_budget_is_shared_and_never_promised_twice() -> None:
     greedy = History(records={name: Record(budget=5) for name in "AB"}, spent=0)
     assert shares(Snapshot("p", workers=busy, history=greedy), limits, 1) == []
     assert shares(Snapshot("p"), Limits(), 3) == [0] * 3
+    assert shares(Snapshot("p", workers=busy), Limits(max_workers=1), 3) == []
 
 
 @pytest.mark.parametrize(

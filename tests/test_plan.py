@@ -485,6 +485,12 @@ def test_a_worker_is_working_for_a_minute_after_a_sign_of_life(active_at: float,
     assert assess(snapshot, Limits(), 1000.0)["P1"] == Standing(state)
 
 
+def test_assess_says_that_the_budget_is_spent_where_no_orchestrator_runs_too() -> None:
+    snapshot = replace(make_snapshot("P1"), orchestrator=0, history=History(spent=5.0))
+    for budget, reason in ((5.0, "the budget of $5.00 is spent"), (6.0, "")):
+        assert assess(snapshot, Limits(budget=budget), 100)["P1"] == Standing(StreamState.IDLE, reason)
+
+
 def test_assess_says_what_the_whole_run_waits_for() -> None:
     snapshot = make_snapshot("P1 P2*")
     held = assess(snapshot, Limits(budget=5), 100)["P1"]
@@ -582,6 +588,8 @@ OVER = replace(AT_WORK, restarts=1, best=3, pid=0, last_ending="code 1")
     [
         ([STARTING], Record(is_starting=True, started_at=4.0, raw_start=70, budget=0.5)),
         ([STARTING, STARTED], AT_WORK),
+        ([{**STARTED, "folder": "/w"}], AT_WORK),
+        ([{name: fact for name, fact in STARTED.items() if name != "folder"}], replace(AT_WORK, folder="")),
         ([STARTED, STARTING], replace(AT_WORK, pid=0, run="", is_starting=True, started_at=4.0, budget=0.5)),
         ([STARTING, BEGUN], Record(is_starting=True, started_at=4.0, raw_start=70, budget=0.5)),
         ([STARTED], AT_WORK),
