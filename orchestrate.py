@@ -4264,10 +4264,7 @@ class Orchestrator:
         selected = [stream.id for stream in self._backlog.streams if self.limits.selects(stream)]
         is_whole = self.limits.streams is None and self.limits.phase is None
         self.state.clear_stops(None if is_whole else selected)  # a start by a person takes back the stops
-        left = round(self.history.pause_ends - self.clock.wall(), 3)
-        if left > 0:  # what an earlier orchestrator knew, for people
-            until = format_time(self.history.pause_ends)
-            self.emit("run_paused", until=until, delay=left, reason=self.history.pause_reason)
+        self._pause(self.history.pause_ends, self.history.pause_reason)  # it is in force; this says so
         for stream_id, record in self.history.records.items():
             left = record.pause_ends - self.clock.wall()
             if left > 0:
@@ -4460,13 +4457,15 @@ class Orchestrator:
         self.table.forget(worker.stream_id)
         event = make_end_event(self.clock, worker, ending, verdict, record, stream)
         if verdict.kind is VerdictKind.PAUSED:  # first, so that no kill in between can lose it
-            self._pause(self.clock.wall() + verdict.delay, verdict.reason)
+            until = self.clock.wall() + verdict.delay
+            if until > self.history.pause_ends + LIMIT_MARGIN:  # else the run is paused for as long already
+                self._pause(until, verdict.reason)
         self.record(event)
 
     def _pause(self, until: float, reason: str) -> None:
-        """Let no worker start before a moment of the wall clock, unless the run is paused for as long already."""
-        if until > self.history.pause_ends + LIMIT_MARGIN:
-            delay = round(until - self.clock.wall(), 3)
+        """Let no worker start before a moment of the wall clock; nothing follows from one that is past."""
+        delay = round(until - self.clock.wall(), 3)
+        if delay > 0:
             self.emit("run_paused", until=format_time(until), delay=delay, reason=reason)
 
     def _is_left(self) -> bool:

@@ -1092,7 +1092,8 @@ class Audit:
             return "blocked"
         if process.cause == "model" and EPOCH + (process.resets_at or 0.0) > self.world.wall:
             return "limited"
-        by_cause = {"limit": "paused", "final": "failed", **dict.fromkeys(("login", "program"), _AGAIN[count > 0])}
+        again = "failed" if count else "restart"
+        by_cause = {"limit": "paused", "final": "failed", "login": again, "program": again}
         if process.cause in by_cause:
             return by_cause[process.cause]
         if process.cause == "budget" and self.limits.budget - self.world.reported_cost < BUDGET_LEAST:
@@ -1139,9 +1140,6 @@ class Audit:
     def _waits_for_failed(self, stream: SimulatedStream) -> bool:
         failed = [other for other in self.world.order if other.plan.id in self.failed or self.lacks_needed(other)]
         return any(other.rank <= stream.rank and other.exists for other in failed)
-
-
-_AGAIN = ("restart", "failed")
 
 
 # ── A night from its beginning to its end ─────────────────────────────────────────────────────────────────────────────
