@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import dataclasses
 import enum
 import errno
 import fcntl
@@ -49,7 +48,7 @@ import tty
 import unicodedata
 import urllib.parse
 import zlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import (
@@ -62,6 +61,7 @@ from typing import (
     Iterable,
     Iterator,
     Mapping,
+    NamedTuple,
     NoReturn,
     Optional,
     Protocol,
@@ -248,7 +248,9 @@ while [ -L "$script" ]; do
         *) script=$(dirname "$script")/$target ;;
     esac
 done
-exec "${PYTHON:-python3}" "$(dirname "$script")/orchestrate.py" status {option} "$@"
+# Imported, since Python keeps the bytecode of what it imports: compiling the file takes as long as all else.
+run='import sys; sys.path[0] = sys.argv.pop(1); import orchestrate; orchestrate.run_script()'
+exec "${PYTHON:-python3}" -c "$run" "$(dirname "$script")" status {option} "$@"
 """
 WRAPPERS = {
     "check-streams": ("Show all streams once", "--dashboard"),
@@ -482,8 +484,7 @@ class Cause(enum.Enum):
     OTHER = "anything else"
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """A task that matters by its name: one that is in progress or blocked."""
 
     id: str
@@ -492,8 +493,7 @@ class Task:
     reason: str
 
 
-@dataclass(frozen=True)
-class Stream:
+class Stream(NamedTuple):
     """A stream as the database has it. `problem` says why it can't be run, where it can't."""
 
     id: str
@@ -546,8 +546,7 @@ class Stream:
         return tuple(f"{reason} ({format_names(tasks)})" for reason, tasks in tasks_of.items())
 
 
-@dataclass(frozen=True)
-class Backlog:
+class Backlog(NamedTuple):
     """One read of the database: the streams in order, and what was odd about the rows."""
 
     streams: tuple[Stream, ...] = ()
@@ -555,8 +554,7 @@ class Backlog:
     strays: int = 0  # open tasks that belong to no stream
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """What was found about one thing that a run needs; a remedy belongs to what is not as it should be."""
 
     subject: str
@@ -570,8 +568,7 @@ class Finding:
         return "error" if self.is_fatal else "warning" if self.remedy else "ok"
 
 
-@dataclass(frozen=True)
-class Ending:
+class Ending(NamedTuple):
     """How a worker ended: what the system and the worker's own events say of it.
 
     `code` is negative for a signal, as in subprocess, and None where nobody saw it. `words` are the worker's own last
@@ -621,8 +618,7 @@ class Ending:
         return f"exit code {self.code}{words}"
 
 
-@dataclass(frozen=True)
-class Worker:
+class Worker(NamedTuple):
     """A worker that was started or found. `leftovers` are processes of its tree that outlived it.
 
     `active_at` is when it last gave a sign of life, in monotonic seconds, 0 where nobody knows; `cost` is what it has
@@ -651,8 +647,7 @@ class Worker:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Branch:
+class Branch(NamedTuple):
     """A branch of a stream, seen from the project's HEAD.
 
     `ahead` counts its commits that HEAD lacks, `files` are what they change. `worktree` is the folder that it is
@@ -679,8 +674,7 @@ class Branch:
         return ", ".join(words)
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What follows from a worker's end: the kind, the reason in words, the cause, the number of restarts and the pause.
 
     `tries` are those in a row that the same cause gave for nothing; 0 where this is none of them.
@@ -695,8 +689,7 @@ class Verdict:
     tries: int = 0
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """What one run may do. Times in seconds, the budget in US dollars, 0 for none of either.
 
     `streams` None means every stream, `phase` None every phase.
@@ -718,8 +711,7 @@ class Limits:
         return (self.streams is None or stream.id in self.streams) and self.phase in (None, stream.phase)
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """What the journal says of one stream. Times in monotonic seconds.
 
     `best` is the most tasks that were ever seen completed, `fewest` the fewest open: a task that is reopened and
@@ -764,13 +756,12 @@ class Record:
     def after_look(self, completed: int, open_tasks: int | None) -> Record:
         """Return it after a look at the tasks: what counts in a row begins anew where one was completed since."""
         counts = [count for count in (self.fewest, open_tasks) if count is not None]
-        seen = replace(self, best=max(self.best, completed), fewest=min(counts, default=None))
+        seen = self._replace(best=max(self.best, completed), fewest=min(counts, default=None))
         is_outdone = self.is_outdone(completed, open_tasks)
-        return replace(seen, restarts=0, tries=0, paid_outages=0) if is_outdone else seen
+        return seen._replace(restarts=0, tries=0, paid_outages=0) if is_outdone else seen
 
 
-@dataclass(frozen=True)
-class History:
+class History(NamedTuple):
     """The fold of the journal: what is known beyond the database and the process table.
 
     No worker starts before `pause_ends`, in seconds since the epoch: a reset is a time of the wall clock. `paused_at`
@@ -779,8 +770,8 @@ class History:
     dollars, of the workers that have ended.
     """
 
-    records: Mapping[str, Record] = field(default_factory=dict)
-    limits: Limits = field(default_factory=Limits)
+    records: Mapping[str, Record] = {}
+    limits: Limits = Limits()
     run_started_at: float = 0.0
     waiting: str = ""
     outcome: str = ""
@@ -802,7 +793,7 @@ class History:
         if kind in _STREAM_EVENTS:
             stream_id = str(event["stream"])
             record = _STREAM_EVENTS[kind](self.record(stream_id), event)
-            history = replace(self, records={**self.records, stream_id: record})
+            history = self._replace(records={**self.records, stream_id: record})
         return _RUN_EVENTS[kind](history, event) if kind in _RUN_EVENTS else history
 
 
@@ -814,7 +805,7 @@ def _after_run_started(history: History, event: Event) -> History:
 
     A run that did not come to its end goes on, so what it has cost still counts.
     """
-    known = {key: value for key, value in event["limits"].items() if key in Limits.__dataclass_fields__}
+    known = {key: value for key, value in event["limits"].items() if key in Limits._fields}
     known["streams"] = None if known.get("streams") is None else frozenset(known["streams"])
     known["phase"] = Phase(known["phase"]) if known.get("phase") else None
     kept = ("attempts", "pid", "run", "started_at", "raw_start", "budget", "folder", "is_starting", "last_ending")
@@ -837,8 +828,7 @@ def _after_run_started(history: History, event: Event) -> History:
 
 def _after_run_paused(history: History, event: Event) -> History:
     is_new = read_time(event["time"]) >= history.pause_ends
-    return replace(
-        history,
+    return history._replace(
         paused_at=float(event["clock"]) if is_new else history.paused_at,
         pause_ends=read_time(event["until"]),
         pause_reason=str(event["reason"]),
@@ -848,8 +838,7 @@ def _after_run_paused(history: History, event: Event) -> History:
 
 def _after_any_end(history: History, event: Event) -> History:
     is_free = event["verdict"] != VerdictKind.PAUSED.value and read_time(event["time"]) >= history.pause_ends
-    return replace(
-        history,
+    return history._replace(
         spent=history.spent + float(event.get("cost", 0)),
         limit_hits=0 if is_free else history.limit_hits,
         has_executed=history.has_executed or (bool(event.get("pid")) and event.get("cause") != Cause.PROGRAM.name),
@@ -858,8 +847,7 @@ def _after_any_end(history: History, event: Event) -> History:
 
 
 def _after_worker_starting(record: Record, event: Event) -> Record:
-    return replace(
-        record,
+    return record._replace(
         is_starting=True,
         pid=0,
         run="",
@@ -875,8 +863,7 @@ def _after_look(record: Record, event: Event) -> Record:
 
 
 def _after_worker_started(record: Record, event: Event) -> Record:
-    return replace(
-        _after_look(record, event),
+    return _after_look(record, event)._replace(
         attempts=int(event["attempt"]),
         pid=int(event["pid"]),
         run=str(event["run"]),
@@ -894,8 +881,7 @@ def _after_worker_adopted(record: Record, event: Event) -> Record:
     # Seen running for as long as the journal or, where it knows nothing, this orchestrator can tell.
     is_known = record.is_starting or record.pid == event["pid"]
     started_at = record.started_at if is_known else float(event["clock"])
-    return replace(
-        _after_look(record, event),
+    return _after_look(record, event)._replace(
         pid=int(event["pid"]),
         run=str(event["run"]),
         started_at=started_at,
@@ -907,8 +893,7 @@ def _after_worker_adopted(record: Record, event: Event) -> Record:
 def _after_worker_ended(record: Record, event: Event) -> Record:
     kind, seen = VerdictKind(event["verdict"]), _after_look(record, event)
     cause = Cause[event["cause"]] if "cause" in event else Cause.OTHER  # an older version's journal has none
-    return replace(
-        seen,
+    return seen._replace(
         restarts=int(event["restarts"]),
         cause=cause,
         tries=int(event.get("tries", 0)),
@@ -927,30 +912,30 @@ def _after_worker_ended(record: Record, event: Event) -> Record:
 
 
 def _after_worker_stopping(record: Record, event: Event) -> Record:
-    return replace(record, stopping=StopReason[event["why"]], stopping_at=float(event["clock"]))
+    return record._replace(stopping=StopReason[event["why"]], stopping_at=float(event["clock"]))
 
 
 def _after_worker_killed(record: Record, event: Event) -> Record:
-    return replace(record, killed_at=float(event["clock"]))
+    return record._replace(killed_at=float(event["clock"]))
 
 
 def _after_state(record: Record, event: Event) -> Record:
     state = StreamState[event["state"]]
-    return replace(record, state=state, reason=str(event["reason"]), since=float(event["clock"]))
+    return record._replace(state=state, reason=str(event["reason"]), since=float(event["clock"]))
 
 
 def _after_start_requested(record: Record, _: Event) -> Record:
-    forgiven = replace(record, failure="", restarts=0, tries=0, paid_outages=0, retry_at=0.0, pause_ends=0.0)
-    return replace(forgiven, requested=True)
+    forgiven = record._replace(failure="", restarts=0, tries=0, paid_outages=0, retry_at=0.0, pause_ends=0.0)
+    return forgiven._replace(requested=True)
 
 
 _RUN_EVENTS: dict[str, Callable[[History, Event], History]] = {
     "run_started": _after_run_started,
     "run_paused": _after_run_paused,
-    "worker_started": lambda history, _: replace(history, waiting=""),
+    "worker_started": lambda history, _: history._replace(waiting=""),
     "worker_ended": _after_any_end,
-    "run_waiting": lambda history, event: replace(history, waiting=str(event["reason"])),
-    "run_ended": lambda history, event: replace(history, outcome=str(event["reason"]), waiting=""),
+    "run_waiting": lambda history, event: history._replace(waiting=str(event["reason"])),
+    "run_ended": lambda history, event: history._replace(outcome=str(event["reason"]), waiting=""),
 }
 _STREAM_EVENTS: dict[str, Callable[[Record, Event], Record]] = {
     "worker_starting": _after_worker_starting,
@@ -964,8 +949,7 @@ _STREAM_EVENTS: dict[str, Callable[[Record, Event], Record]] = {
 }
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """Everything that a decision or a display is made from.
 
     `stopped` are the streams that the user stopped, `orchestrator` is the PID of the one that runs (0: none), and
@@ -975,8 +959,8 @@ class Snapshot:
 
     project: str
     streams: tuple[Stream, ...] = ()
-    workers: Mapping[str, Worker] = field(default_factory=dict)
-    history: History = field(default_factory=History)
+    workers: Mapping[str, Worker] = {}
+    history: History = History()
     stopped: frozenset[str] = frozenset()
     orchestrator: int = 0
     database_error: str = ""
@@ -1011,8 +995,7 @@ class Snapshot:
         return limits.selects(stream) or self.history.record(stream.id).requested
 
 
-@dataclass(frozen=True)
-class Standing:
+class Standing(NamedTuple):
     """Where a stream stands: its state, and why in words. `until` is when that ends by itself, in monotonic seconds."""
 
     state: StreamState
@@ -1035,46 +1018,40 @@ class Clock(Protocol):
         """Wait that long, or until something happens."""
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(NamedTuple):
     """Start a worker for a stream, with a budget in US dollars; 0 is none."""
 
     stream: Stream
     budget: float = 0.0
 
 
-@dataclass(frozen=True)
-class Stop:
+class Stop(NamedTuple):
     """Ask a worker and its tree to end, with SIGTERM."""
 
     stream_id: str
     why: StopReason
 
 
-@dataclass(frozen=True)
-class Kill:
+class Kill(NamedTuple):
     """End what is left of a worker and its tree, with SIGKILL."""
 
     stream_id: str
 
 
-@dataclass(frozen=True)
-class Conclude:
+class Conclude(NamedTuple):
     """Take note of a worker's end, and of what follows from it."""
 
     worker: Worker
     verdict: Verdict
 
 
-@dataclass(frozen=True)
-class Wait:
+class Wait(NamedTuple):
     """Say what the whole run waits for, because nothing runs and nothing can start."""
 
     reason: str
 
 
-@dataclass(frozen=True)
-class Finish:
+class Finish(NamedTuple):
     """End the run."""
 
     exit_code: int
@@ -1086,11 +1063,11 @@ Action = Union[Start, Stop, Kill, Conclude, Wait, Finish]
 # ── 3. Store ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
 class Project:
     """A project and the files of its orchestration."""
 
-    root: Path
+    def __init__(self, root: Path) -> None:
+        self.root = root
 
     @property
     def name(self) -> str:
@@ -1192,8 +1169,7 @@ def find_project(given: Path | None, script: Path, cwd: Path, home: Path) -> Pro
     return Project(cwd)
 
 
-@dataclass(frozen=True)
-class Database:
+class Database(NamedTuple):
     """Where Task Copilot's database lies, or was looked for."""
 
     path: Path
@@ -1210,12 +1186,11 @@ class Database:
         return {"WORKSPACE_ID": folder.name, "TASK_DB_PATH": str(folder.parent)}
 
 
-@dataclass(frozen=True)
-class Server:
+class Server(NamedTuple):
     """The task-copilot server of a project's `.mcp.json`: its command and its variables, expanded."""
 
     words: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = {}
 
 
 def read_server(project: Project, environ: Mapping[str, str]) -> Server | None:
@@ -1521,7 +1496,7 @@ class DemoDatabase:
     def unblock(self) -> None:
         """Unblock what is blocked, and what would be."""
         self._execute(
-            "UPDATE tasks SET status = replace(status, 'blocked', 'pending'), blocked_reason = NULL, "
+            "UPDATE tasks SET status = status._replace('blocked', 'pending'), blocked_reason = NULL, "
             f"metadata = json_remove(metadata, '$.demo'), updated_at = {_SQL_NOW} "
             "WHERE status = 'blocked' OR json_extract(metadata, '$.demo') = 'block'"
         )
@@ -1584,7 +1559,7 @@ def plan_backlog(streams: Sequence[Stream]) -> tuple[Stream, ...]:
         way = " -> ".join(f"{visible(name)} ({by_id[name].phase.value})" for name in cycle)
         for name in cycle[:-1]:
             problems.setdefault(name, f"its dependencies form a cycle: {way}")
-    return tuple(replace(s, problem=problems[s.id]) if s.id in problems else s for s in streams)
+    return tuple(s._replace(problem=problems[s.id]) if s.id in problems else s for s in streams)
 
 
 def plan_backoff(restarts: int, seed: str) -> float:
@@ -1638,7 +1613,7 @@ def _judge_cause(
     if cause in (Cause.LOGIN, Cause.PROGRAM, Cause.BUDGET, Cause.FINAL) and not is_share_spent:
         return Verdict(VerdictKind.FAILED, ending.summary, record.restarts, cause=cause)
     open_tasks = f", {format_count(stream.open, 'task')} open" if ending.code == 0 else ""
-    return replace(_judge_restart(stream, worker.run, ending.summary + open_tasks, record, limits), cause=cause)
+    return _judge_restart(stream, worker.run, ending.summary + open_tasks, record, limits)._replace(cause=cause)
 
 
 def may_try_again(cause: Cause, ending: Ending, tries: int, record: Record, snapshot: Snapshot) -> bool:
@@ -1980,8 +1955,7 @@ def find_program(name: str, environ: Mapping[str, str]) -> str:
     return shutil.which(name, path=environ.get("PATH")) or ""
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """The worker's command: the words that stand for `claude`, and the form of its output."""
 
     words: tuple[str, ...] = ("claude",)
@@ -2189,8 +2163,7 @@ def _read_session(pid: int) -> int:
         return -1  # gone, or hidden
 
 
-@dataclass(frozen=True)
-class Discovery:
+class Discovery(NamedTuple):
     """What the process table and the PID files show: workers with their trees, and PID files that mean nothing."""
 
     workers: dict[str, Worker]
@@ -2838,8 +2811,7 @@ class _Tracked:
     def hear(self, active_at: float) -> None:
         """Take over what the worker has said of itself, and when it last gave a sign of life."""
         said, activity = self.transcript, visible(self.transcript.activity[:WORDS_LENGTH])
-        self.worker = replace(
-            self.worker,
+        self.worker = self.worker._replace(
             active_at=active_at,
             cost=said.cost,
             notice=said.notice,
@@ -2866,8 +2838,7 @@ _PASSING_WORDS = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Git:
+class Git(NamedTuple):
     """git in one folder. It asks nobody and runs no hook, and it ends when `is_interrupted` says so."""
 
     root: Path
@@ -2934,8 +2905,7 @@ def _find_git_words(err: bytes) -> str:
     return (telling or lines[-1:] or [""])[0]
 
 
-@dataclass(frozen=True)
-class Repository:
+class Repository(NamedTuple):
     """The git repository of a project, as it stands now.
 
     `head` is the commit that streams branch from, `branch` the branch that is checked out, empty where none is;
@@ -2984,8 +2954,7 @@ def read_repository(git: Git) -> Repository:
     return Repository(git, prefix, head, branch, obstacle)
 
 
-@dataclass(frozen=True)
-class Worktree:
+class Worktree(NamedTuple):
     """A working tree that git has registered; `branch` is empty where none is checked out in it."""
 
     folder: Path
@@ -3046,8 +3015,7 @@ def name_branch(stream_id: str) -> str:
     return f"stream/{shorten_name(safe, '%')}"
 
 
-@dataclass(frozen=True)
-class Workplace:
+class Workplace(NamedTuple):
     """Where a worker works.
 
     `worktree` is the top of its working tree, None where that is the project's own; `base` is the commit that it
@@ -3099,7 +3067,7 @@ def open_workplace(
     has_others = is_parallel or stream.phase is Phase.INTEGRATION
     branches = read_branches(project, repository, needed) if has_others else ()
     lines = *_format_workplace(place, project), *_format_branches(place, repository, branches)
-    return replace(place, lines=lines)
+    return place._replace(lines=lines)
 
 
 def share_workplace(project: Project, stream: Stream, reason: str) -> Workplace:
@@ -3124,7 +3092,7 @@ def _open_worktree(project: Project, repository: Repository, stream: Stream, las
     if here is None or not here.is_there:
         _add_worktree(project, repository, folder, branch, has_branch)
     elif here.branch != branch:
-        place = replace(place, base="HEAD", elsewhere=here.branch or "no branch")
+        place = place._replace(base="HEAD", elsewhere=here.branch or "no branch")
     return _equip(place, project, git)
 
 
@@ -3215,7 +3183,7 @@ def _equip(place: Workplace, project: Project, git: Git) -> Workplace:
     missing = [name for name in names if name not in tracked and not (place.folder / name).exists()]
     mcp_config = str(project.root / missing.pop(0)) if missing[:1] == [".mcp.json"] else ""
     said = (f"The worktrees lack what git does not track: {format_names(missing)}",) if missing else ()
-    return replace(place, mcp_config=mcp_config, missing=tuple(missing), warnings=said)
+    return place._replace(mcp_config=mcp_config, missing=tuple(missing), warnings=said)
 
 
 def read_branches(project: Project, repository: Repository, streams: Iterable[Stream]) -> list[Branch]:
@@ -3243,7 +3211,7 @@ def read_worktree_branch(repository: Repository, here: Worktree, stream_id: str,
     ref = f"refs/heads/{here.branch}" if here.branch else here.head
     instead = "" if here.branch == name else name
     # One that is being filled lacks nothing but time.
-    git = replace(repository.git, root=here.folder)
+    git = repository.git._replace(root=here.folder)
     uncommitted = () if here.new_mark.exists() else read_uncommitted(git)
     branch = Branch(here.branch or here.head[:10], ref, stream_id, str(here.folder), uncommitted, instead)
     return read_branch(repository, branch)
@@ -3253,7 +3221,7 @@ def read_branch(repository: Repository, branch: Branch) -> Branch:
     """Return a branch with what HEAD lacks of it. Raises GitError."""
     ahead = int(repository.git.run("rev-list", "--count", f"{repository.head}..{branch.ref}"))
     words = ("diff", "--name-only", "--no-renames", "-z", f"{repository.head}...{branch.ref}")
-    return replace(branch, ahead=ahead, files=tuple(repository.git.find(*words)) if ahead else ())
+    return branch._replace(ahead=ahead, files=tuple(repository.git.find(*words)) if ahead else ())
 
 
 # Who has made a commit that nobody ever sees: git wants to know.
@@ -3305,12 +3273,12 @@ def merge_branch(repository: Repository, branch: Branch, name: str) -> None:
         words = ("merge", "--no-ff", "--commit", "--no-squash", "--no-edit", "--quiet", "-m", message)
         git.run(*words, branch.ref, timeout=CHECKOUT_TIMEOUT)
     except GitError as error:
-        raise _restore(replace(git, is_interrupted=lambda: False), repository.place, branch, str(error)) from error
+        raise _restore(git._replace(is_interrupted=lambda: False), repository.place, branch, str(error)) from error
 
 
 def find_exposed(repository: Repository, branch: Branch) -> list[str]:
     """Return what a merge would overwrite that no commit has: git takes files that it ignores for worth nothing."""
-    git = replace(repository.git, root=repository.top)
+    git = repository.git._replace(root=repository.top)
     added = git.find("diff", "--name-only", "--no-renames", "--diff-filter=A", "-z", f"HEAD...{branch.ref}")
     paths = {path for name in added for path in (Path(name), *Path(name).parents)} - {Path()}
     there = [path for path in paths if os.path.lexists(git.root / path)]
@@ -3364,8 +3332,7 @@ def _format_branches(place: Workplace, repository: Repository, branches: Sequenc
     return ["", "## Branches to merge", task, *lines] if lines else []
 
 
-@dataclass(frozen=True)
-class Chore:
+class Chore(NamedTuple):
     """Something that `clean` does: a verb and its object; where there is nothing to `do`, the object is kept."""
 
     verb: str
@@ -3424,7 +3391,7 @@ def plan_branch(
     chores: list[Chore] = []
     if here is not None:
         words = ("ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory")
-        lost = replace(git, root=here.folder).find(*words)
+        lost = git._replace(root=here.folder).find(*words)
         with_what = f", and what git ignores there: {format_names(lost)}" if lost else ""
         chores.append(Chore("remove", f"worktree {branch.worktree}{with_what}", _remove_worktree(git, here.folder)))
     is_ours = branch.name == name_branch(branch.stream_id) or (here and here.mark.read_text() == branch.name)
@@ -3511,7 +3478,7 @@ class WorkerTable:
             transcript = self._follow(stream_id, start, self._positions.get(file_name(stream_id), start))
             # Without a leader it has ended: the next poll finds that, and what it left running.
             folder = records[stream_id].folder if stream_id in records else ""
-            unjudged = replace(worker, ending=None, leftovers=(), folder=folder, active_at=self._clock.monotonic())
+            unjudged = worker._replace(ending=None, leftovers=(), folder=folder, active_at=self._clock.monotonic())
             self._tracked[stream_id] = _Tracked(unjudged, transcript, leader=living.get(stream_id))
             if stream_id in living:
                 self._attempt(functools.partial(self._write_pid, worker))
@@ -3573,7 +3540,7 @@ class WorkerTable:
             tracked.tree = trees.get(stream_id, {})
             ending = tracked.worker.ending or tracked.read_ending(self._clock.wall())
             tracked.hear(tracked.worker.active_at)  # the last line may have come without an end
-            tracked.worker = replace(tracked.worker, ending=ending, leftovers=tuple(tracked.tree))
+            tracked.worker = tracked.worker._replace(ending=ending, leftovers=tuple(tracked.tree))
 
     def list_children(self) -> list[int]:
         """Return the PIDs of our own children among the workers: their exit codes are for nobody else."""
@@ -3605,7 +3572,7 @@ class WorkerTable:
                 cpu = abs(used - tracked.cpu_time) / (now - tracked.cpu_read_at)
                 if cpu > CPU_IDLE:
                     self.touch(stream_id)
-            tracked.worker = replace(tracked.worker, cpu=cpu, memory=memory)
+            tracked.worker = tracked.worker._replace(cpu=cpu, memory=memory)
             tracked.cpu_time, tracked.cpu_read_at = used, now
 
     def open_output(self, stream_id: str) -> int:
@@ -3632,7 +3599,7 @@ class WorkerTable:
                 place = self._open_workplace(stream, record, streams)
                 child = self._execute(stream, record, run, budget, place, output)
                 worker = Worker(stream.id, child.pid, f"{run}.{child.pid}")
-                worker = replace(worker, folder=str(place.folder), branch=place.branch, warnings=place.warnings)
+                worker = worker._replace(folder=str(place.folder), branch=place.branch, warnings=place.warnings)
             except (OSError, OrchestrateError) as error:
                 is_final = isinstance(error, _FINAL_ERRORS) or error.errno in _FINAL_CODES
                 is_final = not error.is_passing if isinstance(error, GitError) else is_final
@@ -3642,7 +3609,7 @@ class WorkerTable:
                 worker = Worker(stream.id, 0, run, Ending(None, visible(words), cause))
         transcript = self._follow(stream.id, start, start)
         now = self._clock.monotonic()
-        worker = replace(worker, active_at=now)
+        worker = worker._replace(active_at=now)
         self._tracked[stream.id] = _Tracked(worker, transcript, child, cpu_time=0.0, cpu_read_at=now)
         if worker.ending is None:
             self._attempt(functools.partial(self._write_pid, worker))  # it runs: the next poll tries again
@@ -3678,7 +3645,7 @@ class WorkerTable:
                 raise OrchestrateError(f"{place.folder} is the worktree of {visible(other)}", "Give each its own.")
         unseen = () if self._has_looked else find_unseen(self.git)  # once: in a large project that takes a while
         self._has_looked = True
-        return replace(place, warnings=(*unseen, *place.warnings))
+        return place._replace(warnings=(*unseen, *place.warnings))
 
     def _execute(
         self, stream: Stream, record: Record, run: str, budget: float, place: Workplace, output: IO[bytes]
@@ -4056,7 +4023,7 @@ def read_orchestrator_pid(project: Project) -> int:
 def read_streams(store: TaskStore) -> Backlog:
     """Return the streams of the database with the problems of each. Raises StoreError."""
     backlog = store.read()
-    return replace(backlog, streams=plan_backlog(backlog.streams))
+    return backlog._replace(streams=plan_backlog(backlog.streams))
 
 
 def read_snapshot(project: Project, backlog: Backlog, history: History, database_error: str = "") -> Snapshot:
@@ -4090,7 +4057,7 @@ def read_activity(project: Project, worker: Worker, has_orchestrator: bool) -> W
     with contextlib.suppress(OSError), contextlib.closing(LogFollower(project.log(worker.stream_id), 5)) as log:
         lines = [line.strip() for line in log.read() if line.strip() and not line.startswith("────")]
     active_at = time.monotonic() - max(time.time() - max(moments), 0) if moments else 0.0
-    return replace(worker, active_at=active_at, activity=visible(lines[-1][:WORDS_LENGTH]) if lines else "")
+    return worker._replace(active_at=active_at, activity=visible(lines[-1][:WORDS_LENGTH]) if lines else "")
 
 
 class Onlooker:
@@ -4123,7 +4090,7 @@ class Onlooker:
         snapshot = read_snapshot(self._project, self._backlog, self._history, error)
         standings = assess(snapshot, self._history.limits, time.monotonic())
         if self._names:
-            snapshot = replace(snapshot, streams=tuple(s for s in snapshot.streams if s.id in self._names))
+            snapshot = snapshot._replace(streams=tuple(s for s in snapshot.streams if s.id in self._names))
         return snapshot, {stream.id: standings[stream.id] for stream in snapshot.streams}
 
 
@@ -4256,7 +4223,7 @@ class Orchestrator:
     def begin(self) -> None:
         """Read the journal, say what run this is, and take over the workers that still live."""
         self.history = fold_events(self.history, self.state.journal.read())
-        limits = dataclasses.asdict(self.limits)
+        limits = self.limits._asdict()
         limits["streams"] = None if self.limits.streams is None else sorted(self.limits.streams)
         limits["phase"] = self.limits.phase and self.limits.phase.value
         self.emit("run_started", pid=os.getpid(), project=str(self.state.project.root), limits=limits)
@@ -4386,7 +4353,7 @@ class Orchestrator:
             has_reason = state is not StreamState.WAITING
             if record.state is not state or (has_reason and record.reason != standing.reason):
                 self.emit("state", stream=stream_id, state=state.name, reason=standing.reason)
-        shown = replace(snapshot, history=self.history)
+        shown = snapshot._replace(history=self.history)
         self._tell(lambda reporter: reporter.show(shown, standings, now))
 
     def emit(self, kind: str, **facts: Any) -> None:
@@ -4475,7 +4442,7 @@ class Orchestrator:
             return False
         if self.stop_on_exit and len(self.clock.signals) < 3:
             patience = STOP_TIMEOUT if len(self.clock.signals) == 1 else 0
-            self.limits = replace(self.limits, is_closing=True, stop_timeout=patience)
+            self.limits = self.limits._replace(is_closing=True, stop_timeout=patience)
             return False
         return True
 
@@ -4651,7 +4618,7 @@ def stop_workers(project: Project, stream_ids: Iterable[str], selected: set[str]
             time.sleep(0.05)
         if not trees:
             break
-    return replace(found, trees=trees)
+    return found._replace(trees=trees)
 
 
 # ── 7. Rendering ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -4989,8 +4956,7 @@ def _describe_branch(branch: Branch) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """A stretch of a run, in seconds since the epoch. `kind` is a VerdictKind's value, or `running` until it ends."""
 
     begin: float
@@ -5004,8 +4970,7 @@ class Span:
         return _OUTCOMES.get(self.kind, _OUTCOMES["running"])
 
 
-@dataclass(frozen=True)
-class Course:
+class Course(NamedTuple):
     """What a run did with one stream: its attempts, the times in which it was blocked, and its cost in US dollars."""
 
     phase: Phase
@@ -5024,14 +4989,13 @@ class Course:
         return f"{len(self.attempts)}× ${self.cost:.2f}" if self.attempts else "never ran"
 
 
-@dataclass(frozen=True)
-class Timeline:
+class Timeline(NamedTuple):
     """The last run as it can be drawn. Times in seconds since the epoch, for people; they may step."""
 
     project: str
     begin: float = 0.0
     end: float = 0.0
-    courses: Mapping[str, Course] = field(default_factory=dict)
+    courses: Mapping[str, Course] = {}
     pauses: tuple[Span, ...] = ()
     outcome: str = ""
 
@@ -5066,7 +5030,7 @@ def fold_timeline(project: str, events: Iterable[Event], streams: Sequence[Strea
     courses = {stream.id: Course(stream.phase) for stream in streams}
     for stream_id, phase in draft.phases.items():
         attempts, blocks = (
-            tuple(span if span.end else replace(span, end=end) for span in spans.get(stream_id, ()))
+            tuple(span if span.end else span._replace(end=end) for span in spans.get(stream_id, ()))
             for spans in (draft.attempts, draft.blocks)
         )
         phase = courses[stream_id].phase if stream_id in courses else phase
@@ -5140,7 +5104,7 @@ def _read_amount(event: Event, key: str) -> float:
 
 def _close(spans: list[Span], at: float) -> None:
     if spans and not spans[-1].end:
-        spans[-1] = replace(spans[-1], end=at)
+        spans[-1] = spans[-1]._replace(end=at)
 
 
 def render_findings(findings: Sequence[Finding], width: int) -> Text:
@@ -5883,8 +5847,7 @@ def print_plan(
 ) -> None:
     """Write what a run would do: the order, the folders, the command. `obstacle` says why there are no worktrees."""
     started = {"event": "run_started", "time": format_time(time.time()), "clock": time.monotonic(), "limits": {}}
-    snapshot = replace(
-        snapshot,
+    snapshot = snapshot._replace(
         orchestrator=os.getpid(),
         history=snapshot.history.after(started),  # a start by a person forgives failures, and takes back stops
         stopped=snapshot.stopped - {stream.id for stream in snapshot.streams if limits.selects(stream)},
@@ -5996,8 +5959,8 @@ def add_branches(project: Project, snapshot: Snapshot) -> Snapshot:
     try:
         _, branches = read_project_branches(project, Git(project.root), snapshot.streams)
     except (OSError, OrchestrateError) as error:
-        return replace(snapshot, warnings=(*snapshot.warnings, f"branches are not shown: {error}"))
-    return replace(snapshot, branches=tuple(branches))
+        return snapshot._replace(warnings=(*snapshot.warnings, f"branches are not shown: {error}"))
+    return snapshot._replace(branches=tuple(branches))
 
 
 def read_project_branches(
@@ -6247,7 +6210,7 @@ def merge_command(streams: tuple[str, ...]) -> int:
             return EXIT_DONE
         for branch in unmerged:
             check_merge(project, repository, branch)
-            branch = read_branch(replace(repository, head="HEAD"), branch)  # after those before it
+            branch = read_branch(repository._replace(head="HEAD"), branch)  # after those before it
             if not branch.ahead:
                 continue
             merge_branch(repository, branch, chosen[branch.stream_id].name)

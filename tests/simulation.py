@@ -24,11 +24,13 @@ import os
 import random
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from support import replace
 
 from orchestrate import (
     BUDGET_LEAST,
@@ -1304,7 +1306,7 @@ def shrink(night: Night, name: str) -> Night:
 
 def format_night(night: Night) -> str:
     """Return the plan of a night as text."""
-    lines = [f"Limits: { {k: v for k, v in dataclasses.asdict(night.limits).items() if v != getattr(Limits(), k)} }"]
+    lines = [f"Limits: { {k: v for k, v in night.limits._asdict().items() if v != getattr(Limits(), k)} }"]
     for plan in night.streams:
         said = {k: v for k, v in dataclasses.asdict(plan).items() if v != getattr(StreamPlan(""), k) or k == "id"}
         lines.append(f"Stream: {said}")

@@ -30,6 +30,7 @@ that two never overlap.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sqlite3
@@ -208,6 +209,11 @@ for word in part.split():
     act(*(word.split("=", 1) + [""])[:2])
 note("end")
 """
+
+
+def replace(value: Any, **changes: Any) -> Any:
+    """Return a value with other fields: a named tuple of the program's, or a dataclass of the tests' own."""
+    return value._replace(**changes) if hasattr(value, "_replace") else dataclasses.replace(value, **changes)
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20) -> Any:

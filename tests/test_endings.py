@@ -8,13 +8,12 @@ import signal
 import sqlite3
 import subprocess
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_endings import SCENARIOS
-from support import Workspace, hasten, is_running, wait_until
+from support import Workspace, hasten, is_running, replace, wait_until
 
 from orchestrate import (
     Cause,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ from pictures import (
     rename,
 )
 from rich.cells import cell_len
-from support import Workspace
+from support import Workspace, replace
 
 from orchestrate import Phase, Snapshot, Standing, Stream, StreamState, Timeline, replace_unencodable
 

@@ -7,13 +7,13 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
 import simulation
 from simulation import Night, StreamPlan, draw_night, find_violation, play, shrink, try_night
+from support import replace
 
 import orchestrate
 from orchestrate import Limits, Phase, Start, Verdict, VerdictKind

@@ -309,7 +309,7 @@ def test_a_column_of_any_type_is_read(tmp_path: Path, column: str, value: object
     with closing(TaskStore(database.path)) as store:
         (stream,) = store.read().streams
     assert (stream.total, stream.blocked, len(stream.named_tasks)) == (3, 1, 2)
-    assert all(isinstance(text, str) for task in stream.named_tasks for text in vars(task).values())
+    assert all(isinstance(text, str) for task in stream.named_tasks for text in task._asdict().values())
 
 
 def test_a_numeric_stream_id_is_the_same_as_its_text(database: TaskDatabase) -> None:

@@ -6,13 +6,12 @@ import json
 import re
 import time
 import xml.etree.ElementTree as ET
-from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 from pictures import HOSTILE, NOON, TIMELINE, span
-from support import Workspace, wait_until
+from support import Workspace, replace, wait_until
 
 from orchestrate import (
     Course,
