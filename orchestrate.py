@@ -5,17 +5,36 @@
 # ///
 """Run the streams of a Task Copilot project with headless Claude Code workers, phase by phase.
 
-The file reads from the inside out. A *stream* is a named set of tasks in Task Copilot's database; a *worker* is one
-`claude --print` process that works on one stream. The orchestrator repeats one sentence: observe, plan, apply, report.
+A *stream* is a named set of tasks in Task Copilot's database. A *worker* is one `claude --print` process that works on
+one stream. A *run* is one `start`: an orchestrator that lives until all streams are complete, or nothing can be done.
 
-    store      reads the streams from the database, read-only                     -> Backlog
-    workers    starts, finds and stops processes, and reads what they print       -> Worker
-    planner    decides, from a snapshot and the time alone                        -> actions
-    journal    remembers what was done, as events; what is known of a stream is their fold -> Record
-    rendering  shows a snapshot; it never asks the world
+The file reads from the inside out, and a section uses only what stands above it:
 
-Every timer counts in seconds of the monotonic clock, so a step of the wall clock changes nothing. The wall clock is
-for people: it stands in the journal and on the screen, and no decision reads it.
+    2 model         what is known, as values: Stream (of the database), Worker (of the process table), History (of the
+                    journal), the Snapshot of the three; the Verdict on a worker's end; the actions of a plan
+    3 store         reads the streams from the database, read-only; where the files of a project lie
+    4 planner       decides from a snapshot, limits and the time alone: `plan`, `judge`, `assess`. It touches nothing
+    5 workers       processes: how a worker is started, found, followed and signalled; its output, its worktree
+    6 orchestrator  the loop, the lock, the journal, the words for what happens
+    7 rendering     a snapshot as text, a run as a chart. It never asks the world
+    8 commands      the command line: validate, build, run, exit
+
+**A tick** is one sentence: observe, plan, apply, report. Twice a second, or at once when a child exits, the
+orchestrator takes a snapshot (`observe`), hands it to `plan`, carries out the actions (`apply`), and says what changed
+(`report`). What it does it writes down as an event (`emit`).
+
+**The journal**, `events.jsonl`, is the only memory: what is known of a stream beside the database is the fold of its
+events (`History.after`). A `start` after a kill reads it, and goes on where the last one was. Timers count in seconds
+of the monotonic clock, so a step of the wall clock changes nothing; that one is for people, and for the reset of a
+usage limit, which a clock on a wall names.
+
+**A worker is known** by its environment: ORCHESTRATE_PROJECT, ORCHESTRATE_STREAM, and ORCHESTRATE_RUN, which ends in
+its own PID. So it is found whatever became of the orchestrator and of its PID file, and so is all that it has started.
+It has a session of its own, and its output goes to a file: it outlives us unharmed, and the next `start` adopts it.
+
+**State** lies in `.claude/orchestrator/` of the project: `pids/STREAM.pid`, `pids/STREAM.stop` (the user stopped it),
+`logs/STREAM.jsonl` (what the worker printed), `logs/STREAM.log` (the same for people), `events.jsonl`, and
+`orchestrator.pid`, whose lock makes an orchestrator the only one. Parallel streams work in `.claude/worktrees/STREAM`.
 """
 
 from __future__ import annotations
@@ -41,60 +60,33 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import termios
 import textwrap
 import time
-import tty
 import unicodedata
 import urllib.parse
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import (
-    IO,
-    TYPE_CHECKING,
-    Any,
-    Callable,
-    Collection,
-    Dict,
-    Iterable,
-    Iterator,
-    Mapping,
-    NamedTuple,
-    NoReturn,
-    Optional,
-    Protocol,
-    Sequence,
-    Tuple,
-    Union,
-)
-
-
-def _exit_for_missing(packages: Sequence[str]) -> NoReturn:
-    """Say which packages this Python lacks and the command that installs them, then exit with 2."""
-    import sysconfig  # here, as all else that few starts need: each of them would pay for it
-
-    install = f"{sys.executable} -m pip install click rich psutil"
-    stdlib = sysconfig.get_path("stdlib") or ""
-    if sys.prefix == sys.base_prefix and Path(stdlib, "EXTERNALLY-MANAGED").exists():
-        # Debian's and Homebrew's Python refuse pip outside a virtual environment (PEP 668).
-        install = f"{sys.executable} -m venv ~/.orchestrate && ~/.orchestrate/bin/pip install click rich psutil"
-        install += f", then run ~/.orchestrate/bin/python {sys.argv[0]}"
-    print(f"[ERROR] orchestrate needs {', '.join(packages)}. Install with: {install}", file=sys.stderr)
-    sys.exit(2)
-
+from typing import IO, TYPE_CHECKING, Any, Dict, NamedTuple, NoReturn, Optional, Tuple, Union
 
 _missing = [name for name in ("click", "rich", "psutil") if importlib.util.find_spec(name) is None]
 if _missing:
-    _exit_for_missing(_missing)
+    import sysconfig  # here, as all else that few starts need: each of them would pay for it
+
+    install = f"{sys.executable} -m pip install click rich psutil"
+    if sys.prefix == sys.base_prefix and Path(sysconfig.get_path("stdlib") or "", "EXTERNALLY-MANAGED").exists():
+        # Debian's and Homebrew's Python refuse pip outside a virtual environment (PEP 668).
+        install = f"{sys.executable} -m venv ~/.orchestrate && ~/.orchestrate/bin/pip install click rich psutil"
+        install += f", then run ~/.orchestrate/bin/python {sys.argv[0]}"
+    sys.stderr.write(f"[ERROR] orchestrate needs {', '.join(_missing)}. Install with: {install}\n")
+    sys.exit(2)
 
 import click  # noqa: E402
 import psutil  # noqa: E402
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.segment import Segment
     from rich.text import Text
 
 # ── 1. Constants ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -149,7 +141,7 @@ ITEMS_AT_MOST = 100  # items of a list in a worker's event that are shown
 WORDS_LENGTH = 4096  # characters of a text from a worker that are looked at
 LINE_BYTES = 512 << 10  # longest line of worker output that is parsed; a longer one is passed over with a word
 READ_BYTES = 1 << 16  # size of one read of worker output
-READS_AT_ONCE = 128  # reads of one worker's output in one tick, so that a flood of it can't hold up the loop
+BYTES_AT_ONCE = 8 << 20  # bytes of one worker's output in one tick, so that a flood of it can't hold up the loop
 UNWRITTEN_LINES = 100_000  # lines that are kept of those that can't be written to one file
 LINES_AT_ONCE = 2000  # lines of one worker's output in one tick after which no more is read, for the same reason
 BOX_WIDTH = 73  # columns of the box around a title
@@ -200,42 +192,6 @@ mkdir -p {folder} && cd {folder} || exit
 """
 ALARM = f"import os, signal, sys; signal.alarm({CHECKOUT_TIMEOUT}); os.execvp(sys.argv[1], sys.argv[1:])"
 
-# The streams of `demo`, after the guide's example: id, phase, name, tasks. Behind a task's title stands what happens.
-DEMO_STREAMS = (
-    ("Stream-A", "foundation", "core-types", ("Define the types", "Set up the build", "Write the storage", "Lint it")),
-    (
-        "Stream-B",
-        "parallel",
-        "api-implementation",
-        ("Design the routes", "Check the input: crash", "Page the lists", "Settle the errors: unblock", "Log requests"),
-    ),
-    (
-        "Stream-C",
-        "parallel",
-        "ui-components",
-        ("Lay out the pages", "Show the errors: block", "Draw the forms", "Test by keyboard"),
-    ),
-    ("Stream-D", "integration", "tests-and-docs", ("Test all of it", "Write the manual", "Prepare the release")),
-)
-DEMO_VARIABLES = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}  # nobody's settings hinder it
-DEMO_TASK = 0.75  # seconds that a simulated worker takes for a task
-DEMO_COST = 0.11  # US dollars that it says it has spent on one
-DEMO_SCHEMA = """\
-CREATE TABLE initiatives (id TEXT PRIMARY KEY, title TEXT NOT NULL, description TEXT, created_at TEXT NOT NULL,
-    updated_at TEXT NOT NULL);
-CREATE TABLE prds (id TEXT PRIMARY KEY, initiative_id TEXT NOT NULL REFERENCES initiatives(id), title TEXT NOT NULL,
-    description TEXT, content TEXT NOT NULL, metadata TEXT DEFAULT '{}', status TEXT DEFAULT 'active',
-    created_at TEXT NOT NULL, updated_at TEXT NOT NULL);
-CREATE TABLE tasks (id TEXT PRIMARY KEY, prd_id TEXT REFERENCES prds(id), parent_id TEXT REFERENCES tasks(id),
-    title TEXT NOT NULL, description TEXT, assigned_agent TEXT,
-    status TEXT DEFAULT 'pending' CHECK(status IN ('pending', 'in_progress', 'blocked', 'completed', 'cancelled')),
-    blocked_reason TEXT, notes TEXT, metadata TEXT DEFAULT '{}', created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
-    archived INTEGER DEFAULT 0, archived_at TEXT, archived_by_initiative_id TEXT);
-CREATE INDEX idx_tasks_status ON tasks(status);
-CREATE TABLE migrations (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL);
-INSERT INTO migrations VALUES (10, strftime('%Y-%m-%dT%H:%M:%fZ'));
-"""
-
 # `check-streams` and `watch-status`, which differ in what they show and in how they ask for it.
 WRAPPER = """\
 #!/bin/sh
@@ -284,28 +240,20 @@ argument-hint: generate | status
 
 Headless orchestration of this project's Task Copilot streams. What is asked for: $ARGUMENTS
 
-`orchestrate.py` in `.claude/orchestrator/` starts a headless `claude --print` worker for each stream, phase by phase.
-Run its commands with `python3`; where that lacks packages, the error names the command that installs them.
+Run `orchestrate.py` with `python3`; where that lacks packages, the error names the command that installs them.
 
-## generate
+**generate**: call `stream_list`; without streams, stop: @agent-ta must first give each task `streamId`, `streamName`
+and `streamPhase` (foundation, parallel or integration) in its metadata. Then run these, and show all that they print:
+`python3 .claude/orchestrator/orchestrate.py generate`,
+`python3 .claude/orchestrator/orchestrate.py doctor` (for each line that is not in order, name its remedy), and
+`python3 .claude/orchestrator/orchestrate.py start --dry-run`. Do not start it:
+the user does that, in a terminal of their own.
 
-1. Call `stream_list`. Without streams, stop: tasks must first be organized into streams with @agent-ta, each with
-   `streamId`, `streamName` and `streamPhase` (foundation, parallel or integration) in its metadata.
-2. Run `python3 .claude/orchestrator/orchestrate.py generate` and show all that it prints. It brings its own files up to
-   date and leaves alone what a person has changed.
-3. Run `python3 .claude/orchestrator/orchestrate.py doctor`. For each line that is not in order, name its remedy.
-4. Show the plan: `python3 .claude/orchestrator/orchestrate.py start --dry-run`. Do not start it: the user does that, in
-   a terminal of their own.
-
-## status
-
-Run `python3 .claude/orchestrator/orchestrate.py status` and show it. Name each stream that is blocked, failed or
-stopped, with its reason; for a failed one also what stands at the end of
+**status**: run `python3 .claude/orchestrator/orchestrate.py status` and show it. Name each stream that is blocked,
+failed or stopped, with its reason; for a failed one also the end of
 `python3 .claude/orchestrator/orchestrate.py logs STREAM --no-follow`.
 
-## Anything else, or nothing
-
-Say what the two words above do.
+**Anything else, or nothing**. Say what the two words above do.
 """
 
 WORKER_PROMPT = """\
@@ -353,9 +301,8 @@ class OrchestrateError(click.ClickException):
         self.exit_code = exit_code
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Write the error to stderr."""
-        lines = [f"[ERROR] {self.message}", self.remedy]
-        click.echo("\n".join(visible(line) for text in lines for line in text.split("\n")), file=file, err=True)
+        lines = f"[ERROR] {self.message}\n{self.remedy}".split("\n")
+        click.echo("\n".join(map(visible, lines)), file=file, err=True)
 
 
 def visible(text: str) -> str:
@@ -369,17 +316,19 @@ def format_json(value: object, indent: int | None = None) -> str:
     return re.sub("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-_NUMBER = re.compile(r"0*([0-9]+)")
-
-
 def natural_key(text: str) -> tuple[str, str]:
     """Return a sort key that puts Stream-2 before Stream-10: each number stands behind its count of digits."""
-    return _NUMBER.sub(lambda number: f"{len(number[1]):06}{number[1]}", text), text
+    return re.sub("0*([0-9]+)", lambda number: f"{len(number[1]):06}{number[1]}", text), text
 
 
 def read_time(text: str) -> float:
     """Return a time in ISO 8601 as seconds since the epoch. Raises ValueError."""
     return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
+def format_time(wall: float) -> str:
+    """Return a time as ISO 8601, in UTC."""
+    return datetime.fromtimestamp(wall, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def shorten(text: str, length: int) -> str:
@@ -398,12 +347,10 @@ def format_duration(seconds: float) -> str:
 
 
 def format_count(count: int, noun: str) -> str:
-    """Return a count with its noun: 1 worker, 2 workers."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def format_names(names: Sequence[str], most: int = 3) -> str:
-    """Return names as a list that stays short: A, B, C and 4 more."""
     shown = ", ".join(visible(name) for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
@@ -417,11 +364,7 @@ class Phase(enum.Enum):
 
     @property
     def rank(self) -> int:
-        """Position in the run, from 0."""
-        return _PHASES.index(self)
-
-
-_PHASES = tuple(Phase)
+        return list(Phase).index(self)
 
 
 class StreamState(enum.Enum):
@@ -518,12 +461,10 @@ class Stream(NamedTuple):
 
     @property
     def open(self) -> int:
-        """Tasks that are left to do."""
         return self.total - self.completed
 
     @property
     def is_complete(self) -> bool:
-        """Whether every task is completed or cancelled."""
         return self.completed >= self.total
 
     @property
@@ -537,13 +478,13 @@ class Stream(NamedTuple):
         return 100 if self.is_complete else 100 * self.completed // self.total
 
     @property
-    def blocked_reasons(self) -> tuple[str, ...]:
+    def block(self) -> str:
         """Each reason for which tasks are blocked, with the tasks."""
         tasks_of: dict[str, list[str]] = {}
         for task in self.named_tasks:
             if task.status == "blocked":
                 tasks_of.setdefault(task.reason or "no reason given", []).append(task.id)
-        return tuple(f"{reason} ({format_names(tasks)})" for reason, tasks in tasks_of.items())
+        return "; ".join(f"{reason} ({format_names(tasks)})" for reason, tasks in tasks_of.items())
 
 
 class Backlog(NamedTuple):
@@ -552,20 +493,6 @@ class Backlog(NamedTuple):
     streams: tuple[Stream, ...] = ()
     warnings: tuple[str, ...] = ()
     strays: int = 0  # open tasks that belong to no stream
-
-
-class Finding(NamedTuple):
-    """What was found about one thing that a run needs; a remedy belongs to what is not as it should be."""
-
-    subject: str
-    found: str
-    remedy: str = ""
-    is_fatal: bool = False
-
-    @property
-    def level(self) -> str:
-        """How bad it is: `ok`, `warning`, or `error`, with which a run would fail."""
-        return "error" if self.is_fatal else "warning" if self.remedy else "ok"
 
 
 class Ending(NamedTuple):
@@ -604,8 +531,7 @@ class Ending(NamedTuple):
     @property
     def summary(self) -> str:
         """The ending in words."""
-        is_worded = bool(self.words) and (self.is_error or self.code != 0)
-        words = f": {self.words}" if is_worded else ""
+        words = f": {self.words}" if self.words and (self.is_error or self.code != 0) else ""
         if self.limit and not self.has_failed:
             words += f", a subagent hit the {self.limit} limit"
         if self.denials:
@@ -707,7 +633,6 @@ class Limits(NamedTuple):
     is_closing: bool = False
 
     def selects(self, stream: Stream) -> bool:
-        """Whether the run was asked to include this stream."""
         return (self.streams is None or stream.id in self.streams) and self.phase in (None, stream.phase)
 
 
@@ -789,18 +714,108 @@ class History(NamedTuple):
 
     def after(self, event: Event) -> History:
         """Return the history with one more event. Raises KeyError, TypeError or ValueError where it is none of ours."""
-        kind, history = event["event"], self
-        if kind in _STREAM_EVENTS:
+        kind = event["event"]
+        if kind in _RECORD_CHANGES:
             stream_id = str(event["stream"])
-            record = _STREAM_EVENTS[kind](self.record(stream_id), event)
-            history = self._replace(records={**self.records, stream_id: record})
-        return _RUN_EVENTS[kind](history, event) if kind in _RUN_EVENTS else history
+            before = self.record(stream_id)
+            history = self._replace(records={**self.records, stream_id: _change_record(before, event)})
+            if kind == "worker_ended":
+                return _after_end(history, before, event)
+            return history._replace(waiting="") if kind == "worker_started" else history
+        if kind == "run_started":
+            return _begin_run(self, event)
+        if kind == "run_paused":
+            is_new = read_time(event["time"]) >= self.pause_ends
+            return self._replace(
+                paused_at=float(event["clock"]) if is_new else self.paused_at,
+                pause_ends=read_time(event["until"]),
+                pause_reason=str(event["reason"]),
+                limit_hits=self.limit_hits + is_new,
+            )
+        if kind == "run_waiting":
+            return self._replace(waiting=str(event["reason"]))
+        return self._replace(outcome=str(event["reason"]), waiting="") if kind == "run_ended" else self
 
 
 _NO_RECORD = Record()
 
+# What an event changes in the record of its stream: the fields that take over a fact of the event, with the fact's name
+# where that is another one, and the fields that it sets.
+_RECORD_CHANGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "worker_starting": ("started_at=clock raw_start budget", {"is_starting": True, "pid": 0, "run": ""}),
+    "worker_started": (
+        "attempts=attempt pid run started_at=clock raw_start budget folder",
+        {"is_starting": False, "retry_at": 0.0, "stopping": None},
+    ),
+    "worker_adopted": ("pid run", {"is_starting": False}),
+    "worker_ended": (
+        "restarts cause tries last_ending=ending",
+        {"stopping": None, "killed_at": 0.0, "pid": 0, "is_starting": False},
+    ),
+    "worker_stopping": ("stopping=why stopping_at=clock", {}),
+    "worker_killed": ("killed_at=clock", {}),
+    "state": ("state reason since=clock", {}),
+    "start_requested": (
+        "",
+        {
+            "requested": True,
+            "failure": "",
+            "restarts": 0,
+            "tries": 0,
+            "paid_outages": 0,
+            "retry_at": 0.0,
+            "pause_ends": 0.0,
+        },
+    ),
+}
+_LATER_FACTS = ("budget", "folder", "cause", "tries")  # the journal of an older version may lack them
+_BY_NAME: Mapping[str, Any] = {"stopping": StopReason, "state": StreamState, "cause": Cause}
 
-def _after_run_started(history: History, event: Event) -> History:
+
+def _change_record(record: Record, event: Event) -> Record:
+    facts, sets = _RECORD_CHANGES[event["event"]]
+    changes = dict(sets)
+    for field, _, fact in (words.partition("=") for words in facts.split()):
+        plain, fact = getattr(_NO_RECORD, field), fact or field
+        read = _BY_NAME[field].__getitem__ if field in _BY_NAME else type(plain)
+        changes[field] = plain if fact in _LATER_FACTS and fact not in event else read(event[fact])
+    if "completed" in event:
+        open_tasks = event.get("open")
+        record = record.after_look(int(event["completed"]), None if open_tasks is None else int(open_tasks))
+    if event["event"] == "worker_adopted":
+        # Seen running for as long as the journal or, where it knows nothing, this orchestrator can tell.
+        is_known = record.is_starting or record.pid == changes["pid"]
+        changes["started_at"] = record.started_at if is_known else float(event["clock"])
+        changes["attempts"] = max(record.attempts, 1)
+    return record._replace(**changes)
+
+
+def _after_end(history: History, before: Record, event: Event) -> History:
+    """Return what follows for the stream and for the run from a worker's end; `before` is the record as it was."""
+    kind, reason, cost = VerdictKind(event["verdict"]), str(event["reason"]), float(event.get("cost", 0))
+    record = history.record(event["stream"])
+    is_limited = kind is VerdictKind.LIMITED
+    record = record._replace(
+        attempts=0 if kind is VerdictKind.COMPLETE else record.attempts,
+        paid_outages=record.paid_outages + (record.cause is Cause.OUTAGE and cost > 0),
+        pause_ends=read_time(event["until"]) if is_limited else 0.0,
+        pause_reason=reason if is_limited else "",
+        retry_at=float(event["clock"]) + float(event["delay"]) if kind is VerdictKind.RESTART else 0.0,
+        failure=reason if kind is VerdictKind.FAILED else "",
+    )
+    is_free = kind is not VerdictKind.PAUSED and read_time(event["time"]) >= history.pause_ends
+    # Text says nothing of answers. But without a login nobody exits with 0, completes a task or has a limit.
+    has_answer = bool(event.get("has_answer")) or event.get("exit_code") == 0 or record.cause is Cause.LIMIT
+    return history._replace(
+        records={**history.records, event["stream"]: record},
+        spent=history.spent + cost,
+        limit_hits=0 if is_free else history.limit_hits,
+        has_executed=history.has_executed or (bool(event.get("pid")) and record.cause is not Cause.PROGRAM),
+        has_answer=history.has_answer or has_answer or before.is_outdone(record.best, record.fewest),
+    )
+
+
+def _begin_run(history: History, event: Event) -> History:
     """A start by a person forgives: restarts, failures and backoff begin anew. What was started stays known.
 
     A run that did not come to its end goes on, so what it has cost still counts.
@@ -814,139 +829,25 @@ def _after_run_started(history: History, event: Event) -> History:
         # Who names a stream takes back its own pause too.
         names = kept if stream_id in (known["streams"] or ()) else (*kept, "pause_ends", "pause_reason")
         records[stream_id] = Record(**{name: getattr(record, name) for name in names})
+    is_over = bool(history.outcome)
     return History(
         records=records,
         limits=Limits(**known),
         run_started_at=float(event["clock"]),
         pause_ends=history.pause_ends,
         pause_reason=history.pause_reason,
-        has_executed=history.has_executed and not history.outcome,
-        has_answer=history.has_answer and not history.outcome,
-        spent=0.0 if history.outcome else history.spent,
+        has_executed=history.has_executed and not is_over,
+        has_answer=history.has_answer and not is_over,
+        spent=0.0 if is_over else history.spent,
     )
 
 
-def _after_run_paused(history: History, event: Event) -> History:
-    is_new = read_time(event["time"]) >= history.pause_ends
-    return history._replace(
-        paused_at=float(event["clock"]) if is_new else history.paused_at,
-        pause_ends=read_time(event["until"]),
-        pause_reason=str(event["reason"]),
-        limit_hits=history.limit_hits + is_new,
-    )
-
-
-def _after_any_end(history: History, event: Event) -> History:
-    is_free = event["verdict"] != VerdictKind.PAUSED.value and read_time(event["time"]) >= history.pause_ends
-    return history._replace(
-        spent=history.spent + float(event.get("cost", 0)),
-        limit_hits=0 if is_free else history.limit_hits,
-        has_executed=history.has_executed or (bool(event.get("pid")) and event.get("cause") != Cause.PROGRAM.name),
-        has_answer=history.has_answer or bool(event.get("has_answer")),
-    )
-
-
-def _after_worker_starting(record: Record, event: Event) -> Record:
-    return record._replace(
-        is_starting=True,
-        pid=0,
-        run="",
-        started_at=float(event["clock"]),
-        raw_start=int(event["raw_start"]),
-        budget=float(event["budget"]),
-    )
-
-
-def _after_look(record: Record, event: Event) -> Record:
-    open_tasks = event.get("open")
-    return record.after_look(int(event["completed"]), None if open_tasks is None else int(open_tasks))
-
-
-def _after_worker_started(record: Record, event: Event) -> Record:
-    return _after_look(record, event)._replace(
-        attempts=int(event["attempt"]),
-        pid=int(event["pid"]),
-        run=str(event["run"]),
-        started_at=float(event["clock"]),
-        raw_start=int(event["raw_start"]),
-        budget=float(event.get("budget", 0)),
-        folder=str(event.get("folder", "")),
-        is_starting=False,
-        retry_at=0.0,
-        stopping=None,
-    )
-
-
-def _after_worker_adopted(record: Record, event: Event) -> Record:
-    # Seen running for as long as the journal or, where it knows nothing, this orchestrator can tell.
-    is_known = record.is_starting or record.pid == event["pid"]
-    started_at = record.started_at if is_known else float(event["clock"])
-    return _after_look(record, event)._replace(
-        pid=int(event["pid"]),
-        run=str(event["run"]),
-        started_at=started_at,
-        attempts=max(record.attempts, 1),
-        is_starting=False,
-    )
-
-
-def _after_worker_ended(record: Record, event: Event) -> Record:
-    kind, seen = VerdictKind(event["verdict"]), _after_look(record, event)
-    cause = Cause[event["cause"]] if "cause" in event else Cause.OTHER  # an older version's journal has none
-    return seen._replace(
-        restarts=int(event["restarts"]),
-        cause=cause,
-        tries=int(event.get("tries", 0)),
-        paid_outages=seen.paid_outages + (cause is Cause.OUTAGE and float(event.get("cost", 0)) > 0),
-        pause_ends=read_time(event["until"]) if kind is VerdictKind.LIMITED else 0.0,
-        pause_reason=str(event["reason"]) if kind is VerdictKind.LIMITED else "",
-        retry_at=float(event["clock"]) + float(event["delay"]) if kind is VerdictKind.RESTART else 0.0,
-        failure=str(event["reason"]) if kind is VerdictKind.FAILED else "",
-        last_ending=str(event["ending"]),
-        attempts=0 if kind is VerdictKind.COMPLETE else record.attempts,
-        stopping=None,
-        killed_at=0.0,
-        pid=0,
-        is_starting=False,
-    )
-
-
-def _after_worker_stopping(record: Record, event: Event) -> Record:
-    return record._replace(stopping=StopReason[event["why"]], stopping_at=float(event["clock"]))
-
-
-def _after_worker_killed(record: Record, event: Event) -> Record:
-    return record._replace(killed_at=float(event["clock"]))
-
-
-def _after_state(record: Record, event: Event) -> Record:
-    state = StreamState[event["state"]]
-    return record._replace(state=state, reason=str(event["reason"]), since=float(event["clock"]))
-
-
-def _after_start_requested(record: Record, _: Event) -> Record:
-    forgiven = record._replace(failure="", restarts=0, tries=0, paid_outages=0, retry_at=0.0, pause_ends=0.0)
-    return forgiven._replace(requested=True)
-
-
-_RUN_EVENTS: dict[str, Callable[[History, Event], History]] = {
-    "run_started": _after_run_started,
-    "run_paused": _after_run_paused,
-    "worker_started": lambda history, _: history._replace(waiting=""),
-    "worker_ended": _after_any_end,
-    "run_waiting": lambda history, event: history._replace(waiting=str(event["reason"])),
-    "run_ended": lambda history, event: history._replace(outcome=str(event["reason"]), waiting=""),
-}
-_STREAM_EVENTS: dict[str, Callable[[Record, Event], Record]] = {
-    "worker_starting": _after_worker_starting,
-    "worker_started": _after_worker_started,
-    "worker_adopted": _after_worker_adopted,
-    "worker_ended": _after_worker_ended,
-    "worker_stopping": _after_worker_stopping,
-    "worker_killed": _after_worker_killed,
-    "state": _after_state,
-    "start_requested": _after_start_requested,
-}
+def fold_events(history: History, events: Iterable[Event]) -> History:
+    """Return the history after these events; one that lacks what its kind needs is passed over."""
+    for event in events:
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            history = history.after(event)
+    return history
 
 
 class Snapshot(NamedTuple):
@@ -1003,57 +904,30 @@ class Standing(NamedTuple):
     until: float = 0.0
 
 
-class Clock(Protocol):
-    """Where the time comes from. What waits on it ends early when a child exits or a signal comes."""
-
-    signals: list[int]
-
-    def monotonic(self) -> float:
-        """Seconds that no step of the wall clock changes."""
-
-    def wall(self) -> float:
-        """Seconds since the epoch, for people."""
-
-    def wait(self, seconds: float) -> object:
-        """Wait that long, or until something happens."""
-
-
-class Start(NamedTuple):
-    """Start a worker for a stream, with a budget in US dollars; 0 is none."""
-
+class Start(NamedTuple):  # a worker for a stream, with a budget in US dollars; 0 is none
     stream: Stream
     budget: float = 0.0
 
 
-class Stop(NamedTuple):
-    """Ask a worker and its tree to end, with SIGTERM."""
-
+class Stop(NamedTuple):  # ask a worker and its tree to end, with SIGTERM
     stream_id: str
     why: StopReason
 
 
-class Kill(NamedTuple):
-    """End what is left of a worker and its tree, with SIGKILL."""
-
+class Kill(NamedTuple):  # end what is left of a worker and its tree, with SIGKILL
     stream_id: str
 
 
-class Conclude(NamedTuple):
-    """Take note of a worker's end, and of what follows from it."""
-
+class Conclude(NamedTuple):  # take note of a worker's end, and of what follows from it
     worker: Worker
     verdict: Verdict
 
 
-class Wait(NamedTuple):
-    """Say what the whole run waits for, because nothing runs and nothing can start."""
-
+class Wait(NamedTuple):  # say what the whole run waits for: nothing runs and nothing can start
     reason: str
 
 
-class Finish(NamedTuple):
-    """End the run."""
-
+class Finish(NamedTuple):  # end the run
     exit_code: int
     reason: str
 
@@ -1068,67 +942,18 @@ class Project:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.name = root.name or "root"  # the folder's, which is Task Copilot's default for the workspace
+        self.folder = root / ".claude" / "orchestrator"
+        self.worktrees = root / ".claude" / "worktrees"
+        self.journal = self.folder / "events.jsonl"
+        self.lock = self.folder / "orchestrator.pid"
+        self.pids = self.folder / "pids"
+        self.logs = self.folder / "logs"
+        self.positions = self.logs / ".rendered.json"  # how far the logs are rendered, in bytes by file name
 
-    @property
-    def name(self) -> str:
-        """The folder's name, which is Task Copilot's default for the workspace."""
-        return self.root.name or "root"
-
-    @functools.cached_property
-    def folder(self) -> Path:
-        """Where the orchestrator keeps its state."""
-        return self.root / ".claude" / "orchestrator"
-
-    @property
-    def worktrees(self) -> Path:
-        """Where the streams' worktrees are made."""
-        return self.root / ".claude" / "worktrees"
-
-    @functools.cached_property
-    def journal(self) -> Path:
-        """What the orchestrator did, one JSON object a line."""
-        return self.folder / "events.jsonl"
-
-    @functools.cached_property
-    def lock(self) -> Path:
-        """The file that holds the orchestrator's PID, locked for as long as it runs."""
-        return self.folder / "orchestrator.pid"
-
-    @functools.cached_property
-    def pids(self) -> Path:
-        """The folder of PID files and stop marks."""
-        return self.folder / "pids"
-
-    @functools.cached_property
-    def logs(self) -> Path:
-        """The folder of the workers' output, as it came and for people."""
-        return self.folder / "logs"
-
-    def pid_file(self, stream_id: str) -> Path:
-        """The file that holds the worker's PID."""
-        return self.pids / f"{file_name(stream_id)}.pid"
-
-    def stop_mark(self, stream_id: str) -> Path:
-        """The file that exists while the stream is stopped by the user."""
-        return self.pids / f"{file_name(stream_id)}.stop"
-
-    def remove_pid_file(self, stream_id: str) -> None:
-        """Remove the worker's PID file, where it is there."""
-        with contextlib.suppress(FileNotFoundError):
-            self.pid_file(stream_id).unlink()
-
-    def log(self, stream_id: str) -> Path:
-        """The worker's log for people."""
-        return self.logs / f"{file_name(stream_id)}.log"
-
-    @functools.cached_property
-    def positions(self) -> Path:
-        """How far each worker's output is rendered into its log, in bytes by file name."""
-        return self.logs / ".rendered.json"
-
-    def raw(self, stream_id: str) -> Path:
-        """The worker's output as it came."""
-        return self.logs / f"{file_name(stream_id)}.jsonl"
+    def file(self, stream_id: str, suffix: str) -> Path:
+        """Return a file of a stream's: `.pid`, `.stop` (the user stopped it), `.log` (for people), `.jsonl` (raw)."""
+        return (self.pids if suffix in (".pid", ".stop") else self.logs) / f"{file_name(stream_id)}{suffix}"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -1150,7 +975,6 @@ def shorten_name(name: str, mark: str) -> str:
 
 
 def hash_bytes(algorithm: str, content: bytes) -> str:
-    """Return a hash in hexadecimal digits."""
     import hashlib  # here, because it brings OpenSSL: 4 MB, and 5 ms of each start
 
     return hashlib.new(algorithm, content).hexdigest()
@@ -1169,32 +993,11 @@ def find_project(given: Path | None, script: Path, cwd: Path, home: Path) -> Pro
     return Project(cwd)
 
 
-class Database(NamedTuple):
-    """Where Task Copilot's database lies, or was looked for."""
+def read_server(project: Project, environ: Mapping[str, str]) -> tuple[list[str], dict[str, str]] | None:
+    """Return the command and the variables of the task-copilot server in the project's `.mcp.json`, expanded.
 
-    path: Path
-
-    @classmethod
-    def of(cls, environ: Mapping[str, str]) -> Database:
-        """Return the one that a worker's environment leads to."""
-        return cls(Path(environ["TASK_DB_PATH"], environ["WORKSPACE_ID"], "tasks.db"))
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """The variables that lead a worker's Task Copilot server to this file."""
-        folder = self.path.parent
-        return {"WORKSPACE_ID": folder.name, "TASK_DB_PATH": str(folder.parent)}
-
-
-class Server(NamedTuple):
-    """The task-copilot server of a project's `.mcp.json`: its command and its variables, expanded."""
-
-    words: tuple[str, ...] = ()
-    environment: Mapping[str, str] = {}
-
-
-def read_server(project: Project, environ: Mapping[str, str]) -> Server | None:
-    """Return the task-copilot server in the project's `.mcp.json`, or None. Raises OrchestrateError."""
+    None where it has none. Raises OrchestrateError.
+    """
     path = project.root / ".mcp.json"
     try:
         given = json.loads(path.read_text(encoding="utf-8-sig"))["mcpServers"]["task-copilot"]
@@ -1206,21 +1009,18 @@ def read_server(project: Project, environ: Mapping[str, str]) -> Server | None:
             f"{path} can't be read: {error}", "Repair it, or name the database with --db."
         ) from error
     known = {"PROJECT_NAME": project.name, **environ}
-
-    def expand(match: Any) -> str:
-        return known.get(match["braced"] or match["plain"]) or match["default"] or ""
-
     variable = re.compile(r"\$(?:\{(?P<braced>\w+)(?::-(?P<default>[^}]*))?\}|(?P<plain>\w+))")
+
+    def expand(text: str) -> str:
+        return variable.sub(lambda m: known.get(m["braced"] or m["plain"]) or m["default"] or "", text)
+
     texts = {key: variables[key] for key in ("TASK_DB_PATH", "WORKSPACE_ID") if isinstance(variables.get(key), str)}
     if any(len(text) > PATH_LENGTH or "\0" in text for text in texts.values()):
         raise OrchestrateError(f"{path} names no path that could be", "Repair it, or name the database with --db.")
-    return Server(
-        tuple(variable.sub(expand, word) for word in words if isinstance(word, str)),
-        {key: variable.sub(expand, text) for key, text in texts.items()},
-    )
+    return [expand(word) for word in words if isinstance(word, str)], {k: expand(text) for k, text in texts.items()}
 
 
-def find_database(project: Project, given: Path | None, environ: Mapping[str, str], home: Path) -> Database:
+def find_database(project: Project, given: Path | None, environ: Mapping[str, str], home: Path) -> Path:
     """Return where the project's database lies.
 
     Raises OrchestrateError where it does not exist, naming every path that was tried.
@@ -1228,8 +1028,7 @@ def find_database(project: Project, given: Path | None, environ: Mapping[str, st
     if given is not None:
         tried = [Path.cwd() / given]
     else:
-        known = read_server(project, environ)
-        server = known.environment if known is not None else {}
+        _, server = read_server(project, environ) or ((), {})
         base = environ.get("TASK_DB_PATH") or server.get("TASK_DB_PATH") or str(home / ".claude" / "tasks")
         workspace = environ.get("WORKSPACE_ID") or server.get("WORKSPACE_ID") or project.name
         folder = (project.root / Path(base.replace("~", str(home), 1) if base.startswith("~") else base)).resolve()
@@ -1239,7 +1038,7 @@ def find_database(project: Project, given: Path | None, environ: Mapping[str, st
             tried.append(folder / fallback / "tasks.db")
     for path in tried:
         if path.is_file():
-            return Database(path)
+            return path
     also = "".join(f"\n        also tried: {path}" for path in tried[1:])
     raise OrchestrateError(
         f"Task Copilot database not found: {tried[0]}{also}",
@@ -1247,7 +1046,11 @@ def find_database(project: Project, given: Path | None, environ: Mapping[str, st
     )
 
 
-class StoreError(Exception):
+def database_variables(database: Path) -> dict[str, str]:
+    return {"WORKSPACE_ID": database.parent.name, "TASK_DB_PATH": str(database.parent.parent)}
+
+
+class StoreError(OrchestrateError):
     """The database can't be read now; the message says why."""
 
 
@@ -1281,6 +1084,12 @@ class TaskStore:
         self._connection: sqlite3.Connection | None = None
         self._seen: tuple[int, ...] = ()
 
+    def __enter__(self) -> TaskStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def changed(self) -> bool:
         """Whether another process committed, or the file was replaced, since the last read. Costs microseconds.
 
@@ -1290,18 +1099,16 @@ class TaskStore:
             return self._mark() != self._seen
 
     def read(self) -> Backlog:
-        """Return all streams. Raises StoreError."""
+        """Return all streams, each with its problem. Raises StoreError."""
         with self._reporting():
             seen = self._mark()  # before the rows: what is committed in between is then seen as a change
-            connection = self._connect()
-            columns = {row[1] for row in connection.execute("PRAGMA table_info(tasks)")}
+            columns = {row[1] for row in self._connect().execute("PRAGMA table_info(tasks)")}
             is_active = "NOT coalesce(archived, 0)" if "archived" in columns else "1"
-            rows = connection.execute(self._QUERY.format(is_active=is_active)).fetchall()
+            rows = self._connect().execute(self._QUERY.format(is_active=is_active)).fetchall()
             self._seen = seen
         return read_backlog(rows)
 
     def read_version(self) -> int:
-        """Return the version of the schema; 0 where the database does not tell. Raises StoreError."""
         with self._reporting():
             try:
                 rows = self._connect().execute("SELECT CAST(MAX(version) AS INTEGER) FROM migrations").fetchall()
@@ -1324,7 +1131,8 @@ class TaskStore:
             yield
         except (sqlite3.Error, OSError) as error:
             self.close()
-            raise StoreError(f"SQLite query failed: {error}") from error
+            remedy = f"Look at {self.path}: is it Task Copilot's database, and free to read?"
+            raise StoreError(f"SQLite query failed: {error}", remedy) from error
 
     def _mark(self) -> tuple[int, ...]:
         """Return what changes whenever the content may have: the file's identity, and SQLite's own counter."""
@@ -1346,33 +1154,20 @@ class TaskStore:
 _Row = Tuple[Optional[str], str, int, str, Optional[str], str]
 _KEYS = ("streamName", "streamPhase", "streamDependencies", "worktreePath", "branchName")  # behind the stream's id
 _STATUSES = ("pending", "in_progress", "blocked", "completed", "cancelled")
-
-
 _DECODER = json.JSONDecoder(strict=False)  # json.loads would make one each time
 
 
 def _read_json(text: str) -> Any:
-    value, _ = _DECODER.raw_decode(text)
-    return _fit(value) if "\\u" in text or "\0" in text else value
-
-
-def _read_identity(text: str) -> list[Any] | None:
-    """Return what a task's metadata say of its stream; None where it is no JSON, or more than Python takes of it."""
-    try:
-        identity = _read_json(text)
-        json.dumps([[identity]])  # a message may have to say it, some calls deeper than here
-    except (ValueError, RecursionError):  # a number of thousands of digits, hundreds of lists in each other
-        return None
-    return list(identity)
-
-
-def _fit(value: Any) -> Any:
     # A NUL or half a surrogate pair can't stand in an argument or a variable of a process; ids and names become both.
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
-    if isinstance(value, list):
-        return [_fit(item) for item in value]
-    return {key: _fit(item) for key, item in value.items()} if isinstance(value, dict) else value
+    def fit(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+        if isinstance(value, list):
+            return [fit(item) for item in value]
+        return {key: fit(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    value, _ = _DECODER.raw_decode(text)
+    return fit(value) if "\\u" in text or "\0" in text else value
 
 
 def read_backlog(rows: Iterable[_Row]) -> Backlog:
@@ -1381,9 +1176,14 @@ def read_backlog(rows: Iterable[_Row]) -> Backlog:
     identities: dict[str | None, list[Any] | None] = {None: [None], "": None}
     bad = strays = 0
     for row in rows:
-        if row[0] not in identities:
-            identities[row[0]] = _read_identity(row[0] or "")
-        identity = identities[row[0]]
+        text = row[0]
+        if text not in identities:
+            try:
+                identities[text] = list(_read_json(text or ""))
+                json.dumps([[identities[text]]])  # a message may have to say it, some calls deeper than here
+            except (ValueError, RecursionError):  # a number of thousands of digits, hundreds of lists in each other
+                identities[text] = None
+        identity = identities[text]
         if identity is None:
             bad += row[2]
         elif identity[0] is not None:
@@ -1403,15 +1203,12 @@ def read_backlog(rows: Iterable[_Row]) -> Backlog:
 
 
 def _read_stream(stream_id: str, group: Sequence[tuple[_Row, list[Any]]]) -> tuple[Stream, list[str]]:
-    """Return a stream from its rows, oldest first, and a warning for each thing that its tasks disagree about."""
     values, warnings = {}, []
     distinct: dict[str | None, tuple[list[Any], str]] = {}  # identities, each with the oldest task that has it
     for row, identity in group:
         distinct.setdefault(row[0], (identity, row[3]))
     for position, key in enumerate(_KEYS, start=1):
-        given = [
-            (identity[position], oldest) for identity, oldest in distinct.values() if identity[position] is not None
-        ]
+        given = [(ident[position], oldest) for ident, oldest in distinct.values() if ident[position] is not None]
         first, oldest = given[0] if given else (None, "")
         values[key] = first, oldest.partition("\x1f")[2]
         if any(value != first for value, _ in given):
@@ -1422,8 +1219,7 @@ def _read_stream(stream_id: str, group: Sequence[tuple[_Row, list[Any]]]) -> tup
         status = row[1] if row[1] in _STATUSES else "pending"
         counts[status] = counts.get(status, 0) + row[2]
         tasks += [Task(**_read_json(line)) for line in (row[4] or "").split("\n") if line]
-    phase, problem = _read_phase(*values["streamPhase"])
-    needs, trouble = _read_dependencies(*values["streamDependencies"])
+    phase, needs, problem = _read_order(*values["streamPhase"], *values["streamDependencies"])
     texts = {key: value if isinstance(value, str) else "" for key, (value, _) in values.items()}
     return Stream(
         id=stream_id,
@@ -1434,88 +1230,22 @@ def _read_stream(stream_id: str, group: Sequence[tuple[_Row, list[Any]]]) -> tup
         dependencies=needs,
         named_tasks=tuple(sorted(tasks, key=lambda task: natural_key(task.id))),
         changed_at=max(row[5] for row, _ in group),
-        problem=problem or trouble,
+        problem=problem,
         **counts,
     ), warnings
 
 
-def _read_phase(value: object, task_id: str) -> tuple[Phase, str]:
-    with contextlib.suppress(ValueError):
-        return (Phase(value) if value is not None else Phase.PARALLEL), ""
-    return Phase.PARALLEL, f"task {task_id} has the unknown phase {json.dumps(value)}"
-
-
-def _read_dependencies(value: object, task_id: str) -> tuple[tuple[str, ...], str]:
-    value = [value] if isinstance(value, str) else value if value is not None else []
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return tuple(dict.fromkeys(value)), ""
-    return (), f"task {task_id} has streamDependencies that are no list of stream ids"
-
-
-class DemoDatabase:
-    """The database of the demo, in Task Copilot's schema: the only one that this file ever writes to.
-
-    What happens in a task beside the work, its twist, stands in its metadata. Raises StoreError.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def make(self) -> None:
-        """Write the tasks of the demo's streams."""
-        self._path.parent.mkdir(parents=True)
-        with self._connect() as connection:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.executescript(DEMO_SCHEMA)
-        for stream_id, phase, name, tasks in DEMO_STREAMS:
-            for task in tasks:
-                title, _, twist = task.partition(": ")
-                metadata = {"streamId": stream_id, "streamName": name, "streamPhase": phase, "demo": twist}
-                task_id = f"TASK-{zlib.crc32(title.encode()):08x}"
-                self._execute(
-                    "INSERT INTO tasks (id, title, metadata, created_at, updated_at) "
-                    f"VALUES (?, ?, ?, {_SQL_NOW}, {_SQL_NOW})", task_id, title, json.dumps(metadata),
-                )  # fmt: skip
-
-    def read_open(self, stream_id: str) -> list[tuple[str, str, str]]:
-        """Return the open tasks of a stream, oldest first: their ids, titles and twists."""
-        return self._execute(
-            "SELECT id, title, coalesce(json_extract(metadata, '$.demo'), '') FROM tasks "
-            "WHERE json_extract(metadata, '$.streamId') = ? AND status IN ('pending', 'in_progress') ORDER BY rowid",
-            stream_id,
-        )
-
-    def update(self, task_id: str, twist: str, status: str, reason: str | None = None) -> None:
-        """Change the status of a task and use up its twist, unless somebody else has done that meanwhile."""
-        self._execute(
-            "UPDATE tasks SET status = ?, blocked_reason = ?, metadata = json_remove(metadata, '$.demo'), "
-            f"updated_at = {_SQL_NOW} WHERE id = ? AND coalesce(json_extract(metadata, '$.demo'), '') = ?",
-            status, reason, task_id, twist,
-        )  # fmt: skip
-
-    def unblock(self) -> None:
-        """Unblock what is blocked, and what would be."""
-        self._execute(
-            "UPDATE tasks SET status = status._replace('blocked', 'pending'), blocked_reason = NULL, "
-            f"metadata = json_remove(metadata, '$.demo'), updated_at = {_SQL_NOW} "
-            "WHERE status = 'blocked' OR json_extract(metadata, '$.demo') = 'block'"
-        )
-
-    def _execute(self, statement: str, *values: object) -> list[Any]:
-        with self._connect() as connection:
-            return connection.execute(statement, values).fetchall()
-
-    @contextlib.contextmanager
-    def _connect(self) -> Iterator[sqlite3.Connection]:
-        try:
-            connection = sqlite3.connect(self._path, timeout=PATIENT_BUSY_TIMEOUT, isolation_level=None)
-            with contextlib.closing(connection):
-                yield connection
-        except sqlite3.Error as error:
-            raise StoreError(f"{self._path}: {error}") from error
-
-
-_SQL_NOW = "strftime('%Y-%m-%dT%H:%M:%fZ')"
+def _read_order(phase: Any, phase_task: str, needs: Any, needs_task: str) -> tuple[Phase, tuple[str, ...], str]:
+    """Return a stream's phase and dependencies, and what is wrong with them; each comes with the task that says so."""
+    problem = ""
+    if phase is not None and phase not in [known.value for known in Phase]:
+        problem = f"task {phase_task} has the unknown phase {json.dumps(phase)}"
+        phase = None
+    needs = [needs] if isinstance(needs, str) else [] if needs is None else needs
+    if not (isinstance(needs, list) and all(isinstance(item, str) for item in needs)):
+        problem = problem or f"task {needs_task} has streamDependencies that are no list of stream ids"
+        needs = []
+    return Phase(phase or Phase.PARALLEL), tuple(dict.fromkeys(needs)), problem
 
 
 # ── 4. Planner ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1583,7 +1313,7 @@ def judge(stream: Stream | None, worker: Worker, snapshot: Snapshot, limits: Lim
     if record.stopping in (StopReason.USER, StopReason.EXIT, StopReason.VANISHED) or stream.id in snapshot.stopped:
         return Verdict(VerdictKind.STOPPED, StopReason.USER.value, record.restarts)
     if stream.is_blocked:
-        return Verdict(VerdictKind.BLOCKED, "; ".join(stream.blocked_reasons), record.restarts)
+        return Verdict(VerdictKind.BLOCKED, stream.block, record.restarts)
     if record.stopping in (StopReason.STALLED, StopReason.GRACE):  # its exit code is ours, and says nothing
         return _judge_restart(stream, worker.run, f"stopped: {record.stopping.value}", record, limits)
     return _judge_cause(stream, worker, ending, record, snapshot, limits)
@@ -1592,7 +1322,6 @@ def judge(stream: Stream | None, worker: Worker, snapshot: Snapshot, limits: Lim
 def _judge_cause(
     stream: Stream, worker: Worker, ending: Ending, record: Record, snapshot: Snapshot, limits: Limits
 ) -> Verdict:
-    """Return what follows where tasks are open and nobody asked for the end."""
     history, cause = snapshot.history, find_cause(ending)
     tries = record.tries if record.cause is cause else 0
     if cause is Cause.LIMIT:
@@ -1787,7 +1516,7 @@ def _assess_resting(
     if stream.id in snapshot.stopped:
         return Standing(StreamState.STOPPED, StopReason.USER.value)
     if stream.is_blocked:
-        return Standing(StreamState.BLOCKED, "; ".join(stream.blocked_reasons))
+        return Standing(StreamState.BLOCKED, stream.block)
     if not snapshot.orchestrator:
         last = record.last_ending and f"last worker: {record.last_ending}"
         return Standing(StreamState.IDLE, _format_spent(snapshot, limits) or last)
@@ -1868,7 +1597,6 @@ def plan(snapshot: Snapshot, limits: Limits, now: float) -> list[Action]:
 
 
 def _plan_worker(stream: Stream | None, worker: Worker, snapshot: Snapshot, limits: Limits, now: float) -> list[Action]:
-    """Decide about one worker: leave it, stop it, kill it, or conclude."""
     record = snapshot.history.record(worker.stream_id)
     if worker.ending is not None and not worker.leftovers:
         is_blind = snapshot.database_error and not limits.is_closing
@@ -1915,11 +1643,18 @@ def _plan_end(standings: Mapping[str, Standing], snapshot: Snapshot, limits: Lim
     if states & {StreamState.RESTARTING, StreamState.PAUSED, StreamState.QUEUED}:
         return []
     spent = _format_spent(snapshot, limits)
-    held = _find_held(open_ones, standings, snapshot, limits)
+    # A person can help on these; not on what waits for a failed one, and never starts.
+    failed = {i for i, standing in standings.items() if standing.state is StreamState.FAILED}
+    obstacles = find_obstacles(snapshot, limits)
+    held = [(i, s) for i, s in open_ones.items() if s.state in _HELD and failed.isdisjoint(obstacles[i])]
     if held and not limits.exit_on_blocked and not spent:
         return [Wait("; ".join(f"{visible(i)} is {s.state.value.lower()}: {visible(s.reason)}" for i, s in held))]
     if open_ones or not snapshot.streams:
-        lines = [_format_open(i, standing) for i, standing in open_ones.items()]
+        words = {StreamState.IDLE: "is not complete:", StreamState.WAITING: "never ran: it"}
+        lines = [
+            f"{visible(i)} {words.get(s.state, f'{s.state.value.lower()}:')} {visible(s.reason)}"
+            for i, s in open_ones.items()
+        ]
         if spent and StreamState.IDLE not in states:  # no line has said so
             lines.append(spent.capitalize())
         return [Finish(EXIT_FAILED, "\n".join(lines) or "no stream is left in the database")]
@@ -1927,146 +1662,523 @@ def _plan_end(standings: Mapping[str, Standing], snapshot: Snapshot, limits: Lim
     return [Finish(EXIT_DONE, f"all complete: {format_count(len(included), 'stream')}, {tasks}")]
 
 
-def _find_held(
-    open_ones: Mapping[str, Standing], standings: Mapping[str, Standing], snapshot: Snapshot, limits: Limits
-) -> list[tuple[str, Standing]]:
-    """Return the streams that a person can help on: not those that wait for a failed one, and never start."""
-    failed = {i for i, standing in standings.items() if standing.state is StreamState.FAILED}
-    obstacles = find_obstacles(snapshot, limits)
-    return [(i, s) for i, s in open_ones.items() if s.state in _HELD and failed.isdisjoint(obstacles[i])]
-
-
 _HELD = {StreamState.BLOCKED, StreamState.STOPPED}  # a person can change that
-
-
-def _format_open(stream_id: str, standing: Standing) -> str:
-    if standing.state is StreamState.IDLE:
-        return f"{visible(stream_id)} is not complete: {standing.reason}"
-    if standing.state is StreamState.WAITING:
-        return f"{visible(stream_id)} never ran: it {standing.reason}"
-    return f"{visible(stream_id)} {standing.state.value.lower()}: {visible(standing.reason)}"
 
 
 # ── 5. Workers ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def find_program(name: str, environ: Mapping[str, str]) -> str:
-    """Return the path of a program that can be executed; empty where there is none."""
-    return shutil.which(name, path=environ.get("PATH")) or ""
+class Clock:
+    """The clocks of the system, and waiting that ends early when a child exits or a signal comes.
 
-
-class Command(NamedTuple):
-    """The worker's command: the words that stand for `claude`, and the form of its output."""
-
-    words: tuple[str, ...] = ("claude",)
-    output_format: str = "stream-json"
-
-    def argv(self, prompt: str, budget: float = 0.0, mcp_config: str = "") -> list[str]:
-        """Return the whole command; the budget is in US dollars, 0 for none, and `mcp_config` a file, empty for none.
-
-        `-p PROMPT` stays last: an option with several values would swallow the prompt.
-        """
-        form = ["--output-format", self.output_format, "--verbose"] if self.output_format != "text" else []
-        limit = ["--max-budget-usd", f"{int(budget * 100) / 100:.2f}"] if budget else []
-        servers = ["--mcp-config", mcp_config] if mcp_config else []
-        return [*self.words, *WORKER_FLAGS, *form, *limit, *servers, "-p", prompt]
-
-    def find(self, environ: Mapping[str, str]) -> str:
-        """Return the path of its program. Raises OrchestrateError where there is none that can be executed."""
-        path = find_program(self.words[0], environ)
-        if not path:
-            raise OrchestrateError(*self.describe_missing())
-        return path
-
-    def check_user(self, environ: Mapping[str, str], is_root: bool) -> None:
-        """Raise OrchestrateError where claude refuses this user."""
-        if is_root and Path(self.words[0]).name == "claude" and environ.get("IS_SANDBOX") != "1":
-            raise OrchestrateError(
-                "claude refuses --dangerously-skip-permissions for root",
-                "Run as another user, or in a sandbox of your own say so: export IS_SANDBOX=1",
-            )
-
-    def describe_missing(self) -> tuple[str, str]:
-        """Return what is wrong with a command that was not found, and the remedy."""
-        program = self.words[0]
-        if os.sep in program and Path(program).exists():
-            return f"{program} is not executable", f"Make it so: chmod +x {shlex.quote(program)}"
-        remedy = "Install Claude Code (npm install -g @anthropic-ai/claude-code) or add it to PATH"
-        return f"{program}: command not found", f"{remedy}; --claude CMD names another command."
-
-
-def read_command(text: str, output_format: str, cwd: Path) -> Command:
-    """Return the command that `--claude` gives as shell words; a relative path is taken from the working directory."""
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise click.UsageError(f"--claude {text!r}: {error}") from error
-    if not words:
-        raise click.UsageError("--claude is empty")
-    if os.sep in words[0]:
-        words[0] = str(cwd / words[0])  # workers run in other folders
-    return Command(tuple(words), output_format)
-
-
-def worker_environment(
-    environ: Mapping[str, str], project: Project, database: Database, stream_id: str, run: str
-) -> dict[str, str]:
-    """Return the environment of a worker: by it, the tree below the worker can be found again."""
-    marks = {"ORCHESTRATE_PROJECT": str(project.root), "ORCHESTRATE_STREAM": stream_id, "ORCHESTRATE_RUN": run}
-    return {**WORKER_VARIABLES, **keep_variables(environ), **database.environment, **marks}
-
-
-def keep_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without what would mislead claude or git."""
-    return {key: value for key, value in environ.items() if not REMOVED_VARIABLES.fullmatch(key)}
-
-
-def read_prompt_template(project: Project) -> str:
-    """Return the project's own prompt template where it has one, else the built-in one. Raises OSError."""
-    path = project.folder / "worker-prompt.md"
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return WORKER_PROMPT
-    except (IsADirectoryError, PermissionError, ValueError) as error:
-        raise OrchestrateError(
-            f"{path} can't be read: {error}", "Repair it, or remove it to use the built-in prompt."
-        ) from error
-
-
-def format_prompt(template: str, stream: Stream, record: Record, more: Sequence[str] = ()) -> str:
-    """Return a worker's prompt, with `more` lines behind the template.
-
-    One that follows another worker's end is told how that went and what it left.
+    A signal handler only records; whoever waits looks at `signals` afterwards.
     """
-    values = {
-        "id": stream.id,
-        "stream_id": stream.id,
-        "phase": stream.phase.value,
-        "name": shorten(stream.name, 200),
-    }
-    prompt = re.sub(r"\{stream\.(id|stream_id|phase|name)\}", lambda match: values[match[1]], template)
-    lines = list(more)
-    if record.last_ending and record.attempts:
-        begun = [
-            f"- {task.id}: {shorten(task.title, 200)}" for task in stream.named_tasks if task.status == "in_progress"
+
+    _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self, draws: bool = False) -> None:
+        self.signals: list[int] = []
+        self.wants_suspension = False
+        self._draws = draws
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Clock:
+        self._receiver, self._sender = socket.socketpair()
+        for end in (self._receiver, self._sender):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        handled: list[int] = [s for s in self._ENDING if signal.getsignal(s) is not signal.SIG_IGN]  # nohup stays so
+        if self._draws:  # who draws on a terminal draws anew when that is resized, and leaves it as it was at Ctrl+Z
+            handled += [signal.SIGWINCH, signal.SIGTSTP]
+        for signum in (*handled, signal.SIGCHLD):
+            self._previous[signum] = signal.signal(signum, self.handle_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            # Who was asked to end does so: an impatient second Ctrl+C must not break into the last words.
+            signal.signal(signum, signal.SIG_IGN if signum in self.signals else handler)
+        signal.set_wakeup_fd(-1)
+        self._receiver.close()
+        self._sender.close()
+
+    def handle_signal(self, signum: int, _frame: object) -> None:
+        """Record a signal that asks for the end, or Ctrl+Z."""
+        if signum in self._ENDING:
+            self.signals.append(signum)
+        self.wants_suspension = self.wants_suspension or signum == signal.SIGTSTP
+
+    def suspend(self) -> None:
+        """Stop until somebody says `fg`."""
+        self.wants_suspension = False
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def wall(self) -> float:
+        """Seconds since the epoch, for people."""
+        return time.time()
+
+    def wait(self, seconds: float) -> None:
+        """Wait that long, or until a signal comes."""
+        if select.select([self._receiver], [], [], max(seconds, 0))[0]:
+            with contextlib.suppress(BlockingIOError):
+                self._receiver.recv(4096)
+
+
+def open_private(path: Path, flags: int) -> IO[bytes]:
+    """Open a file, unbuffered, that its owner alone can read; make it where it is missing. Raises OSError.
+
+    A symbolic link is refused: it would lead somebody else's words into a file of ours, or ours into theirs.
+    """
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    return os.fdopen(descriptor, "r+b" if flags & os.O_RDWR else "wb", buffering=0)
+
+
+def write_whole(file: IO[bytes], path: Path, text: str) -> None:
+    """Write all of a text: on a full disk one write is cut short, and the next one fails. Raises OSError."""
+    rest = memoryview(text.encode("utf-8", "replace"))
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:  # the system does not say which file it was
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_file(path: Path, text: str) -> None:
+    """Replace a file atomically, readable by its owner alone. Raises OSError; the old content then stands."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open_private(temporary, os.O_WRONLY | os.O_TRUNC) as file:
+            write_whole(file, path, text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def append_to_file(path: Path, text: str) -> None:
+    """Append to a file, all or nothing, readable by its owner alone. Raises OSError."""
+    with open_private(path, os.O_RDWR | os.O_APPEND) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+            text = f"\n{text}"  # somebody was killed in the middle of a line
+        try:
+            write_whole(file, path, text)
+        except OSError:
+            file.truncate(size)  # what is tried again must not stand there twice
+            raise
+
+
+class Appender:
+    """Appends lines to a file. What can't be written is kept, in order, until it can; `trouble` says why it can't."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.unwritten: list[str] = []
+        self.trouble: OSError | None = None
+
+    def append(self, lines: Sequence[str]) -> None:
+        """Append lines, now or later."""
+        self.unwritten += lines
+        self.flush()
+
+    def flush(self) -> None:
+        self.trouble = None
+        if self.unwritten:
+            del self.unwritten[:-UNWRITTEN_LINES]
+            try:
+                append_to_file(self.path, "".join(f"{line}\n" for line in self.unwritten))
+                self.unwritten = []
+            except OSError as error:
+                self.trouble = error
+
+
+class Tail:
+    """Reads a file as it grows, line by line, from a position in bytes on, or its last `lines` lines.
+
+    What is truncated or rewritten is read anew. One that is renamed or removed is read on, as whoever writes to it
+    does; with `follows` the file that takes its name comes next. Memory stays bounded: of a line longer than LINE_BYTES
+    there is a word. `count` is of the times that it began anew; `end` is the position behind all that was read.
+    """
+
+    _ANCHOR = 64  # bytes before `end`, by which a file that was rewritten is known
+
+    def __init__(self, path: Path, position: int = 0, lines: int | None = None, follows: bool = False) -> None:
+        self.path = path
+        self.count = 0
+        self.end = position
+        self.is_drained = False
+        self._follows = follows
+        self._file: IO[bytes] | None = None
+        self._line = bytearray()  # the beginning of a line whose end is still to come
+        self._skipped = 0  # bytes of a line that is too long
+        self._mark: tuple[int, ...] = ()
+        self._open()
+        if lines is not None:
+            self._seek(_find_last_lines(self._file, lines) if self._file else 0)
+
+    def read(self) -> list[tuple[int, str]]:
+        """Return what was written since the last call, up to a bound: each line and the position behind it.
+
+        `is_drained` says whether that was all. Raises OSError.
+        """
+        if self._file is None:
+            self._open()
+        lines = self._read_on()
+        is_replaced = False
+        if self._follows and self.is_drained:
+            is_replaced = True
+            with contextlib.suppress(FileNotFoundError):
+                known = self._file and os.fstat(self._file.fileno())
+                is_replaced = not (known and os.path.samestat(self.path.stat(), known))
+        if is_replaced:
+            lines += self._read_on()  # what the old file still got
+            self.close()
+            self._begin_anew()
+            self._open()
+            lines += self._read_on()
+        return lines
+
+    @property
+    def is_within_a_line(self) -> bool:
+        return bool(self._line or self._skipped)
+
+    def take_rest(self) -> list[tuple[int, str]]:
+        return [self._end_line()] if self.is_within_a_line else []
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+        self._mark = ()
+
+    def _open(self) -> None:
+        self.is_drained = True
+        with contextlib.suppress(FileNotFoundError):
+            self._file = self.path.open("rb")
+            self._seek(self.end)
+
+    def _seek(self, position: int) -> None:
+        self.end = position
+        self._anchor = b""
+        if self._file is not None:
+            self._file.seek(0, os.SEEK_END)  # else it might answer from its buffer, with what was there before
+            self._file.seek(position)
+            least = max(position - self._ANCHOR, 0)
+            self._anchor = os.pread(self._file.fileno(), position - least, least)
+
+    def _begin_anew(self) -> None:
+        self.count += 1
+        self._line.clear()
+        self._skipped = 0
+        self._seek(0)
+
+    def _read_on(self) -> list[tuple[int, str]]:
+        lines: list[tuple[int, str]] = []
+        if self._file is None:
+            return lines
+        status = os.fstat(self._file.fileno())
+        mark = (status.st_size, status.st_mtime_ns)
+        self.is_drained = mark == self._mark
+        if self.is_drained:
+            return lines
+        before = self.end - len(self._anchor)
+        if status.st_size < self.end or os.pread(self._file.fileno(), len(self._anchor), before) != self._anchor:
+            self._begin_anew()
+        read = 0
+        while read < BYTES_AT_ONCE and len(lines) < LINES_AT_ONCE:
+            piece = self._file.readline(LINE_BYTES)
+            if not piece:
+                self.is_drained, self._mark = True, mark
+                break
+            read += len(piece)
+            self.end += len(piece)
+            self._anchor = (self._anchor + piece)[-self._ANCHOR :]
+            text = piece.rstrip(b"\n") if piece.endswith(b"\n") else piece
+            if self._skipped or len(self._line) + len(text) > LINE_BYTES:
+                self._skipped += len(self._line) + len(text)
+                self._line.clear()
+            else:
+                self._line += text
+            if text is not piece:
+                lines.append(self._end_line())
+        return lines
+
+    def _end_line(self) -> tuple[int, str]:
+        text = self._line.decode("utf-8", "replace")
+        if self._skipped:
+            text = f"(a line of {self._skipped:,} bytes: see {self.path.name})"
+        self._line.clear()
+        self._skipped = 0
+        return self.end, text
+
+
+def _find_last_lines(file: IO[bytes], lines: int) -> int:
+    end = position = file.seek(0, os.SEEK_END)
+    found = 0
+    while position > 0:
+        size = min(READ_BYTES, position)
+        position -= size
+        file.seek(position)
+        block = file.read(size)
+        at = len(block) if position + size < end else len(block) - 1  # the last newline ends the last line
+        while (at := block.rfind(b"\n", 0, max(at, 0))) >= 0:
+            found += 1
+            if found == lines:
+                return position + at + 1
+    return 0 if lines else end
+
+
+# What a worker prints, for people.
+
+
+def _read_items(given: object) -> list[dict[str, Any]]:
+    return [item for item in given[:ITEMS_AT_MOST] if isinstance(item, dict)] if isinstance(given, list) else []
+
+
+def _read_dict(event: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = event.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _read_number(event: Mapping[str, Any], key: str) -> float:
+    """Return a number of an event; 0 where it is none, or none that can be."""
+    value = event.get(key)
+    return float(value) if isinstance(value, (int, float)) and 0 <= value < 1e12 else 0.0
+
+
+def format_output(event: Event, folder: str) -> list[str]:
+    """Return an event of a worker as lines for people; paths below the folder are shown relative to it."""
+    kind, subtype = event["type"], event.get("subtype")
+    blocks = _read_items(_read_dict(event, "message").get("content"))
+    lines: list[str] = []
+    if kind == "assistant":
+        for block in blocks:
+            if block.get("type") == "text":
+                lines += [visible(line) for line in str(block.get("text", "")).splitlines()[:LINES_AT_ONCE]]
+            elif block.get("type") == "tool_use":
+                lines.append(_format_tool(block.get("name"), block.get("input"), folder))
+    elif kind == "user":
+        contents = [block.get("content") for block in blocks if block.get("is_error")]
+        texts = [
+            " ".join(str(p.get("text", "")) for p in _read_items(c)) if isinstance(c, list) else c for c in contents
         ]
-        lines += [
-            "",
-            "## This is a restart",
-            f"- This is attempt {record.attempts + 1} on {stream.id}. The last worker ended: {record.last_ending}",
-            "- Look at what it has left (git status, git log) before you change anything",
-        ]
-        if begun:
-            lines += [
-                "- These tasks stand in_progress and are now yours to finish:",
-                *(f"  {line}" for line in begun[:50]),
-            ]
-            lines += [f"  - and {len(begun) - 50} more"] if len(begun) > 50 else []
-    if lines:
-        prompt = "\n".join([prompt.rstrip("\n"), *lines, ""])
-    prompt = prompt.replace("\0", "\ufffd")
-    return f"\n{prompt}" if prompt.startswith("-") else prompt  # else the CLI takes it for an option
+        lines = [f"  error: {_format_argument(text, folder)}" for text in texts]
+    elif kind == "rate_limit_event":
+        lines = [f"  {notice}" for notice in [format_limit(_read_dict(event, "rate_limit_info"))] if notice]
+    elif kind == "result":
+        denials = _read_items(event.get("permission_denials"))
+        tools = [_format_tool(d.get("tool_name"), d.get("tool_input"), folder) for d in denials]
+        lines = [f"  permission denied: {tool}" for tool in tools]
+    elif kind == "system" and subtype == "init":
+        failed = [s.get("name") for s in _read_items(event.get("mcp_servers")) if s.get("status") == "failed"]
+        lines = [visible(f"  MCP server {name} failed to start: the worker lacks its tools") for name in failed]
+    elif kind == "system" and subtype == "api_retry":
+        status = f" ({event['error_status']})" if event.get("error_status") else ""
+        turn = f"{_read_number(event, 'attempt'):.0f}/{_read_number(event, 'max_retries'):.0f}"
+        pause = f"{_read_number(event, 'retry_delay_ms') / 1000:.1f}s"
+        lines = [visible(f"  retry {turn} in {pause}: {event.get('error', 'error')}{status}")]
+    return [f"  {line}" for line in lines] if event.get("parent_tool_use_id") else lines  # a subagent's
+
+
+def format_limit_name(info: Mapping[str, Any]) -> str:
+    """Return the name of a usage limit in words: five hour, seven day opus."""
+    return visible(shorten(str(info.get("rateLimitType") or "rate").replace("_", " "), 40))
+
+
+def format_limit(info: Mapping[str, Any]) -> str:
+    """Return in words what the facts of a rate limit event say; empty where nothing is near its limit."""
+    resets_at, kind = _read_number(info, "resetsAt"), format_limit_name(info)
+    until = f" until {datetime.fromtimestamp(resets_at):%a %H:%M}" if 0 < resets_at < 1e11 else ""
+    if info.get("isUsingOverage"):
+        return f"The {kind} limit is used up{until}: what follows is overage, which costs money"
+    if info.get("status") == "rejected":
+        return f"{kind} limit rejected{until}"
+    share = f" is used to {_read_number(info, 'utilization'):.0%}" if "utilization" in info else " is near"
+    return f"The {kind} limit{share}{until}" if info.get("status") == "allowed_warning" else ""
+
+
+# The argument that tells what a tool call is about, in order of precedence.
+_TELLING = ("command", "file_path", "notebook_path", "path", "pattern", "url", "query", "id", "description", "prompt")
+
+
+def _format_tool(name: object, arguments: object, folder: str) -> str:
+    """Return a tool call in one line: `Bash  npm test`, `Edit  src/api.ts`, `task_update  TASK-12 completed`."""
+    given = arguments if isinstance(arguments, dict) else {}
+    key = next((key for key in _TELLING if given.get(key)), next(iter(given), ""))
+    words = _format_argument(given.get(key, ""), folder)
+    if key == "id" and given.get("status"):
+        words += f" {_format_argument(given['status'], folder)}"
+    return f"{visible(str(name).rpartition('__')[2])}  {words}".rstrip()
+
+
+def _format_argument(value: object, folder: str) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = text[:WORDS_LENGTH].replace(f"{folder}/", "") if folder else text[:WORDS_LENGTH]
+    return visible(shorten(text, 160))
+
+
+class Transcript:
+    """Follows a worker's raw output and renders it as it grows, each line once.
+
+    It reads from `start`, where the worker's output begins, and hands what stands from `position` on, as lines for
+    people, to `write`. `words` is the last line that was no event: an error message, often enough. `signs` counts the
+    signs of life: the heartbeat that claude prints while a tool runs is none, it would hide a tool that hangs.
+    """
+
+    def __init__(self, raw: Path, write: Callable[[Sequence[str]], object], start: int, position: int) -> None:
+        self._tail = Tail(raw, start)
+        self._write = write
+        self.position = max(start, position)
+        self.signs = 0
+        self.words = ""
+        self.activity = ""
+        self.notice = ""
+        self.overage = ""
+        self.has_answer = False
+        self.cost = 0.0
+        self._folder = ""
+        self._kind = ""
+        self._result: Event = {}
+        self._rejection: Event = {}
+        self._is_rejected = False
+
+    def pump(self) -> bool:
+        """Render what came since the last time, up to a bound; return whether that was all. Raises OSError."""
+        count, end = self._tail.count, self._tail.end
+        lines = self._tail.read()
+        if self._tail.count != count:
+            self.position = 0
+        self.signs += self._tail.is_within_a_line and self._tail.end != end
+        self._write([shown for line in lines for shown in self._render(*line)])
+        return self._tail.is_drained
+
+    def finish(self) -> None:
+        self._write([shown for line in self._tail.take_rest() for shown in self._render(*line)])
+        self._tail.close()
+
+    def read_ending(self, code: int | None, wall: float) -> Ending:
+        """Return how the worker ended, from its exit code and what it last said of itself; and let go of its output."""
+        self.finish()
+        result = self._result
+        errors = result.get("errors")
+        error = errors[0] if isinstance(errors, list) and errors else result.get("subtype")
+        words = str(result.get("result") or result.get("terminal_reason") or error) if result else self.words
+        words = words[:WORDS_LENGTH].encode("utf-8", "replace").decode()  # half a surrogate pair is no argument
+        resets_at = _read_number(self._rejection, "resetsAt")
+        denials = result.get("permission_denials")
+        return Ending(
+            code=code,
+            words=visible(shorten(words, 200)),
+            has_result=bool(result),
+            is_error=bool(result.get("is_error")),
+            subtype=str(result.get("subtype", "")),
+            api_status=int(_read_number(result, "api_error_status")),
+            api_error=str(result.get("api_error") or ""),
+            kind=self._kind,
+            limit=format_limit_name(self._rejection) if self._rejection else "",
+            is_rejected=self._is_rejected,
+            reset_in=resets_at - wall if resets_at else None,
+            denials=len(denials) if isinstance(denials, list) else 0,
+            turns=int(_read_number(result, "num_turns")),
+            cost=self.cost,
+        )
+
+    def _render(self, end: int, text: str) -> list[str]:
+        """Take note of a line, and return it as lines for people, unless it was rendered before."""
+        event = None
+        with contextlib.suppress(ValueError, RecursionError):
+            given = json.loads(text)
+            event = given if isinstance(given, dict) and isinstance(given.get("type"), str) else None
+        self.signs += event is None or not event.get("heartbeat")
+        if event is None:
+            self.words = text.strip() or self.words
+        else:
+            self.words = ""  # no longer the last line
+            self._heed(event)
+        lines = [text] if event is None else format_output(event, self._folder)
+        self.activity = next(filter(None, map(str.strip, reversed(lines))), self.activity)
+        if end <= self.position:
+            return []
+        self.position = end
+        return lines
+
+    def _heed(self, event: Event) -> None:
+        """Take note of what the verdict, the display and the paths in the log need."""
+        if event["type"] == "result":
+            self._result = event
+            # A process that reports twice reports its whole cost each time.
+            self.cost = max(self.cost, _read_number(event, "total_cost_usd"))
+        elif event["type"] == "system" and event.get("subtype") == "init":
+            # Another turn of the same process. A limit that was hit in it stays hit.
+            self._folder, self._result, self._kind = str(event.get("cwd") or ""), {}, ""
+        elif event["type"] == "assistant":
+            kind, is_subagents = str(event.get("error") or ""), bool(event.get("parent_tool_use_id"))
+            is_synthetic = _read_dict(event, "message").get("model") == "<synthetic>"
+            self.has_answer = self.has_answer or not (kind or is_synthetic)
+            self._kind = self._kind if is_subagents else kind
+            self._is_rejected = self._is_rejected and not (is_subagents and kind == "rate_limit")  # it was that one's
+        elif event["type"] == "rate_limit_event":
+            self._heed_limit(_read_dict(event, "rate_limit_info"))
+
+    def _heed_limit(self, info: dict[str, Any]) -> None:
+        status = str(info.get("status"))
+        if info.get("isUsingOverage"):  # beyond its limit it works on
+            self._rejection, self._is_rejected, self.overage = {}, False, format_limit(info)
+        elif status.startswith("allowed"):
+            self._is_rejected = False
+            self.notice = format_limit(info) or self.notice
+        elif status == "rejected" and (info.get("rateLimitType") or info.get("resetsAt")):
+            self._rejection, self._is_rejected = info, True  # without a name and a reset, the API is busy
+
+
+def read_positions(project: Project) -> dict[str, int]:
+    try:
+        positions = json.loads(project.positions.read_text(encoding="utf-8"))
+        return {str(name): int(position) for name, position in positions.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # then the last worker's output is rendered again
+
+
+class LogReader:
+    """A stream's log as it grows, and behind it what a worker prints while no orchestrator renders it."""
+
+    def __init__(self, project: Project, stream_id: str, lines: int, raw_start: int) -> None:
+        self._project = project
+        self._stream_id = stream_id
+        self._raw_start = raw_start
+        self.tail = Tail(project.file(stream_id, ".log"), lines=lines, follows=True)
+        self._transcript: Transcript | None = None
+        self._ahead: list[str] = []
+
+    def read(self, has_orchestrator: bool) -> list[str]:
+        """Return what is new, each line once: what was shown ahead of the log is not shown again. Raises OSError."""
+        shown = []
+        for _, line in self.tail.read():
+            if self._ahead and line == self._ahead[0]:
+                del self._ahead[0]  # the next orchestrator has caught up with us
+            else:
+                shown.append(line)
+        if has_orchestrator:
+            self._transcript = None
+            return shown
+        if self._transcript is None:
+            position = read_positions(self._project).get(file_name(self._stream_id), 0)
+            self._ahead = []
+            start = min(self._raw_start, position)  # where the worker says which folder its paths are relative to
+            raw = self._project.file(self._stream_id, ".jsonl")
+            self._transcript = Transcript(raw, self._ahead.extend, start, position)
+        known = len(self._ahead)
+        while not self._transcript.pump():
+            pass
+        return [*shown, *self._ahead[known:]]
+
+
+# Processes.
+
+Tree = Dict[int, psutil.Process]
 
 
 def is_alive(process: psutil.Process) -> bool:
@@ -2079,7 +2191,7 @@ def is_alive(process: psutil.Process) -> bool:
         return True  # nobody can look now: who is not known to be dead lives
 
 
-def read_process_table() -> dict[int, psutil.Process]:
+def read_process_table() -> Tree:
     """Return the living processes that could be a worker's, by PID, with `environ` (None where hidden) and `session`.
 
     Both stand in `.info`. Linux gives the session 0 to the kernel's own processes, and to those whose session nobody
@@ -2114,48 +2226,6 @@ def _read_environ(process: psutil.Process) -> dict[str, str] | None:
     return {}
 
 
-def find_trees(
-    project: Project, table: Mapping[int, psutil.Process], known: Mapping[int, str]
-) -> dict[str, dict[int, psutil.Process]]:
-    """Return by stream the processes that belong to its workers, by PID.
-
-    A process belongs to a worker by its environment, by its session where a worker's process made that, and by
-    descent. `known` are processes that were found to be a stream's before, as PID and stream; one that is no longer
-    there may have left its session.
-    """
-    owner = {pid: stream_id for pid, stream_id in known.items() if pid in table}
-    for pid, process in table.items():
-        environ = process.info["environ"] or {}
-        if environ.get("ORCHESTRATE_PROJECT") == str(project.root) and "ORCHESTRATE_STREAM" in environ:
-            owner[pid] = environ["ORCHESTRATE_STREAM"]
-    sessions = {pid: process.info["session"] for pid, process in table.items() if process.info["session"] > 0}
-    # A session whose leader lives and is not ours is a person's terminal, and no sign of anything.
-    of_session = {pid: stream_id for pid, stream_id in known.items() if pid not in table}
-    of_session.update(
-        (sid, owner[pid]) for pid, sid in sessions.items() if pid in owner and (sid in owner or sid not in table)
-    )
-    owner.update({pid: of_session[sid] for pid, sid in sessions.items() if pid not in owner and sid in of_session})
-    children: dict[int, list[int]] = {}
-    for pid in table if owner else ():
-        children.setdefault(_read_parent(table[pid]), []).append(pid)
-    found = list(owner)
-    for pid in found:  # grows while it is read
-        fresh = [child for child in children.get(pid, []) if child not in owner]
-        owner.update(dict.fromkeys(fresh, owner[pid]))
-        found += fresh
-    trees: dict[str, dict[int, psutil.Process]] = {}
-    for pid, stream_id in owner.items():
-        trees.setdefault(stream_id, {})[pid] = table[pid]
-    return trees
-
-
-def _read_parent(process: psutil.Process) -> int:
-    try:
-        return process.ppid()
-    except psutil.NoSuchProcess:
-        return -1
-
-
 def _read_session(pid: int) -> int:
     try:
         return os.getsid(pid)
@@ -2163,63 +2233,86 @@ def _read_session(pid: int) -> int:
         return -1  # gone, or hidden
 
 
+def read_trees(project: Project, seen: Mapping[str, Tree], claims: Mapping[int, str] | None = None) -> dict[str, Tree]:
+    """Return by stream the processes that belong to its workers, by PID.
+
+    A process belongs to a worker by its environment, by its session where a worker's process made that, and by
+    descent; where its environment is hidden, by a PID file that `claims` it, and its command. `seen` are trees as they
+    were found before: who has lost its parent since is found by nothing else.
+    """
+    table = read_process_table()
+    owner = {pid: i for i, tree in seen.items() for pid, p in tree.items() if pid in table and is_alive(p)}
+    for pid, process in table.items():
+        environ = process.info["environ"]
+        if environ is None and claims and pid in claims and _is_worker_by_command(process, claims[pid]):
+            owner[pid] = claims[pid]
+        elif environ and environ.get("ORCHESTRATE_PROJECT") == str(project.root) and "ORCHESTRATE_STREAM" in environ:
+            owner[pid] = environ["ORCHESTRATE_STREAM"]
+    sessions = {pid: process.info["session"] for pid, process in table.items() if process.info["session"] > 0}
+    # As long as its session has a member, nobody gets the PID of one that is gone. A session whose leader lives and is
+    # not ours is a person's terminal, and no sign of anything.
+    of_session = {pid: stream_id for stream_id, tree in seen.items() for pid in tree if pid not in table}
+    of_session.update(
+        (sid, owner[pid]) for pid, sid in sessions.items() if pid in owner and (sid in owner or sid not in table)
+    )
+    owner.update({pid: of_session[sid] for pid, sid in sessions.items() if pid not in owner and sid in of_session})
+    children: dict[int, list[int]] = {}
+    for pid in table if owner else ():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children.setdefault(table[pid].ppid(), []).append(pid)
+    found = list(owner)
+    for pid in found:  # grows while it is read
+        fresh = [child for child in children.get(pid, []) if child not in owner]
+        owner.update(dict.fromkeys(fresh, owner[pid]))
+        found += fresh
+    trees: dict[str, Tree] = {}
+    for pid, stream_id in owner.items():
+        trees.setdefault(stream_id, {})[pid] = table[pid]
+    return trees
+
+
+def _is_worker_by_command(process: psutil.Process, stream_id: str) -> bool:
+    try:
+        command = process.cmdline()
+    except psutil.Error:
+        return False
+    return WORKER_FLAGS[-1] in command and any(stream_id in argument for argument in command)
+
+
 class Discovery(NamedTuple):
     """What the process table and the PID files show: workers with their trees, and PID files that mean nothing."""
 
     workers: dict[str, Worker]
-    trees: dict[str, dict[int, psutil.Process]]
+    trees: dict[str, Tree]
     stale: dict[Path, str]
 
 
-def find_living(tree: Mapping[int, psutil.Process], stream_id: str) -> dict[int, str]:
-    """Return those of a tree that still live, by PID: once their parent is gone, some are found by nothing else."""
-    return {pid: stream_id for pid, process in tree.items() if is_alive(process)}
-
-
-def discover_workers(
-    project: Project, stream_ids: Iterable[str], seen: Mapping[str, Mapping[int, psutil.Process]] | None = None
-) -> Discovery:
+def discover_workers(project: Project, stream_ids: Iterable[str], seen: Mapping[str, Tree] | None = None) -> Discovery:
     """Find the workers of a project, whatever became of the orchestrator that started them. Touches nothing.
 
     `seen` are trees that were found before.
     """
-    table = read_process_table()
     id_of = {file_name(stream_id): stream_id for stream_id in stream_ids}
-    claims = {pid: i for stream_id, tree in (seen or {}).items() for pid, i in find_living(tree, stream_id).items()}
-    stale: dict[Path, str] = {}
     files = {path: _read_pid(path) for path in sorted(project.pids.glob("*.pid"))}
-    for path, pid in files.items():
-        process, stream_id = table.get(pid), id_of.get(path.stem)
-        if (
-            process is not None
-            and process.info["environ"] is None
-            and stream_id
-            and _is_worker_by_command(process, stream_id)
-        ):
-            claims[pid] = stream_id
-    trees = find_trees(project, table, claims)
+    claims = {pid: id_of[path.stem] for path, pid in files.items() if pid and path.stem in id_of}
+    trees = read_trees(project, seen or {}, claims)
     workers = {}
     for stream_id, tree in trees.items():
-        claimed = files.get(project.pid_file(stream_id), 0)
-        leader = claimed if claimed in tree else next((pid for pid in sorted(tree) if _is_leader(tree[pid])), 0)
-        environ = tree[leader].info["environ"] or {} if leader else {}
+        runs = {pid: (process.info["environ"] or {}).get("ORCHESTRATE_RUN", "") for pid, process in tree.items()}
+        claimed = files.get(project.file(stream_id, ".pid"), 0)
+        leader = next((pid for pid in sorted(runs) if runs[pid].endswith(f".{pid}")), 0)
+        leader = claimed if claimed in tree else leader
         ending, leftovers = (None, ()) if leader else (Ending(None), tuple(sorted(tree)))
-        run = environ.get("ORCHESTRATE_RUN", "")
-        workers[stream_id] = Worker(stream_id, leader, run, ending, leftovers)
-    living = {project.pid_file(worker.stream_id): worker.pid for worker in workers.values()}
+        workers[stream_id] = Worker(stream_id, leader, runs.get(leader, ""), ending, leftovers)
+    living = {project.file(worker.stream_id, ".pid"): worker.pid for worker in workers.values()}
+    stale = {path: "it holds no worker's PID" for path, pid in files.items() if not pid}
     for path, pid in files.items():
-        if living.get(path) != pid or not pid:
-            stale[path] = _describe_stale(pid)
+        if pid and living.get(path) != pid:
+            stale[path] = f"process {pid} is gone"
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if is_alive(psutil.Process(pid)):
+                    stale[path] = f"process {pid} is another program"
     return Discovery(workers, trees, stale)
-
-
-def _describe_stale(pid: int) -> str:
-    if pid <= 1:
-        return "it holds no worker's PID"
-    with contextlib.suppress(psutil.NoSuchProcess):
-        if is_alive(psutil.Process(pid)):
-            return f"process {pid} is another program"
-    return f"process {pid} is gone"
 
 
 def _read_pid(path: Path, least: int = 2) -> int:
@@ -2231,598 +2324,123 @@ def _read_pid(path: Path, least: int = 2) -> int:
     return int(text) if re.fullmatch(r"[0-9]{1,10}", text) and int(text) >= least else 0
 
 
-def _is_leader(process: psutil.Process) -> bool:
-    run = (process.info["environ"] or {}).get("ORCHESTRATE_RUN", "")
-    return bool(run.endswith(f".{process.pid}"))
+def signal_tree(tree: Tree, signum: int) -> None:
+    """Signal every process of a tree, and never a newer one that has got its PID: psutil looks at its start.
 
-
-def _is_worker_by_command(process: psutil.Process, stream_id: str) -> bool:
-    try:
-        command = process.cmdline()
-    except psutil.Error:
-        return False
-    return WORKER_FLAGS[-1] in command and any(stream_id in argument for argument in command)
-
-
-def run_hook(command: str, variables: Mapping[str, str], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a command of the user's and wait for nothing. Raises OSError."""
-    kept = {key: value for key, value in environ.items() if not key.startswith("ORCHESTRATE_")}
-    words = ["/bin/sh", "-c", command]
-    null = subprocess.DEVNULL
-    return subprocess.Popen(
-        words, env={**kept, **variables}, stdin=null, stdout=null, stderr=null, start_new_session=True
-    )
-
-
-def read_usage(tree: Mapping[int, psutil.Process]) -> tuple[float, int]:
-    """Return the CPU seconds that a tree's living processes, and their ended children, have used; and its bytes."""
-    used, memory = 0.0, 0
-    for process in tree.values():
-        with contextlib.suppress(psutil.Error):
-            used += sum(process.cpu_times()[:4])
-            memory += process.memory_info().rss
-    return used, memory
-
-
-def send_signal(process: psutil.Process, signum: int) -> None:
-    """Signal this very process, and never a newer one that has got its PID. Raises OSError, psutil.Error."""
-    try:
-        descriptor = os.pidfd_open(process.pid)  # type: ignore[attr-defined,unused-ignore]
-    except ProcessLookupError:
-        raise
-    except (AttributeError, OSError):  # before Python 3.9 or Linux 5.3, and where a sandbox forbids it
-        process.send_signal(signum)  # psutil looks at the time of its start, in the instant before
-        return
-    try:
-        if process.is_running():  # so the descriptor is that process's, whatever happens to the PID from here on
-            signal.pidfd_send_signal(descriptor, signum)  # type: ignore[attr-defined,unused-ignore]
-    finally:
-        os.close(descriptor)
-
-
-def reap_orphans(own: Collection[int]) -> None:
-    """Let ended processes go that lost their parents, but for `own` children; PID 1, as in a container, gets them."""
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if ended is None or ended.si_pid in own:
-                return  # the next tick takes its exit code, and then comes what is behind it
-            os.waitpid(ended.si_pid, 0)
-
-
-def signal_tree(tree: Mapping[int, psutil.Process], signum: int) -> None:
-    """Signal every process of a tree. Raises OSError where a process can't be identified."""
+    Raises OSError where a process can't be identified.
+    """
     for process in tree.values():
         # Gone; or not ours, and then it survives and is named.
         with contextlib.suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess, psutil.AccessDenied):
-            send_signal(process, signum)
+            process.send_signal(signum)
 
 
-def open_private(path: Path, flags: int) -> IO[bytes]:
-    """Open a file, unbuffered, that its owner alone can read; make it where it is missing. Raises OSError.
-
-    A symbolic link is refused: it would lead somebody else's words into a file of ours, or ours into theirs.
-    """
-    descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    return os.fdopen(descriptor, "r+b" if flags & os.O_RDWR else "wb", buffering=0)
-
-
-def write_whole(file: IO[bytes], path: Path, text: str) -> None:
-    """Write all of a text: on a full disk one write is cut short, and the next one fails. Raises OSError."""
-    rest = memoryview(text.encode("utf-8", "replace"))
-    try:
-        while rest:
-            rest = rest[file.write(rest) :]
-    except OSError as error:  # the system does not say which file it was
-        raise OSError(error.errno, error.strerror, str(path)) from error
+def end_group(child: subprocess.Popen[bytes]) -> None:
+    """End a child of ours that still runs, with its group: first so that it can let go of its locks."""
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        if child.poll() is None:
+            os.killpg(child.pid, signum)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(1)
 
 
-def write_file(path: Path, text: str) -> None:
-    """Replace a file atomically, readable by its owner alone. Raises OSError; the old content then stands."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open_private(temporary, os.O_WRONLY | os.O_TRUNC) as file:
-            write_whole(file, path, text)
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+# The worker's command, its environment and its prompt.
 
 
-def append_to_file(path: Path, text: str) -> None:
-    """Append to a file, all or nothing, readable by its owner alone. Raises OSError."""
-    with open_private(path, os.O_RDWR | os.O_APPEND) as file:
-        size = file.seek(0, os.SEEK_END)
-        if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
-            text = f"\n{text}"  # somebody was killed in the middle of a line
-        try:
-            write_whole(file, path, text)
-        except OSError:
-            file.truncate(size)  # what is tried again must not stand there twice
-            raise
+class Command(NamedTuple):
+    """The worker's command: the words that stand for `claude`, and the form of its output."""
 
+    words: tuple[str, ...] = ("claude",)
+    output_format: str = "stream-json"
 
-class Appender:
-    """Appends lines to a file. What can't be written is kept, in order, until it can; `trouble` says why it can't."""
+    def argv(self, prompt: str, budget: float = 0.0, mcp_config: str = "") -> list[str]:
+        """Return the whole command; the budget is in US dollars, 0 for none, and `mcp_config` a file, empty for none.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.unwritten: list[str] = []
-        self.trouble: OSError | None = None
-
-    def append(self, lines: Sequence[str]) -> None:
-        """Append lines, now or later."""
-        self.unwritten += lines
-        self.flush()
-
-    def flush(self) -> None:
-        """Write what could not be written before."""
-        self.trouble = None
-        if self.unwritten:
-            del self.unwritten[:-UNWRITTEN_LINES]
-            try:
-                append_to_file(self.path, "".join(f"{line}\n" for line in self.unwritten))
-                self.unwritten = []
-            except OSError as error:
-                self.trouble = error
-
-
-def parse_event(line: str) -> Event | None:
-    """Return an event of Claude Code's stream-json output; None where the line is something else."""
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return event if isinstance(event, dict) and isinstance(event.get("type"), str) else None
-
-
-def format_output(event: Event, folder: str) -> list[str]:
-    """Return an event of a worker as lines for people; paths below the folder are shown relative to it."""
-    lines = _format_output(event, folder)
-    return [f"  {line}" for line in lines] if event.get("parent_tool_use_id") else lines  # a subagent's
-
-
-def _format_output(event: Event, folder: str) -> list[str]:
-    if event["type"] == "assistant":
-        return [line for block in _read_blocks(event) for line in _format_block(block, folder)]
-    if event["type"] == "user":
-        results = [block for block in _read_blocks(event) if block.get("is_error")]
-        return [f"  error: {_format_argument(_read_result(block), folder)}" for block in results]
-    if event["type"] == "rate_limit_event":
-        return [f"  {notice}" for notice in [format_limit(event)] if notice]
-    if event["type"] == "result":
-        denials = _read_items(event, "permission_denials")
-        return [
-            f"  permission denied: {_format_tool(d.get('tool_name'), d.get('tool_input'), folder)}" for d in denials
-        ]
-    return _format_system(event) if event["type"] == "system" else []
-
-
-def _format_system(event: Event) -> list[str]:
-    if event.get("subtype") == "init":
-        failed = [
-            server.get("name") for server in _read_items(event, "mcp_servers") if server.get("status") == "failed"
-        ]
-        return [visible(f"  MCP server {name} failed to start: the worker lacks its tools") for name in failed]
-    if event.get("subtype") == "api_retry":
-        status = f" ({event['error_status']})" if event.get("error_status") else ""
-        delay = _read_number(event, "retry_delay_ms") / 1000
-        turn = f"{_read_number(event, 'attempt'):.0f}/{_read_number(event, 'max_retries'):.0f}"
-        return [visible(f"  retry {turn} in {delay:.1f}s: {event.get('error', 'error')}{status}")]
-    return []
-
-
-def _read_items(event: Event, key: str) -> list[dict[str, Any]]:
-    given = event.get(key)
-    return [item for item in given[:ITEMS_AT_MOST] if isinstance(item, dict)] if isinstance(given, list) else []
-
-
-def format_limit_name(info: Mapping[str, Any]) -> str:
-    """Return the name of a usage limit in words: five hour, seven day opus."""
-    return visible(shorten(str(info.get("rateLimitType") or "rate").replace("_", " "), 40))
-
-
-def format_limit(event: Event) -> str:
-    """Return in words what a rate limit event says; empty where nothing is near its limit."""
-    info = event.get("rate_limit_info")
-    if not isinstance(info, dict):
-        return ""
-    resets_at, kind = _read_number(info, "resetsAt"), format_limit_name(info)
-    until = f" until {datetime.fromtimestamp(resets_at):%a %H:%M}" if 0 < resets_at < 1e11 else ""
-    if info.get("isUsingOverage"):
-        return f"The {kind} limit is used up{until}: what follows is overage, which costs money"
-    if info.get("status") == "rejected":
-        return f"{kind} limit rejected{until}"
-    share = f" is used to {_read_number(info, 'utilization'):.0%}" if "utilization" in info else " is near"
-    return f"The {kind} limit{share}{until}" if info.get("status") == "allowed_warning" else ""
-
-
-def _read_message(event: Event) -> dict[str, Any]:
-    message = event.get("message")
-    return message if isinstance(message, dict) else {}
-
-
-def _read_blocks(event: Event) -> list[dict[str, Any]]:
-    content = _read_message(event).get("content")
-    return [b for b in content[:ITEMS_AT_MOST] if isinstance(b, dict)] if isinstance(content, list) else []
-
-
-def _read_result(block: Mapping[str, Any]) -> object:
-    content = block.get("content")
-    if isinstance(content, list):
-        return " ".join(str(part.get("text", "")) for part in content[:ITEMS_AT_MOST] if isinstance(part, dict))
-    return content
-
-
-def _read_number(event: Mapping[str, Any], key: str) -> float:
-    """Return a number of an event; 0 where it is none, or none that can be."""
-    value = event.get(key)
-    return float(value) if isinstance(value, (int, float)) and 0 <= value < 1e12 else 0.0
-
-
-def _format_block(block: Mapping[str, Any], folder: str) -> list[str]:
-    if block.get("type") == "text":
-        return [visible(line) for line in str(block.get("text", "")).splitlines()[:LINES_AT_ONCE]]
-    if block.get("type") == "tool_use":
-        return [_format_tool(block.get("name"), block.get("input"), folder)]
-    return []
-
-
-# The argument that tells what a tool call is about, in order of precedence.
-_TELLING = ("command", "file_path", "notebook_path", "path", "pattern", "url", "query", "id", "description", "prompt")
-
-
-def _format_tool(name: object, arguments: object, folder: str) -> str:
-    """Return a tool call in one line: `Bash  npm test`, `Edit  src/api.ts`, `task_update  TASK-12 completed`."""
-    given = arguments if isinstance(arguments, dict) else {}
-    key = next((key for key in _TELLING if given.get(key)), next(iter(given), ""))
-    words = _format_argument(given.get(key, ""), folder)
-    if key == "id" and given.get("status"):
-        words += f" {_format_argument(given['status'], folder)}"
-    return f"{visible(str(name).rpartition('__')[2])}  {words}".rstrip()
-
-
-def _format_argument(value: object, folder: str) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    text = text[:WORDS_LENGTH].replace(f"{folder}/", "") if folder else text[:WORDS_LENGTH]
-    return visible(shorten(text, 160))
-
-
-class Transcript:
-    """Follows a worker's raw output and renders it as it grows, each line once.
-
-    It reads from `start`, where the worker's output begins, and hands what stands from `position` on, as lines for
-    people, to `write`. Memory stays bounded whatever the length of a line. `words` is the last line that was no event:
-    an error message, often enough. `signs` counts the signs of life: the heartbeat that claude prints while a tool runs
-    is none, it would hide a tool that hangs.
-    """
-
-    def __init__(self, raw: Path, write: Callable[[Sequence[str]], object], start: int, position: int) -> None:
-        self._raw = raw
-        self._write = write
-        self._read_to = start
-        self._line = bytearray()
-        self._skipped = 0
-        self.position = max(start, position)
-        self.signs = 0
-        self.words = ""
-        self.activity = ""
-        self.notice = ""
-        self.overage = ""
-        self.has_answer = False
-        self.cost = 0.0
-        self._folder = ""
-        self._kind = ""
-        self._result: Event = {}
-        self._rejection: Event = {}
-        self._is_rejected = False
-
-    def pump(self) -> bool:
-        """Render what came since the last time, up to a bound; return whether that was all. Raises OSError."""
-        rendered: list[str] = []
-        chunk = b""
-        try:
-            if self._raw.stat().st_size == self._read_to:
-                return True
-            with self._raw.open("rb") as file:
-                if os.fstat(file.fileno()).st_size < self._read_to:  # truncated by somebody
-                    self._read_to = self.position = self._skipped = 0
-                    self._line.clear()
-                file.seek(self._read_to)
-                lines = 0
-                for _ in range(READS_AT_ONCE):
-                    chunk = file.read(READ_BYTES)
-                    parts = chunk.split(b"\n")
-                    rendered += self._take(parts)
-                    lines += len(parts) - 1
-                    if not chunk or lines > LINES_AT_ONCE:
-                        break
-        except FileNotFoundError:
-            pass  # removed by somebody: there is nothing to render
-        self._write(rendered)
-        return not chunk
-
-    def finish(self) -> None:
-        """Render a last line that was never ended."""
-        if self._line or self._skipped:
-            self._write(self._end_line(self._read_to))
-
-    def read_ending(self, code: int | None, wall: float) -> Ending:
-        """Return how the worker ended, from its exit code and what it last said of itself."""
-        result = self._result
-        errors = result.get("errors")
-        error = errors[0] if isinstance(errors, list) and errors else result.get("subtype")
-        words = str(result.get("result") or result.get("terminal_reason") or error) if result else self.words
-        words = words[:WORDS_LENGTH].encode("utf-8", "replace").decode()  # half a surrogate pair is no argument
-        resets_at = _read_number(self._rejection, "resetsAt")
-        denials = result.get("permission_denials")
-        return Ending(
-            code=code,
-            words=visible(shorten(words, 200)),
-            has_result=bool(result),
-            is_error=bool(result.get("is_error")),
-            subtype=str(result.get("subtype", "")),
-            api_status=int(_read_number(result, "api_error_status")),
-            api_error=str(result.get("api_error") or ""),
-            kind=self._kind,
-            limit=format_limit_name(self._rejection) if self._rejection else "",
-            is_rejected=self._is_rejected,
-            reset_in=resets_at - wall if resets_at else None,
-            denials=len(denials) if isinstance(denials, list) else 0,
-            turns=int(_read_number(result, "num_turns")),
-            cost=self.cost,
-        )
-
-    def _take(self, parts: Sequence[bytes]) -> list[str]:
-        """Return the lines for people; each of the parts but the last one ends a line."""
-        rendered: list[str] = []
-        *whole, rest = parts
-        for part in whole:
-            self._add(part)
-            self._read_to += len(part) + 1
-            rendered += self._end_line(self._read_to)
-        self._add(rest)
-        self._read_to += len(rest)
-        self.signs += bool(rest)
-        return rendered
-
-    def _add(self, part: bytes) -> None:
-        if self._skipped or len(self._line) + len(part) > LINE_BYTES:
-            self._skipped += len(self._line) + len(part)
-            self._line.clear()
-        else:
-            self._line += part
-
-    def _end_line(self, end: int) -> list[str]:
-        text = self._line.decode("utf-8", "replace")
-        if self._skipped:
-            text = f"(a line of {self._skipped:,} bytes: see {self._raw.name})"
-        self._line.clear()
-        self._skipped = 0
-        event = parse_event(text)
-        self.signs += event is None or not event.get("heartbeat")
-        if event is None:
-            self.words = text.strip() or self.words
-        else:
-            self.words = ""  # no longer the last line
-            self._heed(event)
-        lines = [text] if event is None else format_output(event, self._folder)
-        self.activity = next(filter(None, map(str.strip, reversed(lines))), self.activity)
-        if end <= self.position:
-            return []
-        self.position = end
-        return lines
-
-    def _heed(self, event: Event) -> None:
-        """Take note of what the verdict, the display and the paths in the log need."""
-        if event["type"] == "result":
-            self._result = event
-            # A process that reports twice reports its whole cost each time.
-            self.cost = max(self.cost, _read_number(event, "total_cost_usd"))
-        elif event["type"] == "system" and event.get("subtype") == "init":
-            # Another turn of the same process. A limit that was hit in it stays hit.
-            self._folder, self._result, self._kind = str(event.get("cwd") or ""), {}, ""
-        elif event["type"] == "assistant":
-            kind, is_subagents = str(event.get("error") or ""), bool(event.get("parent_tool_use_id"))
-            self.has_answer = self.has_answer or not (kind or _read_message(event).get("model") == "<synthetic>")
-            self._kind = self._kind if is_subagents else kind
-            self._is_rejected = self._is_rejected and not (is_subagents and kind == "rate_limit")  # it was that one's
-        elif event["type"] == "rate_limit_event" and isinstance(event.get("rate_limit_info"), dict):
-            self._heed_limit(event, event["rate_limit_info"])
-
-    def _heed_limit(self, event: Event, info: Mapping[str, Any]) -> None:
-        status = str(info.get("status"))
-        if info.get("isUsingOverage"):  # beyond its limit it works on
-            self._rejection, self._is_rejected, self.overage = {}, False, format_limit(event)
-        elif status.startswith("allowed"):
-            self._is_rejected = False
-            self.notice = format_limit(event) or self.notice
-        elif status == "rejected" and (info.get("rateLimitType") or info.get("resetsAt")):
-            self._rejection, self._is_rejected = dict(info), True  # without a name and a reset, the API is busy
-
-
-class LogFollower:
-    """Reads a log as it grows, across rotation, truncation and removal; at first its last `lines` lines.
-
-    Or from the worker on that ran at `since`, in seconds since the epoch.
-    """
-
-    def __init__(self, path: Path, lines: int, since: float | None = None) -> None:
-        self.path = path
-        self._file: IO[bytes] | None = None
-        self._rest = b""
-        self._open()
-        if self._file is not None:
-            position = _find_last_lines(self._file, lines) if since is None else _find_worker(self._file, since)
-            self._file.seek(position)
-
-    def read(self) -> list[str]:
-        """Return the lines that were written since the last call, with their ends. Raises OSError.
-
-        A line longer than LINE_BYTES comes in pieces; all but its last one have no end.
+        `-p PROMPT` stays last: an option with several values would swallow the prompt.
         """
-        lines = self._read_lines()
-        if self._is_another_file():
-            lines += self._read_lines()  # what the old file still got
-            self.close()
-            self._open()
-            lines += self._read_lines()
-        return lines
+        form = ["--output-format", self.output_format, "--verbose"] if self.output_format != "text" else []
+        limit = ["--max-budget-usd", f"{int(budget * 100) / 100:.2f}"] if budget else []
+        servers = ["--mcp-config", mcp_config] if mcp_config else []
+        return [*self.words, *WORKER_FLAGS, *form, *limit, *servers, "-p", prompt]
 
-    def is_at_end(self) -> bool:
-        """Whether everything was returned that ends in a newline."""
-        return self._file is None or self._file.tell() >= os.fstat(self._file.fileno()).st_size
+    def find(self, environ: Mapping[str, str]) -> str:
+        """Return the path of its program. Raises OrchestrateError where there is none that can be executed."""
+        program = self.words[0]
+        path = shutil.which(program, path=environ.get("PATH"))
+        if path:
+            return path
+        if os.sep in program and Path(program).exists():
+            raise OrchestrateError(f"{program} is not executable", f"Make it so: chmod +x {shlex.quote(program)}")
+        remedy = "Install Claude Code (npm install -g @anthropic-ai/claude-code) or add it to PATH"
+        raise OrchestrateError(f"{program}: command not found", f"{remedy}; --claude CMD names another command.")
 
-    def close(self) -> None:
-        """Let go of the file."""
-        if self._file is not None:
-            self._file.close()
-        self._file = None
-
-    def _open(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._file = self.path.open("rb")
-
-    def _read_lines(self) -> list[str]:
-        if self._file is None:
-            return []
-        if os.fstat(self._file.fileno()).st_size < self._file.tell():
-            self._file.seek(0)
-            self._rest = b""
-        *whole, self._rest = (self._rest + self._file.read(READ_BYTES * READS_AT_ONCE)).split(b"\n")
-        lines = [line.decode("utf-8", "replace") + "\n" for line in whole]
-        if len(self._rest) > LINE_BYTES:
-            cut = len(self._rest) - 4
-            while cut < len(self._rest) and self._rest[cut] & 0xC0 == 0x80:
-                cut += 1  # not in the middle of a character
-            lines.append(self._rest[:cut].decode("utf-8", "replace"))
-            self._rest = self._rest[cut:]
-        return lines
-
-    def _is_another_file(self) -> bool:
-        if self._file is None:
-            return True
-        try:
-            return not os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
-        except FileNotFoundError:
-            return True
+    def check_user(self, environ: Mapping[str, str], is_root: bool) -> None:
+        """Raise OrchestrateError where claude refuses this user."""
+        if is_root and Path(self.words[0]).name == "claude" and environ.get("IS_SANDBOX") != "1":
+            raise OrchestrateError(
+                "claude refuses --dangerously-skip-permissions for root",
+                "Run as another user, or in a sandbox of your own say so: export IS_SANDBOX=1",
+            )
 
 
-def _find_last_lines(file: IO[bytes], lines: int) -> int:
-    """Return the position at which the last `lines` lines of a file begin."""
-    end = position = file.seek(0, os.SEEK_END)
-    found = 0
-    while position > 0:
-        size = min(READ_BYTES, position)
-        position -= size
-        file.seek(position)
-        block = file.read(size)
-        at = len(block) if position + size < end else len(block) - 1  # the last newline ends the last line
-        while (at := block.rfind(b"\n", 0, max(at, 0))) >= 0:
-            found += 1
-            if found == lines:
-                return position + at + 1
-    return 0 if lines else end
-
-
-# The lines with which a worker begins and ends in a log, in UTC: see format_log_line.
-_LOG_MARK = re.compile("──── ([0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:]{8}) · (ended after )?".encode())
-
-
-def _find_worker(file: IO[bytes], since: float) -> int:
-    """Return the position at which the worker begins in a log that ran at a moment, else the next one."""
-    position = found = file.seek(0)
-    is_over = False  # whether the last worker so far had ended by then
-    for line in file:
-        mark = _LOG_MARK.match(line)
-        try:
-            at = read_time(f"{mark[1].decode()}+00:00") if mark else 0.0
-        except ValueError:
-            mark = None  # somebody else's line
-        if mark and mark[2] and at < since:
-            found, is_over = position + len(line), True
-        elif mark and not mark[2]:
-            is_over = False
-            if at > since:
-                break
-            found = position
-        position += len(line)
-    return position if is_over else found
-
-
-def read_positions(project: Project) -> dict[str, int]:
-    """Return how far the logs are rendered, in bytes by file name."""
+def read_command(text: str, output_format: str, cwd: Path) -> Command:
+    """Return the command that `--claude` gives as shell words; a relative path is taken from the working directory."""
     try:
-        positions = json.loads(project.positions.read_text(encoding="utf-8"))
-        return {str(name): int(position) for name, position in positions.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}  # then the last worker's output is rendered again
+        words = shlex.split(text)
+    except ValueError as error:
+        raise click.UsageError(f"--claude {text!r}: {error}") from error
+    if not words:
+        raise click.UsageError("--claude is empty")
+    if os.sep in words[0]:
+        words[0] = str(cwd / words[0])  # workers run in other folders
+    return Command(tuple(words), output_format)
 
 
-class UnrenderedOutput:
-    """What a worker prints while no orchestrator renders it: for a reader of its log, so that it misses nothing."""
-
-    def __init__(self, project: Project, stream_id: str, raw_start: int) -> None:
-        self._project = project
-        self._stream_id = stream_id
-        self._raw_start = raw_start
-        self._transcript: Transcript | None = None
-        self._ahead: list[str] = []
-
-    def complete(self, lines: Sequence[str], has_orchestrator: bool) -> list[str]:
-        """Return the new lines of the log, without those that this has shown before, and those that come after them."""
-        shown = []
-        for line in lines:
-            if self._ahead and line == self._ahead[0]:
-                del self._ahead[0]  # the next orchestrator has caught up with us
-            else:
-                shown.append(line)
-        if has_orchestrator:
-            self._transcript = None
-            return shown
-        if self._transcript is None:
-            position = read_positions(self._project).get(file_name(self._stream_id), 0)
-            self._ahead = []
-            start = min(self._raw_start, position)  # where the worker says which folder its paths are relative to
-            self._transcript = Transcript(self._project.raw(self._stream_id), self._ahead.extend, start, position)
-        known = len(self._ahead)
-        while not self._transcript.pump():
-            pass
-        return [*shown, *self._ahead[known:]]
+def keep_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in environ.items() if not REMOVED_VARIABLES.fullmatch(key)}
 
 
-@dataclass
-class _Tracked:
-    """A worker with what it takes to watch it: our child, or the process that an earlier orchestrator started."""
+def read_prompt_template(project: Project) -> str:
+    """Return the project's own prompt template where it has one, else the built-in one. Raises OSError."""
+    path = project.folder / "worker-prompt.md"
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return WORKER_PROMPT
+    except (IsADirectoryError, PermissionError, ValueError) as error:
+        raise OrchestrateError(
+            f"{path} can't be read: {error}", "Repair it, or remove it to use the built-in prompt."
+        ) from error
 
-    worker: Worker
-    transcript: Transcript
-    child: subprocess.Popen[bytes] | None = None
-    leader: psutil.Process | None = None
-    tree: dict[int, psutil.Process] = field(default_factory=dict)
-    cpu_time: float | None = None
-    cpu_read_at: float = 0.0
 
-    def has_ended(self) -> bool:
-        if self.child is not None:
-            return self.child.poll() is not None  # reaps it: no zombie is ever taken for a worker
-        return self.leader is None or not is_alive(self.leader)
+def format_prompt(template: str, stream: Stream, record: Record, more: Sequence[str] = ()) -> str:
+    """Return a worker's prompt, with `more` lines behind the template.
 
-    def hear(self, active_at: float) -> None:
-        """Take over what the worker has said of itself, and when it last gave a sign of life."""
-        said, activity = self.transcript, visible(self.transcript.activity[:WORDS_LENGTH])
-        self.worker = self.worker._replace(
-            active_at=active_at,
-            cost=said.cost,
-            notice=said.notice,
-            overage=said.overage,
-            has_answer=said.has_answer,
-            activity=activity,
-        )
+    One that follows another worker's end is told how that went and what it left.
+    """
+    values = {"id": stream.id, "stream_id": stream.id, "phase": stream.phase.value, "name": shorten(stream.name, 200)}
+    prompt = re.sub(r"\{stream\.(id|stream_id|phase|name)\}", lambda match: values[match[1]], template)
+    lines = list(more)
+    if record.last_ending and record.attempts:
+        begun = [
+            f"{task.id}: {shorten(task.title, 200)}" for task in stream.named_tasks if task.status == "in_progress"
+        ]
+        lines += [
+            "",
+            "## This is a restart",
+            f"- This is attempt {record.attempts + 1} on {stream.id}. The last worker ended: {record.last_ending}",
+            "- Look at what it has left (git status, git log) before you change anything",
+        ]
+        lines += ["- These tasks stand in_progress and are now yours to finish:"] if begun else []
+        lines += [f"  - {task}" for task in begun[:50]]
+        lines += [f"  - and {len(begun) - 50} more"] if len(begun) > 50 else []
+    if lines:
+        prompt = "\n".join([prompt.rstrip("\n"), *lines, ""])
+    prompt = prompt.replace("\0", "\ufffd")
+    return f"\n{prompt}" if prompt.startswith("-") else prompt  # else the CLI takes it for an option
 
-    def read_ending(self, wall: float) -> Ending:
-        self.transcript.finish()
-        return self.transcript.read_ending(self.child.returncode if self.child is not None else None, wall)
+
+# git, and the worktrees of parallel streams.
 
 
 class GitError(OSError):
@@ -2847,17 +2465,22 @@ class Git(NamedTuple):
     def run(
         self, *words: str, timeout: float = GIT_TIMEOUT, most: int = 0, variables: Mapping[str, str] | None = None
     ) -> str:
-        """Return what a command prints, given more `variables`; it is ended after `timeout` seconds.
-
-        Raises GitError where its exit code is more than `most`, OrchestrateError where there is no git.
-        """
         with self._start(words, variables or {}) as child:
             try:
-                out, err = self._wait(child, words[0], timeout)
+                for _ in range(max(int(timeout / TICK), 1)):
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        out, err = child.communicate(timeout=TICK)
+                        break
+                    if self.is_interrupted():
+                        raise GitError(f"git {words[0]}: interrupted", is_passing=True)
+                else:
+                    raise GitError(f"git {words[0]} took longer than {timeout:.0f} s", is_passing=True)
             finally:
                 end_group(child)
         if not 0 <= child.returncode <= most:
-            raise GitError(f"git {words[0]}: {_find_git_words(err) or f'exit code {child.returncode}'}")
+            said = [line for line in err.decode("utf-8", "replace").splitlines() if line]
+            telling = [line for line in said if line.startswith(("fatal: ", "error: "))]
+            raise GitError(f"git {words[0]}: {(telling or said[-1:] or [f'exit code {child.returncode}'])[0]}")
         return out.decode("utf-8", "surrogateescape")
 
     def _start(self, words: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -2877,32 +2500,9 @@ class Git(NamedTuple):
                 raise
             raise OrchestrateError("git: command not found", "Install git, or start with --no-worktrees.") from error
 
-    def _wait(self, child: subprocess.Popen[bytes], name: str, timeout: float) -> tuple[bytes, bytes]:
-        for _ in range(max(int(timeout / TICK), 1)):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return child.communicate(timeout=TICK)
-            if self.is_interrupted():
-                raise GitError(f"git {name}: interrupted", is_passing=True)
-        raise GitError(f"git {name} took longer than {timeout:.0f} s", is_passing=True)
-
     def find(self, *words: str) -> list[str]:
         """Return the names that a command prints, each of which ends in NUL. Raises GitError."""
         return self.run(*words).split("\0")[:-1]
-
-
-def end_group(child: subprocess.Popen[bytes]) -> None:
-    """End a child of ours that still runs, with its group: first so that it can let go of its locks."""
-    for signum in (signal.SIGTERM, signal.SIGKILL):
-        if child.poll() is None:
-            os.killpg(child.pid, signum)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(1)
-
-
-def _find_git_words(err: bytes) -> str:
-    lines = [line for line in err.decode("utf-8", "replace").splitlines() if line]
-    telling = [line for line in lines if line.startswith(("fatal: ", "error: "))]
-    return (telling or lines[-1:] or [""])[0]
 
 
 class Repository(NamedTuple):
@@ -2920,12 +2520,10 @@ class Repository(NamedTuple):
 
     @property
     def place(self) -> str:
-        """What is checked out, in words."""
         return self.branch or f"a detached HEAD at {self.head[:10]}"
 
     @property
     def top(self) -> Path:
-        """The folder of the whole working tree."""
         return self.git.root.joinpath(*[".." for _ in Path(self.prefix).parts]).resolve()
 
 
@@ -2964,25 +2562,21 @@ class Worktree(NamedTuple):
 
     @property
     def is_there(self) -> bool:
-        """Whether it still is what git has registered."""
         return (self.folder / ".git").exists()
 
     @property
     def mark(self) -> Path:
-        """A file in git's own folder for it, where the orchestrator has made it: its branch, if it made that too."""
-        return self._admin / "orchestrate"
+        """A file in git's own folder for it, where the orchestrator has made it: its branch, if it made that too.
 
-    @property
-    def new_mark(self) -> Path:
-        """A file there that says that it was not filled yet."""
-        return self._admin / "orchestrate-new"
-
-    @property
-    def _admin(self) -> Path:
+        While it is not filled yet, `orchestrate-new` lies beside it.
+        """
         link = self.folder / ".git"
-        return (
-            self.folder / link.read_text(encoding="utf-8")[len("gitdir: ") :].rstrip("\n") if link.is_file() else link
-        )
+        admin = link.read_text(encoding="utf-8")[len("gitdir: ") :].rstrip("\n") if link.is_file() else link
+        return self.folder / admin / "orchestrate"
+
+    @property
+    def is_new(self) -> bool:
+        return self.mark.with_name("orchestrate-new").exists()
 
 
 def read_worktrees(git: Git) -> dict[Path, Worktree]:
@@ -3034,14 +2628,6 @@ class Workplace(NamedTuple):
     lines: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
-    def launcher(self) -> str:
-        """Return the shell script that becomes the worker."""
-        if self.worktree is None:
-            return LAUNCHER
-        git = shlex.join([sys.executable, "-SEc", ALARM, *GIT])  # Python is up in 10 ms; macOS has no timeout(1)
-        folder, base = shlex.quote(str(self.folder)), shlex.quote(self.base)
-        return CHECKOUT.format(git=git, base=base, folder=folder) + LAUNCHER
-
 
 def open_workplace(
     project: Project, git: Git, stream: Stream, streams: Sequence[Stream], last_folder: str
@@ -3066,8 +2652,7 @@ def open_workplace(
     needed = [s for s in streams if s.id in stream.dependencies] if is_parallel else streams
     has_others = is_parallel or stream.phase is Phase.INTEGRATION
     branches = read_branches(project, repository, needed) if has_others else ()
-    lines = *_format_workplace(place, project), *_format_branches(place, repository, branches)
-    return place._replace(lines=lines)
+    return place._replace(lines=tuple(_format_place(place, project, repository, branches)))
 
 
 def share_workplace(project: Project, stream: Stream, reason: str) -> Workplace:
@@ -3077,9 +2662,16 @@ def share_workplace(project: Project, stream: Stream, reason: str) -> Workplace:
 
 
 def _open_worktree(project: Project, repository: Repository, stream: Stream, last_folder: str) -> Workplace:
-    """Return a stream's worktree. A new one is registered with git, and filled by the worker's own process."""
     git, (folder, branch) = repository.git, name_worktree(project, stream)
-    _check_names(git, stream, folder, branch)
+    remedy = "Correct the worktreePath or the branchName of its tasks."
+    if stream.branch_name in ("@", "HEAD") or (
+        stream.branch_name and git.run("check-ref-format", "--branch", branch, most=128).strip() != branch
+    ):
+        raise OrchestrateError(f"{branch!r} is no name for a branch", remedy)
+    if folder == git.root or folder in git.root.parents:
+        raise OrchestrateError(f"the project itself lies in {folder}", remedy)
+    if ".git" in folder.parts:
+        raise OrchestrateError(f"{folder} can be no worktree", remedy)
     worktrees = read_worktrees(git)
     if folder not in worktrees and (folder / ".git").is_file():
         git.run("worktree", "repair", str(folder))  # the project, or the worktree, was moved
@@ -3096,21 +2688,7 @@ def _open_worktree(project: Project, repository: Repository, stream: Stream, las
     return _equip(place, project, git)
 
 
-def _check_names(git: Git, stream: Stream, folder: Path, branch: str) -> None:
-    """Raise OrchestrateError where what the tasks name can be no worktree or no branch."""
-    remedy = "Correct the worktreePath or the branchName of its tasks."
-    if stream.branch_name in ("@", "HEAD") or (
-        stream.branch_name and git.run("check-ref-format", "--branch", branch, most=128).strip() != branch
-    ):
-        raise OrchestrateError(f"{branch!r} is no name for a branch", remedy)
-    if folder == git.root or folder in git.root.parents:
-        raise OrchestrateError(f"the project itself lies in {folder}", remedy)
-    if ".git" in folder.parts:
-        raise OrchestrateError(f"{folder} can be no worktree", remedy)
-
-
 def _check_worktree(root: Path, folder: Path, branch: str, worktrees: Mapping[Path, Worktree], is_known: bool) -> None:
-    """Raise OrchestrateError where a worktree can't be had without the risk of losing something."""
     here, own = worktrees.get(folder), (next(iter(worktrees)), root, *root.parents)
     others = [tree for tree in worktrees.values() if tree.folder != folder and (tree.is_there or tree.is_locked)]
     holder = next((tree for tree in others if tree.branch == branch), None)
@@ -3133,19 +2711,14 @@ def _check_worktree(root: Path, folder: Path, branch: str, worktrees: Mapping[Pa
 
 
 def _add_worktree(project: Project, repository: Repository, folder: Path, branch: str, has_branch: bool) -> None:
-    """Register a worktree with git, without its files, and mark it as made here."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     start = [str(folder), branch] if has_branch else ["-b", branch, str(folder), repository.head]
     # Forced, since a worktree that is gone may stand registered here, or with this branch.
     repository.git.run("worktree", "add", "--quiet", "--no-checkout", "--force", "--force", *start)
     made = Worktree(folder, repository.head)
-    made.new_mark.touch()
+    made.mark.with_name("orchestrate-new").touch()
     made.mark.write_text("" if has_branch else branch, encoding="utf-8")
-    _hide(project, repository, folder)
-
-
-def _hide(project: Project, repository: Repository, folder: Path) -> None:
-    """Keep git from seeing a worktree that lies in the project."""
+    # git must not see it, where it lies in the project.
     if folder.parent == project.worktrees.resolve():
         write_file(folder.parent / ".gitignore", "*\n")
     elif repository.top in folder.parents:
@@ -3158,17 +2731,14 @@ def _hide(project: Project, repository: Repository, folder: Path) -> None:
 
 def find_unseen(git: Git) -> tuple[str, ...]:
     """Return a warning where the project has changes that no commit has, so that no new worktree will."""
-    files = format_names(read_uncommitted(git))
+    files = format_names(read_status(git))
     return (f"Uncommitted changes: the streams branch from the last commit, without {files}",) if files else ()
 
 
-def read_uncommitted(git: Git) -> tuple[str, ...]:
-    """Return the files in a folder that are changed, or new to git and not ignored. Raises GitError."""
-    return tuple(_read_status(git, "--", "."))
-
-
-def _read_status(git: Git, *words: str) -> list[str]:
-    return [line[3:] for line in git.find("status", "--porcelain", "-z", "--no-renames", *words)]
+def read_status(git: Git, untracked: bool = True) -> tuple[str, ...]:
+    """Return the files that are changed, and those below the folder that are new to git. Raises GitError."""
+    more = ("--", ".") if untracked else ("--untracked-files=no",)
+    return tuple(line[3:] for line in git.find("status", "--porcelain", "-z", "--no-renames", *more))
 
 
 # What makes claude what it is in a project; git may be told to ignore it.
@@ -3212,7 +2782,7 @@ def read_worktree_branch(repository: Repository, here: Worktree, stream_id: str,
     instead = "" if here.branch == name else name
     # One that is being filled lacks nothing but time.
     git = repository.git._replace(root=here.folder)
-    uncommitted = () if here.new_mark.exists() else read_uncommitted(git)
+    uncommitted = () if here.is_new else read_status(git)
     branch = Branch(here.branch or here.head[:10], ref, stream_id, str(here.folder), uncommitted, instead)
     return read_branch(repository, branch)
 
@@ -3292,7 +2862,7 @@ def _restore(git: Git, place: str, branch: Branch, words: str) -> OrchestrateErr
     merging = git.run("rev-parse", "--verify", "--quiet", "MERGE_HEAD", most=1)
     if merging and merging == git.run("rev-parse", "--verify", f"{branch.ref}^{{commit}}"):  # and nobody else's
         git.run("merge", "--abort", timeout=CHECKOUT_TIMEOUT)
-    changed = read_changed(git)
+    changed = read_status(git, untracked=False)
     left = f"what it left: {format_names(changed)}" if changed else "the tree is as it was"
     why = f"conflicts with {place} in {format_names(files, 10)}" if files else words
     by_hand = f"git merge --no-ff {shlex.quote(branch.name)}, resolve, git commit"
@@ -3302,34 +2872,25 @@ def _restore(git: Git, place: str, branch: Branch, words: str) -> OrchestrateErr
     )
 
 
-def read_changed(git: Git) -> list[str]:
-    """Return the files of a working tree that git knows and that differ from the last commit. Raises GitError."""
-    return _read_status(git, "--untracked-files=no")
-
-
-def _format_workplace(place: Workplace, project: Project) -> list[str]:
-    """Return what a worker is told about its folder."""
+def _format_place(place: Workplace, project: Project, repository: Repository, branches: Sequence[Branch]) -> list[str]:
+    """Return what a worker is told about its folder, and of the branches that hold the work of others."""
     lines = ["", "## Where you work", f"- Folder: {place.folder}", f"- Branch: {place.branch}"]
-    if place.worktree is None:
-        return lines
-    lines += [f"- This is a git worktree of {project.root}: other streams work in others at this time"]
-    lines += ["- Change nothing outside of it, commit to this branch, and do not switch to another one"]
-    if place.elsewhere:
-        lines += [f"- The last worker left it on {place.elsewhere}: bring its work to {place.branch} first"]
-    if (project.root / ".gitmodules").exists():
-        lines += ["- Submodules are empty here; fill those that you need: git submodule update --init"]
-    if place.missing:
-        lines += [f"- Not in git, so not here; read them in {project.root}: {format_names(place.missing, 20)}"]
+    if place.worktree is not None:
+        lines += [f"- This is a git worktree of {project.root}: other streams work in others at this time"]
+        lines += ["- Change nothing outside of it, commit to this branch, and do not switch to another one"]
+        if place.elsewhere:
+            lines += [f"- The last worker left it on {place.elsewhere}: bring its work to {place.branch} first"]
+        if (project.root / ".gitmodules").exists():
+            lines += ["- Submodules are empty here; fill those that you need: git submodule update --init"]
+        if place.missing:
+            lines += [f"- Not in git, so not here; read them in {project.root}: {format_names(place.missing, 20)}"]
+    if branches:
+        task = f"Merge these into {place.branch} before anything else, in this order (git merge --no-ff BRANCH):"
+        lines += ["", "## Branches to merge", task]
+        described = describe_branches(repository, branches[:ITEMS_AT_MOST])
+        lines += [f"- {branch.name} ({visible(branch.stream_id)}): {words}" for branch, words in described]
+        lines += [f"- and {len(branches) - ITEMS_AT_MOST} more"] if len(branches) > ITEMS_AT_MOST else []
     return lines
-
-
-def _format_branches(place: Workplace, repository: Repository, branches: Sequence[Branch]) -> list[str]:
-    """Return what a worker is told of the branches that hold the work of others."""
-    described = describe_branches(repository, branches[:ITEMS_AT_MOST])
-    lines = [f"- {branch.name} ({visible(branch.stream_id)}): {words}" for branch, words in described]
-    lines += [f"- and {len(branches) - ITEMS_AT_MOST} more"] if len(branches) > ITEMS_AT_MOST else []
-    task = f"Merge these into {place.branch} before anything else, in this order (git merge --no-ff BRANCH):"
-    return ["", "## Branches to merge", task, *lines] if lines else []
 
 
 class Chore(NamedTuple):
@@ -3340,15 +2901,7 @@ class Chore(NamedTuple):
     do: Callable[[], object] | None = None
 
 
-def name_archive(project: Project, date: str) -> Path:
-    """Return a folder for the logs that does not exist yet."""
-    target = project.root / ".archive" / "orchestration" / date
-    names = (target.with_name(f"{date}-{count}") for count in itertools.count(2))
-    return next(folder for folder in itertools.chain([target], names) if not folder.exists())
-
-
 def archive(logs: Iterable[Path], target: Path) -> None:
-    """Move logs into a new folder that git ignores. Raises OSError."""
     target.mkdir(mode=0o700, parents=True)
     write_file(target.parent / ".gitignore", "*\n")
     for log in logs:
@@ -3404,7 +2957,6 @@ def plan_branch(
 def _find_keep_reason(
     branch: Branch, here: Worktree | None, worktrees: Mapping[Path, Worktree], open_tasks: int
 ) -> str:
-    """Return why a branch and its worktree stay; empty where they may go."""
     inner = [str(folder) for folder in worktrees if here is not None and here.folder in folder.parents]
     holders = [
         f"{tree.folder}{', which is locked' * tree.is_locked}"
@@ -3427,9 +2979,47 @@ def _remove_worktree(git: Git, folder: Path) -> Callable[[], object]:
     return functools.partial(git.run, "worktree", "remove", str(folder), timeout=CHECKOUT_TIMEOUT)
 
 
+# The workers of a run.
+
 # A worker that can't be executed for one of these reasons can't be in a minute either.
 _FINAL_ERRORS = (OrchestrateError, FileNotFoundError, NotADirectoryError, PermissionError)
 _FINAL_CODES = (errno.E2BIG, errno.EEXIST, errno.ENAMETOOLONG)
+
+
+class Tracked:
+    """A worker with what it takes to watch it; `child` where it is our own, and not an earlier orchestrator's."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        transcript: Transcript,
+        leader: psutil.Process | None,
+        child: subprocess.Popen[bytes] | None = None,
+    ) -> None:
+        self.worker = worker
+        self.transcript = transcript
+        self.leader = leader
+        self.child = child
+        self.tree: Tree = {worker.pid: leader} if leader is not None else {}
+        self.cpu_time = 0.0 if child is not None else None
+        self.cpu_read_at = worker.active_at if child is not None else 0.0
+
+    def has_ended(self) -> bool:
+        if self.child is not None:
+            return self.child.poll() is not None  # reaps it: no zombie is ever taken for a worker
+        return self.leader is None or not is_alive(self.leader)
+
+    def hear(self, active_at: float) -> None:
+        """Take over what the worker has said of itself, and when it last gave a sign of life."""
+        said = self.transcript
+        self.worker = self.worker._replace(
+            active_at=active_at,
+            cost=said.cost,
+            notice=said.notice,
+            overage=said.overage,
+            has_answer=said.has_answer,
+            activity=visible(said.activity[:WORDS_LENGTH]),
+        )
 
 
 class WorkerTable:
@@ -3438,7 +3028,7 @@ class WorkerTable:
     def __init__(
         self,
         project: Project,
-        database: Database,
+        database: Path,
         command: Command,
         environ: Mapping[str, str],
         clock: Clock,
@@ -3453,7 +3043,7 @@ class WorkerTable:
         self._clock = clock
         self._trouble: OSError | None = None
         self._logs: dict[str, Appender] = {}
-        self._tracked: dict[str, _Tracked] = {}
+        self._tracked: dict[str, Tracked] = {}
         self._positions: dict[str, int] = {}
 
     def adopt(self, stream_ids: Iterable[str], records: Mapping[str, Record]) -> Discovery:
@@ -3465,23 +3055,23 @@ class WorkerTable:
         self._positions = read_positions(self.project)
         found = discover_workers(self.project, {*stream_ids, *records})
         for path in found.stale:  # first: one may stand where that of a worker belongs
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
-        living = {i: found.trees[i][worker.pid] for i, worker in found.workers.items() if worker.ending is None}
+            path.unlink(missing_ok=True)
         known = {
             i: Worker(i, r.pid, r.run)
             for i, r in records.items()
             if r.pid or (r.is_starting and self.open_output(i) > r.raw_start)
         }
         for stream_id, worker in {**known, **found.workers}.items():
-            start = records[stream_id].raw_start if stream_id in records else 0
+            record = records.get(stream_id, _NO_RECORD)
+            start = record.raw_start
             transcript = self._follow(stream_id, start, self._positions.get(file_name(stream_id), start))
             # Without a leader it has ended: the next poll finds that, and what it left running.
-            folder = records[stream_id].folder if stream_id in records else ""
-            unjudged = worker._replace(ending=None, leftovers=(), folder=folder, active_at=self._clock.monotonic())
-            self._tracked[stream_id] = _Tracked(unjudged, transcript, leader=living.get(stream_id))
-            if stream_id in living:
-                self._attempt(functools.partial(self._write_pid, worker))
+            leader = found.trees.get(stream_id, {}).get(worker.pid)
+            now = self._clock.monotonic()
+            unjudged = worker._replace(ending=None, leftovers=(), folder=record.folder, active_at=now)
+            self._tracked[stream_id] = Tracked(unjudged, transcript, leader)
+            if leader is not None:
+                self._attempt(self._write_pid, worker)
         return found
 
     def poll(self) -> dict[str, Worker]:
@@ -3501,13 +3091,20 @@ class WorkerTable:
             if tracked.transcript.signs != signs:
                 self.touch(stream_id)
             if not has_ended and f"{file_name(stream_id)}.pid" not in names:
-                self._attempt(functools.partial(self._write_pid, tracked.worker))  # somebody removed it
+                self._attempt(self._write_pid, tracked.worker)  # somebody removed it
             if has_ended and is_drained and (tracked.worker.ending is None or tracked.worker.leftovers):
-                over.append(stream_id)
+                over.append(tracked)
         self._attempt(self._write_positions)
-        self._look_at_usage()
-        if over:
-            self._look_for_leftovers(over)
+        now = self._clock.monotonic()
+        if over or any(now - tracked.cpu_read_at >= CPU_INTERVAL for tracked in self._tracked.values()):
+            self._scan(now)
+        for tracked in over:  # how they ended, and what is left of their trees
+            if tracked.worker.ending is None:
+                code = tracked.child.returncode if tracked.child is not None else None
+                ending = tracked.transcript.read_ending(code, self._clock.wall())
+                tracked.hear(tracked.worker.active_at)  # the last line may have come without an end
+                tracked.worker = tracked.worker._replace(ending=ending)
+            tracked.worker = tracked.worker._replace(leftovers=tuple(tracked.tree))
         return {stream_id: tracked.worker for stream_id, tracked in self._tracked.items()}
 
     @property
@@ -3515,36 +3112,37 @@ class WorkerTable:
         """What could not be done for one worker at the last poll or since, and keeps no other one waiting."""
         return next((log.trouble for log in self._logs.values() if log.trouble is not None), self._trouble)
 
-    def _attempt(self, act: Callable[[], object]) -> object:
+    def _attempt(self, act: Callable[..., object], *arguments: object) -> object:
         try:
-            return act()
+            return act(*arguments)
         except OSError as error:
             self._trouble = error
             return None
 
     def _write_pid(self, worker: Worker) -> None:
-        write_file(self.project.pid_file(worker.stream_id), f"{worker.pid}\n")
+        write_file(self.project.file(worker.stream_id, ".pid"), f"{worker.pid}\n")
 
-    def _look_for_leftovers(self, over: Sequence[str]) -> None:
-        """Take note of how workers ended, and of what is left of their trees."""
-        table = read_process_table()
-        known: dict[int, str] = {}
-        for stream_id in over:
-            tracked = self._tracked[stream_id]
-            known.update(find_living(tracked.tree, stream_id))
-            if (tracked.child or tracked.leader) and tracked.worker.pid not in table:
-                known[tracked.worker.pid] = stream_id  # as long as its session has a member, nobody gets that PID
-        trees = find_trees(self.project, table, known)
-        for stream_id in over:
-            tracked = self._tracked[stream_id]
+    def _scan(self, now: float) -> None:
+        """Look at the process table: at the trees, and at what they use where the last look was long enough ago.
+
+        CPU time is a sign of life: a long build says nothing, but it works.
+        """
+        trees = read_trees(self.project, {stream_id: tracked.tree for stream_id, tracked in self._tracked.items()})
+        for stream_id, tracked in self._tracked.items():
             tracked.tree = trees.get(stream_id, {})
-            ending = tracked.worker.ending or tracked.read_ending(self._clock.wall())
-            tracked.hear(tracked.worker.active_at)  # the last line may have come without an end
-            tracked.worker = tracked.worker._replace(ending=ending, leftovers=tuple(tracked.tree))
-
-    def list_children(self) -> list[int]:
-        """Return the PIDs of our own children among the workers: their exit codes are for nobody else."""
-        return [tracked.child.pid for tracked in self._tracked.values() if tracked.child is not None]
+            age = now - tracked.cpu_read_at
+            if tracked.worker.ending is not None or age < CPU_INTERVAL / 2:
+                continue
+            used, memory = 0.0, 0  # CPU seconds of the living processes and of their ended children; bytes
+            for process in tracked.tree.values():
+                with contextlib.suppress(psutil.Error):
+                    used += sum(process.cpu_times()[:4])
+                    memory += process.memory_info().rss
+            cpu = None if tracked.cpu_time is None else abs(used - tracked.cpu_time) / age
+            if cpu is not None and cpu > CPU_IDLE:
+                self.touch(stream_id)
+            tracked.worker = tracked.worker._replace(cpu=cpu, memory=memory)
+            tracked.cpu_time, tracked.cpu_read_at = used, now
 
     def count(self) -> int:
         """Return how many workers live; touch nothing else."""
@@ -3555,46 +3153,25 @@ class WorkerTable:
         if stream_id in self._tracked:
             self._tracked[stream_id].hear(self._clock.monotonic())
             with contextlib.suppress(OSError):  # it is written again where it is missing
-                os.utime(self.project.pid_file(stream_id))
-
-    def _look_at_usage(self) -> None:
-        """Look at CPU time and memory. CPU time is a sign of life: a long build says nothing, but it works."""
-        now = self._clock.monotonic()
-        ages = {stream_id: now - tracked.cpu_read_at for stream_id, tracked in self._tracked.items()}
-        if max(ages.values(), default=0) < CPU_INTERVAL:
-            return
-        trees = find_trees(self.project, read_process_table(), {})
-        for stream_id in (i for i, age in ages.items() if age >= CPU_INTERVAL / 2):  # one look serves all that it can
-            tracked = self._tracked[stream_id]
-            used, memory = read_usage(trees.get(stream_id, {}))
-            cpu = None
-            if tracked.cpu_time is not None:
-                cpu = abs(used - tracked.cpu_time) / (now - tracked.cpu_read_at)
-                if cpu > CPU_IDLE:
-                    self.touch(stream_id)
-            tracked.worker = tracked.worker._replace(cpu=cpu, memory=memory)
-            tracked.cpu_time, tracked.cpu_read_at = used, now
+                os.utime(self.project.file(stream_id, ".pid"))
 
     def open_output(self, stream_id: str) -> int:
         """Make sure of a stream's raw output, and return its size in bytes: there its next worker's begins.
 
         Raises OSError.
         """
-        with self._open_output(stream_id) as output:
+        with open_private(self.project.file(stream_id, ".jsonl"), os.O_WRONLY | os.O_APPEND) as output:
             return output.seek(0, os.SEEK_END)
-
-    def _open_output(self, stream_id: str) -> IO[bytes]:
-        return open_private(self.project.raw(stream_id), os.O_WRONLY | os.O_APPEND)
 
     def spawn(self, stream: Stream, record: Record, budget: float, streams: Sequence[Stream]) -> Worker:
         """Start a worker; `streams` are all there are.
 
         One that could not be started is returned as ended, for the same judgement as any other end.
         """
-        start = record.raw_start
         run = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{os.urandom(3).hex()}"
         child = None
-        with self._open_output(stream.id) as output:  # a file of ours that can't be opened is no failed start
+        with open_private(self.project.file(stream.id, ".jsonl"), os.O_WRONLY | os.O_APPEND) as output:
+            # A file of ours that can't be opened is no failed start.
             try:
                 place = self._open_workplace(stream, record, streams)
                 child = self._execute(stream, record, run, budget, place, output)
@@ -3603,34 +3180,28 @@ class WorkerTable:
             except (OSError, OrchestrateError) as error:
                 is_final = isinstance(error, _FINAL_ERRORS) or error.errno in _FINAL_CODES
                 is_final = not error.is_passing if isinstance(error, GitError) else is_final
-                is_missing = not find_program(self.command.words[0], self._environ)
+                is_missing = shutil.which(self.command.words[0], path=self._environ.get("PATH")) is None
                 cause = Cause.PROGRAM if is_missing else Cause.FINAL if is_final else Cause.OTHER
                 words = f"{error.message}. {error.remedy}" if isinstance(error, OrchestrateError) else str(error)
                 worker = Worker(stream.id, 0, run, Ending(None, visible(words), cause))
-        transcript = self._follow(stream.id, start, start)
-        now = self._clock.monotonic()
-        worker = worker._replace(active_at=now)
-        self._tracked[stream.id] = _Tracked(worker, transcript, child, cpu_time=0.0, cpu_read_at=now)
+        transcript = self._follow(stream.id, record.raw_start, record.raw_start)
+        worker = worker._replace(active_at=self._clock.monotonic())
+        leader = psutil.Process(child.pid) if child is not None else None
+        self._tracked[stream.id] = Tracked(worker, transcript, leader, child)
         if worker.ending is None:
-            self._attempt(functools.partial(self._write_pid, worker))  # it runs: the next poll tries again
+            self._attempt(self._write_pid, worker)  # it runs: the next poll tries again
         return worker
 
     def signal(self, stream_id: str, signum: int) -> None:
-        """Signal a worker and all of its tree."""
-        tracked = self._tracked[stream_id]
-        known = find_living(tracked.tree, stream_id)
-        if tracked.worker.ending is None:
-            known[tracked.worker.pid] = stream_id
-        tracked.tree = find_trees(self.project, read_process_table(), known).get(stream_id, {})
-        signal_tree(tracked.tree, signum)
+        self._scan(self._clock.monotonic())
+        signal_tree(self._tracked[stream_id].tree, signum)
 
     def forget(self, stream_id: str) -> None:
-        """Drop a worker that has ended."""
-        self._attempt(functools.partial(self.project.remove_pid_file, stream_id))  # what stays is stale, and no harm
+        with contextlib.suppress(OSError):  # what stays is stale, and no harm
+            self.project.file(stream_id, ".pid").unlink()
         del self._tracked[stream_id]
 
     def note(self, stream_id: str, line: str) -> None:
-        """Write a line of the orchestrator's own into a stream's log."""
         self._log(stream_id).append([line])
 
     def _open_workplace(self, stream: Stream, record: Record, streams: Sequence[Stream]) -> Workplace:
@@ -3651,11 +3222,21 @@ class WorkerTable:
         self, stream: Stream, record: Record, run: str, budget: float, place: Workplace, output: IO[bytes]
     ) -> subprocess.Popen[bytes]:
         prompt = format_prompt(read_prompt_template(self.project), stream, record, place.lines)
-        argv = self.command.argv(prompt, budget, place.mcp_config)
+        launcher = LAUNCHER
+        if place.worktree is not None:
+            git = shlex.join([sys.executable, "-SEc", ALARM, *GIT])  # Python is up in 10 ms; macOS has no timeout(1)
+            folder, base = shlex.quote(str(place.folder)), shlex.quote(place.base)
+            launcher = CHECKOUT.format(git=git, base=base, folder=folder) + LAUNCHER
+        marks = {"PROJECT": str(self.project.root), "STREAM": stream.id, "RUN": run}  # by which its tree is found again
         return subprocess.Popen(
-            ["/bin/sh", "-c", place.launcher(), "orchestrate", *argv],
+            ["/bin/sh", "-c", launcher, "orchestrate", *self.command.argv(prompt, budget, place.mcp_config)],
             cwd=place.worktree or self.project.root,
-            env=worker_environment(self._environ, self.project, self.database, stream.id, run),
+            env={
+                **WORKER_VARIABLES,
+                **keep_variables(self._environ),
+                **database_variables(self.database),
+                **{f"ORCHESTRATE_{name}": value for name, value in marks.items()},
+            },
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -3663,12 +3244,11 @@ class WorkerTable:
         )
 
     def _follow(self, stream_id: str, start: int, position: int) -> Transcript:
-        return Transcript(self.project.raw(stream_id), self._log(stream_id).append, start, position)
+        raw = self.project.file(stream_id, ".jsonl")
+        return Transcript(raw, self._log(stream_id).append, start, position)
 
     def _log(self, stream_id: str) -> Appender:
-        if stream_id not in self._logs:
-            self._logs[stream_id] = Appender(self.project.log(stream_id))
-        return self._logs[stream_id]
+        return self._logs.setdefault(stream_id, Appender(self.project.file(stream_id, ".log")))
 
     def _write_positions(self) -> None:
         """Remember how far the logs are rendered, for the orchestrator that comes next."""
@@ -3686,92 +3266,16 @@ class WorkerTable:
 # ── 6. Orchestrator ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class SystemClock:
-    """The clocks of the system, and waiting that ends early when a child exits or a signal comes.
-
-    A signal handler only records; whoever waits looks at `signals` afterwards.
-    """
-
-    _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def __init__(self, draws: bool = False) -> None:
-        self.signals: list[int] = []
-        self.wants_suspension = False
-        self._draws = draws
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> SystemClock:
-        self._receiver, self._sender = socket.socketpair()
-        for end in (self._receiver, self._sender):
-            end.setblocking(False)
-        signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
-        for signum in (*self._ENDING, signal.SIGCHLD):
-            if signal.getsignal(signum) is not signal.SIG_IGN or signum == signal.SIGCHLD:  # nohup stays in force
-                self._previous[signum] = signal.signal(signum, self.handle_signal)
-        if self._draws:  # who draws on a terminal draws anew when that is resized, and leaves it as it was at Ctrl+Z
-            self._previous[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, self.handle_signal)
-            self._previous[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self.handle_suspension)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for signum, handler in self._previous.items():
-            # Who was asked to end does so: an impatient second Ctrl+C must not break into the last words.
-            signal.signal(signum, signal.SIG_IGN if signum in self.signals else handler)
-        signal.set_wakeup_fd(-1)
-        self._receiver.close()
-        self._sender.close()
-
-    def handle_signal(self, signum: int, _frame: object) -> None:
-        """Record a signal that asks for the end."""
-        if signum in self._ENDING:
-            self.signals.append(signum)
-
-    def handle_suspension(self, _signum: int, _frame: object) -> None:
-        """Record Ctrl+Z."""
-        self.wants_suspension = True
-
-    def suspend(self) -> None:
-        """Stop until somebody says `fg`."""
-        self.wants_suspension = False
-        os.kill(os.getpid(), signal.SIGSTOP)
-
-    def monotonic(self) -> float:
-        """Seconds that no step of the wall clock changes."""
-        return time.monotonic()
-
-    def wall(self) -> float:
-        """Seconds since the epoch, for people."""
-        return time.time()
-
-    def wait(self, seconds: float, keyboard: IO[bytes] | None = None) -> bytes:
-        """Wait that long, or until a signal comes or something is typed; return that."""
-        sources = [self._receiver, *([keyboard] if keyboard is not None else [])]
-        ready = select.select(sources, [], [], max(seconds, 0))[0]
-        if self._receiver in ready:
-            with contextlib.suppress(BlockingIOError):
-                self._receiver.recv(4096)
-        return os.read(keyboard.fileno(), 64) if keyboard is not None and keyboard in ready else b""
-
-
-def format_time(wall: float) -> str:
-    """Return a time as ISO 8601, in UTC."""
-    return datetime.fromtimestamp(wall, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def make_event(clock: Clock, kind: str, **facts: Any) -> Event:
     """Return an event with its two times: `time` for people, `clock` for every computation."""
     times = {"time": format_time(clock.wall()), "clock": round(clock.monotonic(), 3)}
     return {"version": JSON_VERSION, "event": kind, **times, **facts}
 
 
-def make_end_event(
-    clock: Clock, worker: Worker, ending: Ending, verdict: Verdict, record: Record, stream: Stream | None
-) -> Event:
+def make_end_event(clock: Clock, worker: Worker, verdict: Verdict, record: Record, stream: Stream | None) -> Event:
     """Return the event that says how a worker ended, and what follows. Times in seconds, the cost in US dollars."""
+    ending = worker.ending or Ending(None)
     completed, open_tasks = (record.best, record.fewest) if stream is None else (stream.completed, stream.open)
-    # Text says nothing of answers. But without a login nobody exits with 0, completes a task or has a limit.
-    has_answer = worker.has_answer or ending.code == 0 or verdict.cause is Cause.LIMIT
-    has_answer = has_answer or record.is_outdone(completed, open_tasks)
     return make_event(
         clock,
         "worker_ended",
@@ -3788,7 +3292,7 @@ def make_end_event(
         tries=verdict.tries,
         delay=round(verdict.delay, 3),
         until=format_time(clock.wall() + verdict.delay) if verdict.kind is VerdictKind.LIMITED else None,
-        has_answer=has_answer,
+        has_answer=worker.has_answer,
         completed=completed,
         open=open_tasks,
         seconds=round(max(clock.monotonic() - record.started_at, 0.0), 3),  # a reboot sets that clock back
@@ -3797,117 +3301,73 @@ def make_end_event(
     )
 
 
-class Journal:
+class Journal(Appender):
     """`events.jsonl`: what was done, one JSON object a line, only ever appended to."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lines = Appender(path)
+        super().__init__(path)
         self._read_to = 0
 
-    @property
-    def trouble(self) -> OSError | None:
-        """Why events can't be written, where they can't."""
-        return self.lines.trouble
-
-    def append(self, event: Event) -> None:
-        """Append an event, now or at a later `flush`."""
-        self.lines.append([json.dumps(event, ensure_ascii=False)])
-
-    def flush(self) -> None:
-        """Write what could not be written before."""
-        self.lines.flush()
+    def add(self, event: Event) -> None:
+        self.append([json.dumps(event, ensure_ascii=False)])
 
     def read(self) -> list[Event]:
         """Return the events since the last call, and at first all of them; what is no event is passed over."""
         try:
+            size = self.path.stat().st_size
+            if size == self._read_to:
+                return []
+            self._read_to = min(self._read_to, 0 if size < self._read_to else size)
             with self.path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size < self._read_to:
-                    self._read_to = 0
                 file.seek(self._read_to)
                 content = file.read()
         except FileNotFoundError:
             return []
         whole = content[: content.rfind(b"\n") + 1]
         self._read_to += len(whole)
-        return [event for event in map(_parse_journal_line, whole.splitlines()) if event is not None]
-
-    def has_grown(self) -> bool:
-        """Whether there is something to read."""
-        try:
-            return self.path.stat().st_size != self._read_to
-        except FileNotFoundError:
-            return False
-
-
-def _parse_journal_line(line: bytes) -> Event | None:
-    with contextlib.suppress(ValueError, RecursionError):
-        event = json.loads(line, parse_constant=lambda _: 0.0)  # NaN and Infinity are no times
-        return event if isinstance(event, dict) else None
-    return None
-
-
-def fold_events(history: History, events: Iterable[Event]) -> History:
-    """Return the history after these events; one that lacks what its kind needs is passed over."""
-    for event in events:
-        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):
-            history = history.after(event)
-    return history
+        events = []
+        for line in whole.splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                events.append(json.loads(line, parse_constant=lambda _: 0.0))  # NaN and Infinity are no times
+        return [event for event in events if isinstance(event, dict)]
 
 
 def read_history(project: Project) -> History:
-    """Return what the journal says of all that was done. Raises OSError."""
     return fold_events(History(), Journal(project.journal).read())
-
-
-def read_mark(path: Path) -> tuple[int, ...]:
-    """Return what changes when somebody appends to a file, replaces it or removes it; nothing where it is missing."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return ()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-_STATE_SUFFIXES = (".pid", ".stop", ".log", ".jsonl", ".json")
-
-
-def _check_folder(folder: Path) -> None:
-    status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode):
-        raise OrchestrateError(f"{folder} is no folder of its own", "Look at what it is, and remove it.")
-    if status.st_uid != os.geteuid():
-        raise OrchestrateError(f"{folder} is another user's", "Run as that user, or remove it.")
-    if status.st_mode & stat.S_IWOTH:
-        remedy = f"Look at what they put there, then: chmod go-w {shlex.quote(str(folder))}"
-        raise OrchestrateError(f"{folder} can be written by others", remedy)
 
 
 class StateFolder:
     """The orchestrator's state on disk: the journal, the stop marks, and the lock that makes it the only one."""
 
+    _SUFFIXES = (".pid", ".stop", ".log", ".jsonl", ".json")
+
     def __init__(self, project: Project) -> None:
         self.project = project
         self.journal = Journal(project.journal)
+        self._folders = (project.folder, project.pids, project.logs)
         self._lock: IO[bytes] | None = None
 
     def check(self) -> None:
         """Raise OrchestrateError where others can change the state: its files are obeyed, written and signalled by."""
         own = {self.project.journal.name, self.project.lock.name, ".gitignore"}
-        for folder in self._folders():
+        for folder in self._folders:
             with contextlib.suppress(FileNotFoundError):
-                _check_folder(folder)
+                status = folder.lstat()
+                if not stat.S_ISDIR(status.st_mode):
+                    raise OrchestrateError(f"{folder} is no folder of its own", "Look at what it is, and remove it.")
+                if status.st_uid != os.geteuid():
+                    raise OrchestrateError(f"{folder} is another user's", "Run as that user, or remove it.")
+                if status.st_mode & stat.S_IWOTH:
+                    remedy = f"Look at what they put there, then: chmod go-w {shlex.quote(str(folder))}"
+                    raise OrchestrateError(f"{folder} can be written by others", remedy)
                 for entry in os.scandir(folder):
-                    is_state = folder != self.project.folder and entry.name.endswith(_STATE_SUFFIXES)
+                    is_state = folder != self.project.folder and entry.name.endswith(self._SUFFIXES)
                     if (is_state or entry.name in own) and not entry.is_file(follow_symlinks=False):
                         raise OrchestrateError(f"{entry.path} is no regular file", "Look at what it is, and remove it.")
 
-    def _folders(self) -> tuple[Path, Path, Path]:
-        return self.project.folder, self.project.pids, self.project.logs
-
     def make(self) -> None:
         """Make the folders, closed to others and kept out of git. Raises OSError."""
-        for folder in self._folders():
+        for folder in self._folders:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)
         ignore = self.project.folder / ".gitignore"
@@ -3916,69 +3376,52 @@ class StateFolder:
 
     def keep(self) -> bool:
         """Make anew what somebody removed; return whether this is still the project's orchestrator. Raises OSError."""
-        if not all(folder.is_dir() for folder in self._folders()):
+        if not all(folder.is_dir() for folder in self._folders):
             self.make()
-        if not self._is_locked():
-            return self.acquire()
-        own = f"{os.getpid()}\n"
-        is_signed = self._lock is not None and os.pread(self._lock.fileno(), len(own) + 1, 0) == own.encode()
-        return is_signed or self._sign(own)
+        return self.acquire()
 
     def acquire(self, is_orchestrator: bool = True) -> bool:
-        """Take the lock, `orchestrator.pid`; return whether it was to be had. Raises OSError.
+        """Take the lock, `orchestrator.pid`, unless it is ours; return whether it was to be had. Raises OSError.
 
         The PID is written into it by an orchestrator alone: nobody else can be stopped as one.
         """
-        self._lock = open_private(self.project.lock, os.O_RDWR)
-        for attempt in range(LOCK_RETRIES):
-            try:
+        own = f"{os.getpid()}\n" if is_orchestrator else ""
+        for _ in range(LOCK_RETRIES):
+            if self._lock is None:
+                self._lock = open_private(self.project.lock, os.O_RDWR)
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(0.02 if attempt else 0)
-            else:
-                if not self._is_locked():
-                    break  # removed in between: the lock is on a file that nobody else sees
-                return self._sign(f"{os.getpid()}\n" if is_orchestrator else "")
-        self._lock.close()
-        self._lock = None
-        return False
-
-    def _sign(self, pid: str) -> bool:
-        """Write our PID into the lock; without it nobody could stop us, so the lock is given back where that fails."""
-        lock, self._lock = self._lock, None
-        if lock is not None:
+                # It may have been removed: then the lock is on a file that nobody else sees.
+                if os.path.samestat(self.project.lock.stat(), os.fstat(self._lock.fileno())):
+                    break
+            self._let_go()
+            time.sleep(0.02)
+        if self._lock is not None and os.pread(self._lock.fileno(), 32, 0) != own.encode():
             try:
-                lock.truncate(0)
-                lock.seek(0)
-                write_whole(lock, self.project.lock, pid)
+                self._lock.truncate(0)
+                self._lock.seek(0)
+                write_whole(self._lock, self.project.lock, own)
             except OSError:
-                lock.close()
+                self._let_go()  # without our PID in it nobody could stop us
                 raise
-        self._lock = lock
-        return True
+        return self._lock is not None
 
     def release(self) -> None:
-        """Leave no PID behind, then let go of the lock."""
         if self._lock is not None:
             self._lock.truncate(0)
-            self._lock.close()
-            self._lock = None
+            self._let_go()
 
-    def _is_locked(self) -> bool:
-        """Whether the lock is on the file that others would try: it may have been removed, and its folder with it."""
+    def _let_go(self) -> None:
         if self._lock is not None:
-            with contextlib.suppress(FileNotFoundError):
-                return os.path.samestat(self.project.lock.stat(), os.fstat(self._lock.fileno()))
-        return False
+            self._lock.close()
+        self._lock = None
 
     @contextlib.contextmanager
     def hold_marks(self) -> Iterator[None]:
         """Keep others from starting a worker, or from marking one as stopped: a stop then sees it or prevents it."""
-        try:
-            descriptor = os.open(self.project.pids, os.O_RDONLY)
-        except FileNotFoundError:
+        if not self.project.pids.is_dir():
             self.make()  # somebody has just removed it
-            descriptor = os.open(self.project.pids, os.O_RDONLY)
+        descriptor = os.open(self.project.pids, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -3986,25 +3429,17 @@ class StateFolder:
             os.close(descriptor)
 
     def stopped(self, stream_ids: Iterable[str]) -> frozenset[str]:
-        """Return those of the streams that the user stopped."""
         with contextlib.suppress(FileNotFoundError):
             marks = {entry.name[:-5] for entry in os.scandir(self.project.pids) if entry.name.endswith(".stop")}
             return frozenset(stream_id for stream_id in stream_ids if marks and file_name(stream_id) in marks)
         return frozenset()
 
-    def mark_stopped(self, stream_ids: Iterable[str]) -> None:
-        """Take note that the user stopped these streams. Raises OSError."""
-        with self.hold_marks():
-            for stream_id in stream_ids:
-                write_file(self.project.stop_mark(stream_id), "")
-
     def clear_stops(self, stream_ids: Iterable[str] | None) -> None:
         """Take back the stops of these streams; None means all that there are."""
         with self.hold_marks():
-            given = None if stream_ids is None else [self.project.stop_mark(stream_id) for stream_id in stream_ids]
+            given = None if stream_ids is None else [self.project.file(stream_id, ".stop") for stream_id in stream_ids]
             for mark in self.project.pids.glob("*.stop") if given is None else given:
-                with contextlib.suppress(FileNotFoundError):
-                    mark.unlink()
+                mark.unlink(missing_ok=True)
 
 
 def read_orchestrator_pid(project: Project) -> int:
@@ -4021,77 +3456,38 @@ def read_orchestrator_pid(project: Project) -> int:
 
 
 def read_streams(store: TaskStore) -> Backlog:
-    """Return the streams of the database with the problems of each. Raises StoreError."""
     backlog = store.read()
     return backlog._replace(streams=plan_backlog(backlog.streams))
 
 
-def read_snapshot(project: Project, backlog: Backlog, history: History, database_error: str = "") -> Snapshot:
-    """Return how these streams stand, with what the process table and the files say, from outside the orchestrator."""
+def read_snapshot(project: Project, backlog: Backlog, database_error: str = "") -> Snapshot:
+    """Return how these streams stand by the process table and the files, from outside the orchestrator."""
+    history = read_history(project)
     ids = {stream.id for stream in backlog.streams} | set(history.records)
-    workers, orchestrator = discover_workers(project, ids).workers, read_orchestrator_pid(project)
+    found, orchestrator, wall = discover_workers(project, ids), read_orchestrator_pid(project), time.time()
+    workers = {}
+    for stream_id, worker in found.workers.items():
+        # An orchestrator notes each sign of life on the PID file; without one, the output alone tells.
+        paths = [project.file(stream_id, suffix) for suffix in (".pid", *([] if orchestrator else [".jsonl"]))]
+        age = min((wall - path.stat().st_mtime for path in paths if path.exists()), default=None)
+        lines = []
+        with contextlib.suppress(OSError), contextlib.closing(Tail(project.file(stream_id, ".log"), lines=5)) as log:
+            lines = [line.strip() for _, line in log.read() if line.strip() and not line.startswith("────")]
+        workers[stream_id] = worker._replace(
+            active_at=0.0 if age is None else time.monotonic() - max(age, 0),
+            activity=visible(lines[-1][:WORDS_LENGTH]) if lines else "",
+        )
     return Snapshot(
         project=project.name,
         streams=backlog.streams,
-        workers={i: read_activity(project, worker, bool(orchestrator)) for i, worker in workers.items()},
+        workers=workers,
         history=history,
         stopped=StateFolder(project).stopped(ids),
         orchestrator=orchestrator,
         database_error=database_error,
         warnings=backlog.warnings,
-        wall=time.time(),
+        wall=wall,
     )
-
-
-def read_activity(project: Project, worker: Worker, has_orchestrator: bool) -> Worker:
-    """Return a worker with the last that it has said or done, and when, from outside the orchestrator.
-
-    An orchestrator notes each sign of life on the PID file; without one, the output alone tells.
-    """
-    moments = []
-    paths = [project.pid_file(worker.stream_id), *([] if has_orchestrator else [project.raw(worker.stream_id)])]
-    for path in paths:
-        with contextlib.suppress(OSError):
-            moments.append(path.stat().st_mtime)
-    lines = []
-    with contextlib.suppress(OSError), contextlib.closing(LogFollower(project.log(worker.stream_id), 5)) as log:
-        lines = [line.strip() for line in log.read() if line.strip() and not line.startswith("────")]
-    active_at = time.monotonic() - max(time.time() - max(moments), 0) if moments else 0.0
-    return worker._replace(active_at=active_at, activity=visible(lines[-1][:WORDS_LENGTH]) if lines else "")
-
-
-class Onlooker:
-    """Looks at a project from outside, once or again and again; a look reads what is new in database and journal.
-
-    `backlog` is what `store` was just read to, `names` are the streams to be shown, none for all.
-    """
-
-    def __init__(self, project: Project, store: TaskStore, backlog: Backlog, names: Sequence[str]) -> None:
-        self._project = project
-        self._store = store
-        self._backlog = backlog
-        self._names = names
-        self._next_read = time.monotonic() + POLL_INTERVAL
-        self._journal_mark: tuple[int, ...] = ()
-        self._history = History()
-
-    def look(self) -> tuple[Snapshot, dict[str, Standing]]:
-        """Return how things stand; where the database can't be read now, with the streams as they were."""
-        error = ""
-        try:
-            if self._store.changed() or time.monotonic() >= self._next_read:
-                self._next_read = time.monotonic() + POLL_INTERVAL
-                self._backlog = read_streams(self._store)
-        except StoreError as problem:
-            error = str(problem)
-        mark = read_mark(self._project.journal)
-        if mark != self._journal_mark:
-            self._journal_mark, self._history = mark, read_history(self._project)
-        snapshot = read_snapshot(self._project, self._backlog, self._history, error)
-        standings = assess(snapshot, self._history.limits, time.monotonic())
-        if self._names:
-            snapshot = snapshot._replace(streams=tuple(s for s in snapshot.streams if s.id in self._names))
-        return snapshot, {stream.id: standings[stream.id] for stream in snapshot.streams}
 
 
 class Reporter:
@@ -4102,10 +3498,6 @@ class Reporter:
 
     def show(self, snapshot: Snapshot, standings: Mapping[str, Standing], now: float) -> None:
         """Take note of how things stand."""
-
-    def list_children(self) -> list[int]:
-        """Return the PIDs of its children."""
-        return []
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -4118,15 +3510,27 @@ class Notifier(Reporter):
     ORCHESTRATE_MESSAGE. It is never waited for. One that takes too long is killed; where many run, others queue.
     """
 
+    _KINDS: Mapping[str, str] = {
+        "run_paused": "paused",
+        "overage": "overage",
+        "run_ended": "ended",
+        "run_left": "ended",
+    }
+    _STATES: Mapping[str, str] = {"FAILED": "failed", "BLOCKED": "blocked"}
+
     def __init__(self, command: str, environ: Mapping[str, str]) -> None:
         self.command = command
-        self._environ = environ
+        self._environ = {key: value for key, value in environ.items() if not key.startswith("ORCHESTRATE_")}
         self._queue: list[dict[str, str]] = []
         self._running: list[tuple[float, subprocess.Popen[bytes]]] = []
 
     def event(self, event: Event) -> None:
         """Take note of what is worth the command."""
-        kind = find_notification(event)
+        kind = self._KINDS.get(event["event"], "")
+        if event["event"] == "worker_ended" and event["verdict"] == VerdictKind.COMPLETE.value:
+            kind = "complete"
+        if event["event"] == "state":
+            kind = self._STATES.get(event["state"], "")
         if kind:
             message = (format_event(event) or str(event.get("reason", "")))[:NOTIFICATION_LENGTH]
             named = {"EVENT": kind, "STREAM": str(event.get("stream", "")), "MESSAGE": message}
@@ -4143,30 +3547,18 @@ class Notifier(Reporter):
         self._running = [(since, child) for since, child in self._running if child.returncode is None]
         self._run(NOTIFICATIONS - len(self._running), now)
 
-    def list_children(self) -> list[int]:
-        """Return the PIDs of the commands that run."""
-        return [child.pid for _, child in self._running]
-
     def close(self) -> None:
         """Run the command for what is left, the run's end above all."""
         self._run(len(self._queue), 0.0)
 
     def _run(self, count: int, now: float) -> None:
-        while self._queue and count > 0:
+        words, null = ["/bin/sh", "-c", self.command], subprocess.DEVNULL
+        for _ in range(min(count, len(self._queue))):
             with contextlib.suppress(OSError):  # out of processes or memory: it stays in the queue
-                self._running.append((now, run_hook(self.command, self._queue[0], self._environ)))
+                env = {**self._environ, **self._queue[0]}
+                child = subprocess.Popen(words, env=env, stdin=null, stdout=null, stderr=null, start_new_session=True)
+                self._running.append((now, child))
                 del self._queue[0]
-            count -= 1
-
-
-def find_notification(event: Event) -> str:
-    """Return what kind of news an event is for a person; empty where it is none."""
-    if event["event"] == "worker_ended":
-        return "complete" if event["verdict"] == VerdictKind.COMPLETE.value else ""
-    if event["event"] == "state":
-        return {"FAILED": "failed", "BLOCKED": "blocked"}.get(event["state"], "")
-    kinds = {"run_paused": "paused", "overage": "overage", "run_ended": "ended", "run_left": "ended"}
-    return kinds.get(event["event"], "")
 
 
 class Orchestrator:
@@ -4193,7 +3585,7 @@ class Orchestrator:
         self.stop_on_exit = stop_on_exit
         self.history = History()
         self.finish: Finish | None = None
-        self._backlog = Backlog()
+        self.backlog = Backlog()  # as it was last read
         self._database_error = ""
         self._next_read = 0.0
         self._quiet_until = 0.0
@@ -4203,10 +3595,9 @@ class Orchestrator:
         self._troubled_at = 0.0
 
     def run(self) -> int:
-        """Run to the end, and return the exit code."""
         self.begin()
         while self.finish is None and not self._is_left():
-            if not self._try_tick():
+            if not self.step() and self.finish is None:
                 self.clock.wait(TICK)
         if self.finish is None or self.limits.is_closing:
             left = f"the orchestrator was ended; {format_count(self.table.count(), 'worker')} left running"
@@ -4214,11 +3605,6 @@ class Orchestrator:
             return 128 + self.clock.signals[0]
         self.emit("run_ended", exit_code=self.finish.exit_code, reason=self.finish.reason)
         return self.finish.exit_code
-
-    @property
-    def streams(self) -> tuple[Stream, ...]:
-        """The streams as they were last read."""
-        return self._backlog.streams
 
     def begin(self) -> None:
         """Read the journal, say what run this is, and take over the workers that still live."""
@@ -4228,7 +3614,7 @@ class Orchestrator:
         limits["phase"] = self.limits.phase and self.limits.phase.value
         self.emit("run_started", pid=os.getpid(), project=str(self.state.project.root), limits=limits)
         self._read_backlog()
-        selected = [stream.id for stream in self._backlog.streams if self.limits.selects(stream)]
+        selected = [stream.id for stream in self.backlog.streams if self.limits.selects(stream)]
         is_whole = self.limits.streams is None and self.limits.phase is None
         self.state.clear_stops(None if is_whole else selected)  # a start by a person takes back the stops
         self._pause(self.history.pause_ends, self.history.pause_reason)  # it is in force; this says so
@@ -4238,7 +3624,7 @@ class Orchestrator:
                 self.warn(f"{visible(stream_id)} is still paused for {format_duration(left)}: {record.pause_reason}")
         if self.history.spent:
             self.warn(f"this run goes on: ${self.history.spent:.2f} were spent before")
-        streams = {stream.id: stream for stream in self._backlog.streams}
+        streams = {stream.id: stream for stream in self.backlog.streams}
         found = self.table.adopt(streams, self.history.records)
         for path, why in found.stale.items():
             self.emit("stale_pid_file", file=path.name, reason=why)
@@ -4248,32 +3634,20 @@ class Orchestrator:
                 counts = {"completed": stream.completed if stream else 0, "open": stream.open if stream else None}
                 self.emit("worker_adopted", stream=worker.stream_id, pid=worker.pid, run=worker.run, **counts)
 
-    def _try_tick(self) -> bool:
-        """Do a tick; where the disk is full, or a file is gone or can't be opened, say so and try again later."""
-        is_busy = False
-        try:
-            self.state.journal.flush()
-            if not self.state.keep():
-                self.finish = Finish(EXIT_RUNNING, "another orchestrator has taken over")
-                return True
-            is_busy = self.tick()
-            if os.getpid() == 1:
-                hooks = (pid for reporter in self.reporters for pid in reporter.list_children())
-                reap_orphans({*self.table.list_children(), *hooks})
-        except OSError as error:
-            self._complain(error)
+    def step(self) -> bool:
+        """Do a tick, whatever the system refuses; return whether the next one must not wait."""
+        is_busy = self._try(self.tick)
         trouble = self.state.journal.trouble or self.table.trouble
         if trouble is not None:
             self._complain(trouble)
         if self._trouble and self.clock.monotonic() > self._troubled_at + TROUBLE_CALM:
             self._trouble = ""
             self.emit("trouble_over")
-        return is_busy or self.finish is not None
+        return is_busy
 
-    def _try_apply(self, action: Action) -> bool:
-        """Carry out an action; one that fails keeps no other from being tried."""
+    def _try(self, act: Callable[[], bool]) -> bool:
         try:
-            return self.apply(action)
+            return act()
         except OSError as error:
             self._complain(error)
             return False
@@ -4286,11 +3660,16 @@ class Orchestrator:
             self.emit("trouble", reason=self._trouble)
 
     def tick(self) -> bool:
-        """Observe, plan, apply, report; return whether the next tick must not wait."""
+        """Observe, plan, apply, report; return whether the next tick must not wait. Raises OSError."""
+        self.state.journal.flush()
+        if not self.state.keep():
+            self.finish = Finish(EXIT_RUNNING, "another orchestrator has taken over")
+            return True
         snapshot = self.observe()
         now = self.clock.monotonic()
         actions = plan(snapshot, self.limits, now)
-        done = [self._try_apply(action) for action in actions]
+        # One that fails keeps no other from being tried.
+        done = [self._try(functools.partial(self.apply, action)) for action in actions]
         if any(done) and self.finish is None:
             return True  # what the snapshot shows is past: the next tick follows at once, and reports
         self.report(snapshot, now)
@@ -4305,28 +3684,36 @@ class Orchestrator:
             if worker.overage and worker.overage not in self._said:
                 self._said.add(worker.overage)
                 self.emit("overage", stream=worker.stream_id, reason=worker.overage)
-        self._heed_requests()
+        # What `start STREAM`, run beside this orchestrator, has asked for.
+        for event in self.state.journal.read():
+            if event.get("event") == "start_requested" and isinstance(event.get("stream"), str):
+                self.history = fold_events(self.history, [event])
+                # What others wrote may lack anything: what is said of it is our own.
+                said = make_event(self.clock, "start_requested", stream=event["stream"])
+                self._tell(lambda reporter, said=said: reporter.event(said))  # type: ignore[misc]
         has_ended = any(worker.ending is not None for worker in workers.values())
         now = self.clock.monotonic()
         # A database that takes long to read and changes all the time may not take all of the time.
-        if has_ended or now >= self._next_read or (now >= self._quiet_until and self._has_changed()):
+        try:
+            is_due = has_ended or now >= self._next_read or (now >= self._quiet_until and self.store.changed())
+        except StoreError:
+            is_due = True  # the read that follows says it
+        if is_due:
             self._read_backlog()
             self._quiet_until = 2 * self.clock.monotonic() - now
-        ids = {stream.id for stream in self._backlog.streams} | set(workers)
         return Snapshot(
             project=self.state.project.name,
-            streams=self._backlog.streams,
+            streams=self.backlog.streams,
             workers=workers,
             history=self.history,
-            stopped=self.state.stopped(ids),
+            stopped=self.state.stopped({stream.id for stream in self.backlog.streams} | set(workers)),
             orchestrator=os.getpid(),
             database_error=self._database_error,
-            warnings=self._backlog.warnings,
+            warnings=self.backlog.warnings,
             wall=self.clock.wall(),
         )
 
     def apply(self, action: Action) -> bool:
-        """Carry out one action; return whether something changed by it."""
         if isinstance(action, Start):
             return self._start(action.stream, action.budget)
         if isinstance(action, Stop):
@@ -4336,7 +3723,16 @@ class Orchestrator:
             self.table.signal(action.stream_id, signal.SIGKILL)
             self.emit("worker_killed", stream=action.stream_id)
         elif isinstance(action, Conclude):
-            self._conclude(action.worker, action.verdict)
+            worker, verdict = action
+            record = self.history.record(worker.stream_id)
+            stream = next((stream for stream in self.backlog.streams if stream.id == worker.stream_id), None)
+            self.table.forget(worker.stream_id)
+            event = make_end_event(self.clock, worker, verdict, record, stream)
+            until = self.clock.wall() + verdict.delay
+            # First, so that no kill in between can lose it; unless the run is paused for as long already.
+            if verdict.kind is VerdictKind.PAUSED and until > self.history.pause_ends + LIMIT_MARGIN:
+                self._pause(until, verdict.reason)
+            self.record(event)
         elif isinstance(action, Finish):
             self.finish = action
         elif action.reason != self.history.waiting:
@@ -4357,19 +3753,15 @@ class Orchestrator:
         self._tell(lambda reporter: reporter.show(shown, standings, now))
 
     def emit(self, kind: str, **facts: Any) -> None:
-        """Record that something was done."""
         self.record(make_event(self.clock, kind, **facts))
 
     def record(self, event: Event) -> None:
         """Take an event into memory, the journal and the stream's log, and hand it to whoever watches."""
         self.history = self.history.after(event)
-        self.state.journal.append(event)
+        self.state.journal.add(event)
         line = format_log_line(event)
         if line and "stream" in event:
             self.table.note(event["stream"], line)
-        self._tell_event(event)
-
-    def _tell_event(self, event: Event) -> None:
         self._tell(lambda reporter: reporter.event(event))
 
     def _tell(self, say: Callable[[Reporter], None]) -> None:
@@ -4397,7 +3789,7 @@ class Orchestrator:
             if self.state.journal.trouble:
                 return False
             record = self.history.record(stream.id)
-            worker = self.table.spawn(stream, record, budget, self._backlog.streams)
+            worker = self.table.spawn(stream, record, budget, self.backlog.streams)
         for warning in worker.warnings:
             self.warn(warning)
         self.emit(
@@ -4417,18 +3809,6 @@ class Orchestrator:
         )
         return True
 
-    def _conclude(self, worker: Worker, verdict: Verdict) -> None:
-        ending = worker.ending or Ending(None)
-        record = self.history.record(worker.stream_id)
-        stream = next((stream for stream in self._backlog.streams if stream.id == worker.stream_id), None)
-        self.table.forget(worker.stream_id)
-        event = make_end_event(self.clock, worker, ending, verdict, record, stream)
-        if verdict.kind is VerdictKind.PAUSED:  # first, so that no kill in between can lose it
-            until = self.clock.wall() + verdict.delay
-            if until > self.history.pause_ends + LIMIT_MARGIN:  # else the run is paused for as long already
-                self._pause(until, verdict.reason)
-        self.record(event)
-
     def _pause(self, until: float, reason: str) -> None:
         """Let no worker start before a moment of the wall clock; nothing follows from one that is past."""
         delay = round(until - self.clock.wall(), 3)
@@ -4446,25 +3826,10 @@ class Orchestrator:
             return False
         return True
 
-    def _heed_requests(self) -> None:
-        """Take what `start STREAM`, run beside this orchestrator, has asked for."""
-        if self.state.journal.has_grown():
-            for event in self.state.journal.read():
-                if event.get("event") == "start_requested" and isinstance(event.get("stream"), str):
-                    self.history = fold_events(self.history, [event])
-                    # What others wrote may lack anything: what is said of it is our own.
-                    self._tell_event(make_event(self.clock, "start_requested", stream=event["stream"]))
-
-    def _has_changed(self) -> bool:
-        try:
-            return self.store.changed()
-        except StoreError:
-            return True  # the read that follows says it
-
     def _read_backlog(self) -> None:
         self._next_read = self.clock.monotonic() + self.poll_interval
         try:
-            self._backlog = read_streams(self.store)
+            self.backlog = read_streams(self.store)
         except StoreError as error:
             if not self._database_error:
                 self.emit("database_unreadable", reason=str(error))
@@ -4473,12 +3838,12 @@ class Orchestrator:
         if self._database_error:
             self.emit("database_readable")
         self._database_error = ""
-        changes = {stream.id: (stream.changed_at, stream.completed) for stream in self._backlog.streams}
+        changes = {stream.id: (stream.changed_at, stream.completed) for stream in self.backlog.streams}
         for stream_id in changes:
             if changes[stream_id] != self._changes.get(stream_id):
                 self.table.touch(stream_id)
         self._changes = changes
-        for warning in self._backlog.warnings:
+        for warning in self.backlog.warnings:
             self.warn(warning)
 
 
@@ -4497,65 +3862,72 @@ def format_log_line(event: Event) -> str:
     return format_event(event)
 
 
+# What an event says to people, with its facts; one that is worth no line has none. `pause` is its delay as they say it.
+_EVENT_FORMATS = {
+    "worker_started": "Started worker for {stream} (attempt {attempt}, PID {pid})",
+    "worker_adopted": "Took over the worker of {stream} that still runs (PID {pid})",
+    "worker_killed": "Killing what is left of the worker of {stream}",
+    "start_requested": "{stream}: start requested",
+    "stale_pid_file": "Removed stale PID file {file}: {reason}",
+    "database_unreadable": "The database can't be read; nothing starts until it can: {reason}",
+    "database_readable": "The database can be read again",
+    "trouble": "In trouble, trying on: {reason}",
+    "trouble_over": "Out of trouble",
+    "run_waiting": "Waiting: {reason}",
+    "run_paused": "Paused, nothing starts for {pause}: {reason}",
+    "warning": "Warning: {message}",
+    "overage": "Warning: {stream}: {reason}",
+}
+
+
 def format_event(event: Event) -> str:
     """Return an event in words for people; empty where it is not worth a line."""
-    formatter = _EVENT_FORMATS.get(event["event"])
-    stream = visible(str(event.get("stream", "")))
-    return formatter(event, stream) if formatter else ""
+    kind, stream = event["event"], visible(str(event.get("stream", "")))
+    reason = visible(str(event.get("reason", "")))
+    pause = format_duration(event["delay"]) if "delay" in event else ""
+    if kind == "worker_ended":
+        return _format_end(event, stream, reason, pause)
+    if kind == "worker_stopping":
+        why = StopReason[event["why"]]
+        what = "processes of" if why is StopReason.LEFTOVERS else "the worker of"
+        return f"Stopping {what} {stream}: {why.value}"
+    if kind == "state":
+        state = StreamState[event["state"]]
+        is_said = state in (StreamState.BLOCKED, StreamState.FAILED, StreamState.STOPPED)
+        return f"{stream} {state.value.lower()}: {reason}" if is_said else ""
+    if kind == "worker_started" and not event["pid"]:
+        return ""  # it could not be executed; why, its end says
+    facts = {name: visible(str(value)) for name, value in event.items()}
+    return _EVENT_FORMATS.get(kind, "").format(**{**facts, "pause": pause})
 
 
-def _format_worker_started(event: Event, stream: str) -> str:
-    # One that could not be executed has no PID; why, its end says.
-    return f"Started worker for {stream} (attempt {event['attempt']}, PID {event['pid']})" if event["pid"] else ""
-
-
-def _format_worker_ended(event: Event, stream: str) -> str:
-    verdict, reason = VerdictKind(event["verdict"]), visible(event["reason"])
+def _format_end(event: Event, stream: str, reason: str, pause: str) -> str:
+    verdict = VerdictKind(event["verdict"])
     if verdict is VerdictKind.RESTART:
-        pause = f"{event['delay']:.0f}s"
+        seconds = f"{event['delay']:.0f}s"
         if event["tries"]:
-            return f"Trying {stream} again in {pause}: {reason}"
-        return f"Restarting worker for {stream} ({event['restarts']}/{event['max_restarts']}) in {pause}: {reason}"
+            return f"Trying {stream} again in {seconds}: {reason}"
+        return f"Restarting worker for {stream} ({event['restarts']}/{event['max_restarts']}) in {seconds}: {reason}"
     if verdict is VerdictKind.COMPLETE:
         took = format_duration(event["seconds"])
         return f"{stream} complete in {took}" + (f" (warning: {reason})" if reason else "")
     if verdict is VerdictKind.LIMITED:
-        return f"{stream} paused for {format_duration(event['delay'])}: {reason}"
+        return f"{stream} paused for {pause}: {reason}"
     # What else can follow is a state that lasts, and is said as such.
     return f"{stream} is over: {reason}" if verdict is VerdictKind.VANISHED else ""
 
 
-def _format_worker_stopping(event: Event, stream: str) -> str:
-    why = StopReason[event["why"]]
-    what = "processes of" if why is StopReason.LEFTOVERS else "the worker of"
-    return f"Stopping {what} {stream}: {why.value}"
-
-
-def _format_state(event: Event, stream: str) -> str:
-    state = StreamState[event["state"]]
-    if state in (StreamState.BLOCKED, StreamState.FAILED, StreamState.STOPPED):
-        return f"{stream} {state.value.lower()}: {visible(event['reason'])}"
-    return ""
-
-
-_EVENT_FORMATS: dict[str, Callable[[Event, str], str]] = {
-    "worker_started": _format_worker_started,
-    "worker_adopted": lambda e, stream: f"Took over the worker of {stream} that still runs (PID {e['pid']})",
-    "worker_ended": _format_worker_ended,
-    "worker_stopping": _format_worker_stopping,
-    "worker_killed": lambda _, stream: f"Killing what is left of the worker of {stream}",
-    "state": _format_state,
-    "start_requested": lambda _, stream: f"{stream}: start requested",
-    "stale_pid_file": lambda e, _: f"Removed stale PID file {visible(e['file'])}: {e['reason']}",
-    "database_unreadable": lambda e, _: f"The database can't be read; nothing starts until it can: {e['reason']}",
-    "database_readable": lambda *_: "The database can be read again",
-    "trouble": lambda e, _: f"In trouble, trying on: {visible(e['reason'])}",
-    "trouble_over": lambda *_: "Out of trouble",
-    "run_waiting": lambda e, _: f"Waiting: {e['reason']}",
-    "run_paused": lambda e, _: f"Paused, nothing starts for {format_duration(e['delay'])}: {visible(e['reason'])}",
-    "warning": lambda e, _: f"Warning: {visible(e['message'])}",
-    "overage": lambda e, stream: f"Warning: {stream}: {visible(e['reason'])}",
-}
+def end_by_signals(is_over: Callable[[int], bool], timeout: float) -> bool:
+    """Ask `is_over` again and again, with SIGTERM and after `timeout` seconds with SIGKILL; return whether it is."""
+    for signum, patience in ((signal.SIGTERM, timeout), (signal.SIGKILL, KILL_TIMEOUT)):
+        deadline = time.monotonic() + patience
+        while not is_over(signum):
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(0.02)
+        else:
+            return True
+    return is_over(signal.SIGKILL)
 
 
 def stop_orchestrator(project: Project, timeout: float) -> int:
@@ -4564,23 +3936,24 @@ def stop_orchestrator(project: Project, timeout: float) -> int:
     Raises OrchestrateError where it is another user's.
     """
     pid = read_orchestrator_pid(project)
-    for signum, patience in ((signal.SIGTERM, timeout), (signal.SIGKILL, KILL_TIMEOUT)):
+    signalled: set[int] = set()
+
+    def is_over(signum: int) -> bool:
         if not pid or read_orchestrator_pid(project) != pid:
-            return pid
-        try:
-            process = psutil.Process(pid)
-            if any(project.lock.samefile(file.path) for file in process.open_files()):
-                send_signal(process, signum)
-        except (psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError):
-            continue
-        except (psutil.AccessDenied, PermissionError) as error:
-            raise OrchestrateError(
-                f"The orchestrator (PID {pid}) is another user's", "Stop it as that user."
-            ) from error
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline and read_orchestrator_pid(project) == pid:
-            time.sleep(0.02)
-    if pid and read_orchestrator_pid(project) == pid:
+            return True
+        if signum not in signalled:
+            signalled.add(signum)
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError):
+                process = psutil.Process(pid)
+                if any(project.lock.samefile(file.path) for file in process.open_files()):
+                    process.send_signal(signum)
+        return False
+
+    try:
+        is_ended = end_by_signals(is_over, timeout)
+    except (psutil.AccessDenied, PermissionError) as error:
+        raise OrchestrateError(f"The orchestrator (PID {pid}) is another user's", "Stop it as that user.") from error
+    if not is_ended:
         remedy = "It may run in a container, or on another machine, where its PID means something: stop it there."
         raise OrchestrateError(f"The orchestrator (PID {pid}) still runs, and so do its workers", remedy, EXIT_FAILED)
     return pid
@@ -4596,32 +3969,52 @@ def stop_workers(project: Project, stream_ids: Iterable[str], selected: set[str]
     found = discover_workers(project, stream_ids)
     targets = set(found.trees) if selected is None else selected
     try:
-        StateFolder(project).mark_stopped(targets)
+        with StateFolder(project).hold_marks():
+            for stream_id in targets:
+                write_file(project.file(stream_id, ".stop"), "")
     except OSError:
         if read_orchestrator_pid(project):
             raise  # it would start them again
-    trees: dict[str, dict[int, psutil.Process]] = {}
-    seen = {stream_id: dict(tree) for stream_id, tree in found.trees.items() if stream_id in targets}
-    for signum, patience in ((signal.SIGTERM, timeout), (signal.SIGKILL, KILL_TIMEOUT)):
-        deadline = time.monotonic() + patience
-        signalled: set[int] = set()
-        while True:
-            trees = discover_workers(project, stream_ids, seen).trees
-            trees = {stream_id: tree for stream_id, tree in trees.items() if stream_id in targets}
-            for stream_id, tree in trees.items():
-                seen.setdefault(stream_id, {}).update(tree)
-            if not trees or time.monotonic() >= deadline:
-                break
-            fresh = {pid: process for tree in trees.values() for pid, process in tree.items() if pid not in signalled}
+    trees = {stream_id: tree for stream_id, tree in found.trees.items() if stream_id in targets}
+    seen = {stream_id: dict(tree) for stream_id, tree in trees.items()}
+    signalled: set[tuple[int, int]] = set()
+
+    def is_over(signum: int) -> bool:
+        nonlocal trees
+        trees = read_trees(project, seen)
+        trees = {stream_id: tree for stream_id, tree in trees.items() if stream_id in targets}
+        for stream_id, tree in trees.items():
+            seen.setdefault(stream_id, {}).update(tree)
+            fresh = {pid: process for pid, process in tree.items() if (signum, pid) not in signalled}
             signal_tree(fresh, signum)
-            signalled |= set(fresh)
-            time.sleep(0.05)
-        if not trees:
-            break
+            signalled.update((signum, pid) for pid in fresh)
+        return not trees
+
+    end_by_signals(is_over, timeout)
     return found._replace(trees=trees)
 
 
 # ── 7. Rendering ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Rich:
+    """rich's classes, each imported when it is first used: half of a short command's start would be theirs."""
+
+    _HOMES: Mapping[str, str] = {
+        "Console": "console",
+        "Control": "control",
+        "ControlType": "segment",
+        "Live": "live",
+        "Text": "text",
+    }
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(importlib.import_module(f"rich.{self._HOMES[name]}"), name)
+        setattr(self, name, found)
+        return found
+
+
+rich = _Rich()
 
 # One symbol and one colour for each state, wherever it is shown.
 _LOOKS: dict[StreamState, tuple[str, str]] = {
@@ -4642,26 +4035,23 @@ _LOOKS: dict[StreamState, tuple[str, str]] = {
 
 
 def format_bar(percent: int, width: int = BAR_WIDTH) -> str:
-    """Return a bar that is full only at 100 percent."""
     filled = width * percent // 100
     return f"[{'█' * filled}{'░' * (width - filled)}]"
 
 
 def format_standing(standing: Standing, worker: Worker | None, now: float) -> str:
     """Return where a stream stands, in words, with the PID, the reason and the time that is left."""
-    words = standing.state.value
-    if standing.state is StreamState.WAITING:
+    state, words = standing.state, standing.state.value
+    if state is StreamState.WAITING:
         return visible(standing.reason).replace("waits", words, 1)
-    if standing.state in (StreamState.RESTARTING, StreamState.PAUSED):
-        words += (
-            f" {'in' if standing.state is StreamState.RESTARTING else 'for'} {format_countdown(standing.until, now)}"
-        )
+    if state in (StreamState.RESTARTING, StreamState.PAUSED):
+        words += f" {'in' if state is StreamState.RESTARTING else 'for'} {format_countdown(standing.until, now)}"
     if worker is not None and worker.pid:
         words += f" (PID: {worker.pid})"
-    if standing.state is StreamState.FINISHING:
+    if state is StreamState.FINISHING:
         return f"{words}: stopped in {format_duration(standing.until - now)} unless it exits"
-    if standing.state is StreamState.RUNNING and worker is not None and format_silence(worker, now):
-        words += f", {format_silence(worker, now)}"
+    if state is StreamState.RUNNING and worker is not None:
+        words += format_silence(worker, now)
     return words + (f": {visible(standing.reason)}" if standing.reason else "")
 
 
@@ -4671,117 +4061,100 @@ def format_countdown(until: float, now: float) -> str:
 
 
 def format_silence(worker: Worker, now: float) -> str:
-    """Return for how long a worker has given no sign of life; empty where that is not long."""
+    """Return for how long a worker has given no sign of life, behind a comma; empty where that is not long."""
     silence = now - worker.active_at if worker.active_at else 0
-    return f"silent for {format_duration(silence)}" if silence >= SILENT_AFTER else ""
-
-
-def format_activity(worker: Worker, now: float) -> str:
-    """Return the last that a worker has said or done, and how long ago, in one line."""
-    age = f" ({format_duration(now - worker.active_at)} ago)" if worker.active_at else ""
-    return shorten(worker.activity, 160) + age
-
-
-def format_usage(worker: Worker, restarts: int) -> str:
-    """Return restarts, CPU use, memory and cost in columns; empty where there is nothing to say."""
-    cpu = "" if worker.cpu is None else f"{worker.cpu:.0%}"
-    memory = f"{worker.memory / 2**20:.0f} MB" if worker.memory else ""
-    cost = f"${worker.cost:.2f}" if worker.cost else ""
-    return f"{f'↻{restarts}' if restarts else '':>4} {cpu:>5} {memory:>8} {cost:>7}"
+    return f", silent for {format_duration(silence)}" if silence >= SILENT_AFTER else ""
 
 
 def render_box(title: str, width: int) -> list[Text]:
     """Return the guide's box around a title, which is cut where it does not fit. Width in columns, 0 for no limit."""
-    from rich.text import Text
-
     inner = min(width or BOX_WIDTH, BOX_WIDTH) - 2
-    text = Text(visible(title), style="bold")
+    text = rich.Text(visible(title), style="bold")
     text.pad_left(max(min(14, inner - text.cell_len - 1), 1))
     text.truncate(inner, overflow="ellipsis", pad=True)
-    edge = "═" * inner
-    side = ("║", "cyan")
-    return [Text(f"╔{edge}╗", "cyan"), Text.assemble(side, text, side), Text(f"╚{edge}╝", "cyan")]
+    edge, side = "═" * inner, ("║", "cyan")
+    return [rich.Text(f"╔{edge}╗", "cyan"), rich.Text.assemble(side, text, side), rich.Text(f"╚{edge}╝", "cyan")]
 
 
 def render_lines(lines: Sequence[Text], width: int) -> Text:
     """Return lines as one text, each cut to the width in columns; 0 cuts nothing."""
-    from rich.text import Text
-
     for line in lines:
         if width:
             line.truncate(width, overflow="ellipsis")
-    return Text("\n").join(lines)
+    text: Text = rich.Text("\n").join(lines)
+    return text
 
 
 def render_status(snapshot: Snapshot, standings: Mapping[str, Standing], now: float, width: int) -> Text:
     """Return the guide's WORKER STATUS: every stream under its phase. Width in columns, 0 for no limit."""
-    from rich.text import Text
-
     lines = render_box(f"{snapshot.project.upper()} - WORKER STATUS", width)
     for phase in Phase:
         streams = [s for s in snapshot.streams if s.phase is phase]
-        lines += [Text(""), Text(f"  {phase.name}", style="bold")] if streams else []
+        lines += [rich.Text(""), rich.Text(f"  {phase.name}", style="bold")] if streams else []
         for place, stream in enumerate(streams):
             standing, worker = standings[stream.id], snapshot.workers.get(stream.id)
             icon, style = _LOOKS[standing.state]
-            lines += [Text("")] if place else []
-            lines.append(Text.assemble("    ", (icon, style), f" {visible(stream.id)} │ {visible(stream.name)}"))
+            lines += [rich.Text("")] if place else []
+            lines.append(rich.Text.assemble("    ", (icon, style), f" {visible(stream.id)} │ {visible(stream.name)}"))
             progress = f"      {format_bar(stream.percent)} {stream.completed}/{stream.total} │ "
-            lines.append(Text.assemble(progress, (format_standing(standing, worker, now), style)))
+            lines.append(rich.Text.assemble(progress, (format_standing(standing, worker, now), style)))
             own = [branch for branch in snapshot.branches if branch.stream_id == stream.id]
-            lines += [Text(f"      {visible(branch.name)} │ {branch.summary}", style="bright_black") for branch in own]
+            lines += [
+                rich.Text(f"      {visible(branch.name)} │ {branch.summary}", style="bright_black") for branch in own
+            ]
     return render_lines([*lines, *_render_notes(snapshot, width)], width)
 
 
 def _render_notes(snapshot: Snapshot, width: int) -> list[Text]:
-    """Return what a person should know beside the streams."""
-    from rich.text import Text
-
     notes = [f"The database can't be read: {snapshot.database_error}"] if snapshot.database_error else []
     notes += [f"Warning: {warning}" for warning in snapshot.warnings]
     living = [worker for worker in snapshot.workers.values() if worker.ending is None]
     if living and not snapshot.orchestrator:
         count = format_count(len(living), "worker")
         notes.append(f"{count} without an orchestrator: nothing restarts. Go on: python orchestrate.py start")
-    history = snapshot.history
     if snapshot.orchestrator and snapshot.pause_left:
-        notes.append(f"Paused for {format_countdown(snapshot.pause_left, 0)}: {history.pause_reason}")
-    if snapshot.orchestrator and history.waiting:
-        notes.append(f"Waiting: {history.waiting}")
+        notes.append(f"Paused for {format_countdown(snapshot.pause_left, 0)}: {snapshot.history.pause_reason}")
+    if snapshot.orchestrator and snapshot.history.waiting:
+        notes.append(f"Waiting: {snapshot.history.waiting}")
     wrapped = [line for note in notes for line in textwrap.wrap(visible(note), (width or BOX_WIDTH) - 2)]
-    return [Text("")] + [Text(f"  {line}", style="yellow") for line in wrapped] if notes else []
+    return [rich.Text("")] + [rich.Text(f"  {line}", style="yellow") for line in wrapped] if notes else []
 
 
 def render_dashboard(
     snapshot: Snapshot, standings: Mapping[str, Standing], now: float, wall: float, width: int, height: int = 0
 ) -> Text:
     """Return the guide's STREAM STATUS. Width and height in cells, 0 for no limit; what is too high is told shorter."""
-    from rich.text import Text
-
     box = render_box(f"{snapshot.project.upper()} - STREAM STATUS", width)
-    rule = Text("─" * min(width or BOX_WIDTH, BOX_WIDTH - 2), style="bright_black")
+    rule = rich.Text("─" * min(width or BOX_WIDTH, BOX_WIDTH - 2), style="bright_black")
     running = sum(worker.ending is None for worker in snapshot.workers.values())
     overall = _render_overall(snapshot.streams, width)
     details = [_render_detail(s, standings[s.id], snapshot.workers.get(s.id), now) for s in snapshot.streams]
-    workers = Text(f"  Workers: {running} running")
     clock = time.strftime("%H:%M:%S", time.localtime(wall))
-    foot = Text(f"Data: Task Copilot │ {format_count(running, 'worker')} │ {clock}", style="bright_black")
+    foot = rich.Text(f"Data: Task Copilot │ {format_count(running, 'worker')} │ {clock}", style="bright_black")
     notes = _render_notes(snapshot, width)
-    spaced = [line for detail in details for line in [Text(""), *detail]]
-    top = [Text(""), Text("📊 Overall Progress", style="bold"), rule, *overall, Text("")]
-    middle = [Text("🖥  Stream Details", style="bold"), rule, workers]
-    whole = [*box, *top, *middle, *spaced, *notes, Text(""), *_render_quick_actions(rule), Text(""), foot]
+    whole = [
+        *box,
+        rich.Text(""),
+        *[rich.Text("📊 Overall Progress", style="bold"), rule, *overall, rich.Text("")],
+        *[rich.Text("🖥  Stream Details", style="bold"), rule, rich.Text(f"  Workers: {running} running")],
+        *[line for detail in details for line in [rich.Text(""), *detail]],
+        *notes,
+        rich.Text(""),
+        *[rich.Text("⌨  Quick Actions", style="bold"), rule],
+        rich.Text("  python orchestrate.py status        Full worker status"),
+        rich.Text("  python orchestrate.py logs Stream-A Tail worker logs"),
+        rich.Text("  python orchestrate.py stop          Stop all workers"),
+        rich.Text(""),
+        foot,
+    ]
     if height and len(whole) > height:
         notes = notes[: height // 3]
-        room = height - 3 - len(overall) - len(notes) - 3
-        brief = render_table(snapshot, standings, now, width, room)
-        whole = [*box, *overall, Text(""), *brief, *notes, Text(""), foot]
+        brief = render_table(snapshot, standings, now, width, height - 3 - len(overall) - len(notes) - 3)
+        whole = [*box, *overall, rich.Text(""), *brief, *notes, rich.Text(""), foot]
     return render_lines(whole, width)
 
 
 def _render_overall(streams: Sequence[Stream], width: int) -> list[Text]:
-    from rich.text import Text
-
     completed, total = sum(s.completed for s in streams), sum(s.total for s in streams)
     percent = 100 * completed // total if total else 100 * bool(streams)
     in_progress, blocked = sum(s.in_progress for s in streams), sum(s.blocked for s in streams)
@@ -4789,40 +4162,31 @@ def _render_overall(streams: Sequence[Stream], width: int) -> list[Text]:
     signs = [("✓", completed, "completed"), ("⚡", in_progress, "in progress"), ("◯", pending, "pending")]
     signs += [("⊘", blocked, "blocked")] if blocked else []
     counts = [f"{sign} {count} {word}" for sign, count, word in signs]
-    bar = Text(f"  {format_bar(percent, OVERALL_BAR_WIDTH)} {percent}%", style="green" if percent == 100 else "cyan")
-    line = Text("  " + (" │ " if blocked else "  │  ").join([*counts, f"Total: {total}"]))
+    bar = rich.Text(
+        f"  {format_bar(percent, OVERALL_BAR_WIDTH)} {percent}%", style="green" if percent == 100 else "cyan"
+    )
+    line = rich.Text("  " + (" │ " if blocked else "  │  ").join([*counts, f"Total: {total}"]))
     if width and line.cell_len > width:
-        line = Text("  " + "  ".join([*(f"{sign}{count}" for sign, count, _ in signs), f"Total: {total}"]))
+        line = rich.Text("  " + "  ".join([*(f"{sign}{count}" for sign, count, _ in signs), f"Total: {total}"]))
     return [bar, line]
 
 
 def _render_detail(stream: Stream, standing: Standing, worker: Worker | None, now: float) -> list[Text]:
-    from rich.text import Text
-
     icon, style = _LOOKS[standing.state]
-    status = format_standing(standing, worker, now)
-    if standing.state is StreamState.COMPLETE:
-        status = "Completed"
+    is_complete = standing.state is StreamState.COMPLETE
     counts = (("✓", stream.completed), ("⚡", stream.in_progress), ("○", stream.pending), ("⊘", stream.blocked))
-    return [
-        Text.assemble((f"  {icon}", style), f" {visible(stream.id)}"),
-        Text(f"    {format_bar(stream.percent)} {stream.completed}/{stream.total} ({stream.percent}%)"),
-        Text("    " + "  ".join(f"{sign}{count}" for sign, count in counts if count)),
-        Text.assemble("    Status: ", (status, style)),
-        *([Text(f"    Last: {format_activity(worker, now)}", "bright_black")] if worker and worker.activity else []),
+    lines = [
+        rich.Text.assemble((f"  {icon}", style), f" {visible(stream.id)}"),
+        rich.Text(f"    {format_bar(stream.percent)} {stream.completed}/{stream.total} ({stream.percent}%)"),
+        rich.Text("    " + "  ".join(f"{sign}{count}" for sign, count in counts if count)),
+        rich.Text.assemble(
+            "    Status: ", ("Completed" if is_complete else format_standing(standing, worker, now), style)
+        ),
     ]
-
-
-def _render_quick_actions(rule: Text) -> list[Text]:
-    from rich.text import Text
-
-    return [
-        Text("⌨  Quick Actions", style="bold"),
-        rule,
-        Text("  python orchestrate.py status        Full worker status"),
-        Text("  python orchestrate.py logs Stream-A Tail worker logs"),
-        Text("  python orchestrate.py stop          Stop all workers"),
-    ]
+    if worker is not None and worker.activity:
+        age = f" ({format_duration(now - worker.active_at)} ago)" if worker.active_at else ""
+        lines.append(rich.Text(f"    Last: {shorten(worker.activity, 160)}{age}", "bright_black"))
+    return lines
 
 
 def render_table(
@@ -4832,56 +4196,52 @@ def render_table(
 
     Those that need a person are the last to be, then those that are at work.
     """
-    from rich.text import Text
-
     shown = snapshot.streams
     if len(shown) > height:
-        chosen = sorted(shown, key=lambda s: _find_urgency(standings[s.id].state))[: max(height - 1, 1)]
+        chosen = sorted(shown, key=lambda s: _URGENCY.get(standings[s.id].state, 1))[: max(height - 1, 1)]
         ids = {stream.id for stream in chosen}
         shown = tuple(s for s in shown if s.id in ids)
-    id_width = min(max((Text(visible(s.id)).cell_len for s in shown), default=0), max((width or 80) // 4, 10))
+    id_width = min(max((rich.Text(visible(s.id)).cell_len for s in shown), default=0), max((width or 80) // 4, 10))
     count_width = max((len(f"{s.completed}/{s.total}") for s in shown), default=0)
     widths = (id_width, count_width, width)
     has_captions = len(snapshot.streams) + len({stream.phase for stream in shown}) <= height
     lines: list[Text] = []
     for phase in Phase:
         members = [stream for stream in shown if stream.phase is phase]
-        lines += [Text(f"  {phase.name}", style="bold")] if members and has_captions else []
+        lines += [rich.Text(f"  {phase.name}", style="bold")] if members and has_captions else []
         lines += [_render_row(stream, snapshot, standings[stream.id], now, widths) for stream in members]
     ids = {stream.id for stream in shown}
     hidden = [standings[s.id].state.value.lower() for s in snapshot.streams if s.id not in ids]
     counts = ", ".join(f"+{hidden.count(state)} {state}" for state in dict.fromkeys(hidden))
-    return lines + ([Text(f"  … {counts}", style="bright_black")] if hidden else [])
+    return lines + ([rich.Text(f"  … {counts}", style="bright_black")] if hidden else [])
 
 
-def _find_urgency(state: StreamState) -> int:
-    """Return how far behind others a stream stands where there is no room for all: who needs a person comes first."""
-    calm = (StreamState.QUEUED, StreamState.WAITING, StreamState.IDLE)
-    urgent = (StreamState.FAILED, StreamState.BLOCKED, StreamState.STOPPED)
-    return 3 if state is StreamState.COMPLETE else 2 if state in calm else 0 if state in urgent else 1
+# How far behind others a stream stands where there is no room for all: who needs a person comes first, then who works.
+_URGENCY = {StreamState.FAILED: 0, StreamState.BLOCKED: 0, StreamState.STOPPED: 0, StreamState.COMPLETE: 3}
+_URGENCY.update(dict.fromkeys((StreamState.QUEUED, StreamState.WAITING, StreamState.IDLE), 2))
 
 
 def _render_row(
     stream: Stream, snapshot: Snapshot, standing: Standing, now: float, widths: tuple[int, int, int]
 ) -> Text:
     """Return a stream's line. The widths are those of the ids, of the counts, and of the whole, in columns."""
-    from rich.text import Text
-
     id_width, count_width, width = widths
     icon, style = _LOOKS[standing.state]
-    name, worker = Text(visible(stream.id)), snapshot.workers.get(stream.id)
+    name, worker = rich.Text(visible(stream.id)), snapshot.workers.get(stream.id)
     name.truncate(id_width, overflow="ellipsis", pad=True)
     bar = format_bar(stream.percent, BAR_WIDTH if width == 0 or width >= NARROW else BAR_WIDTH // 2)
     count = f"{stream.completed}/{stream.total}".ljust(count_width)
-    row = Text.assemble((f"  {icon} ", style), name, (f" {bar}", style), f" {count}  ")
+    row: Text = rich.Text.assemble((f"  {icon} ", style), name, (f" {bar}", style), f" {count}  ")
     if worker is None or not standing.state.is_running:
         return row.append(format_standing(standing, None, now), style)
     record = snapshot.history.record(stream.id)
     age = f" {format_duration(now - record.started_at)}" if record.started_at else ""
-    silence = format_silence(worker, now)
-    words = standing.state.value + age + (f", {silence}" if silence else "")
-    row.append(words, style).append(f" · {worker.activity}" if worker.activity else "", "bright_black")
-    usage = format_usage(worker, record.restarts)
+    row.append(standing.state.value + age + format_silence(worker, now), style)
+    row.append(f" · {worker.activity}" if worker.activity else "", "bright_black")
+    restarts = f"↻{record.restarts}" if record.restarts else ""
+    cpu = "" if worker.cpu is None else f"{worker.cpu:.0%}"
+    memory = f"{worker.memory / 2**20:.0f} MB" if worker.memory else ""
+    usage = f"{restarts:>4} {cpu:>5} {memory:>8} {f'${worker.cost:.2f}' if worker.cost else '':>7}"
     if width >= WIDE and usage.strip():
         row.truncate(width - len(usage) - 1, overflow="ellipsis", pad=True)
         row.append(usage)
@@ -4889,9 +4249,6 @@ def _render_row(
 
 
 def render_board(snapshot: Snapshot, standings: Mapping[str, Standing], now: float, width: int, height: int) -> Text:
-    """Return the board under the lines of a run. Width and height in cells."""
-    from rich.text import Text
-
     completed, total = sum(s.completed for s in snapshot.streams), sum(s.total for s in snapshot.streams)
     elapsed = format_duration(now - snapshot.history.run_started_at)
     workers = format_count(len(snapshot.workers), "worker")
@@ -4899,11 +4256,11 @@ def render_board(snapshot: Snapshot, standings: Mapping[str, Standing], now: flo
     head += [f"${snapshot.spent:.2f}"] if snapshot.spent else []
     if snapshot.pause_left:
         head.append(f"paused for {format_countdown(snapshot.pause_left, 0)}")
-    title = Text(f"── {' · '.join(head)} ", style="bold cyan")
+    title = rich.Text(f"── {' · '.join(head)} ", style="bold cyan")
     title.append("─" * max(width - title.cell_len, 0))
     table = render_table(snapshot, standings, now, width, max(height - 4, 1))
     # What is typed is echoed where the cursor stands: on an empty last line it can't wrap the board.
-    return render_lines([title, *table, Text("")][: max(height - 2, 1)], width)
+    return render_lines([title, *table, rich.Text("")][: max(height - 2, 1)], width)
 
 
 def format_status_json(
@@ -4941,18 +4298,18 @@ def _describe_stream(stream: Stream, standing: Standing, snapshot: Snapshot) -> 
         "paused_until": format_time(record.pause_ends) if record.pause_ends > snapshot.wall else None,
         "percent": stream.percent,
         "tasks": {"total": stream.total, **{name: getattr(stream, name) for name in _STATUSES}},
-        "branches": [_describe_branch(branch) for branch in snapshot.branches if branch.stream_id == stream.id],
-    }
-
-
-def _describe_branch(branch: Branch) -> dict[str, Any]:
-    return {
-        "name": branch.name,
-        "worktree": branch.worktree or None,
-        "commits_ahead": branch.ahead,
-        "files_changed": len(branch.files),
-        "files_uncommitted": len(branch.uncommitted),
-        "instead_of": branch.instead_of or None,
+        "branches": [
+            {
+                "name": branch.name,
+                "worktree": branch.worktree or None,
+                "commits_ahead": branch.ahead,
+                "files_changed": len(branch.files),
+                "files_uncommitted": len(branch.uncommitted),
+                "instead_of": branch.instead_of or None,
+            }
+            for branch in snapshot.branches
+            if branch.stream_id == stream.id
+        ],
     }
 
 
@@ -4979,11 +4336,6 @@ class Course(NamedTuple):
     cost: float = 0.0
 
     @property
-    def by_length(self) -> list[Span]:
-        """The attempts, the longest first: what is drawn later covers what was drawn before."""
-        return sorted(self.attempts, key=lambda span: span.begin - span.end)
-
-    @property
     def summary(self) -> str:
         """How many attempts it took, and at what cost."""
         return f"{len(self.attempts)}× ${self.cost:.2f}" if self.attempts else "never ran"
@@ -5000,145 +4352,90 @@ class Timeline(NamedTuple):
     outcome: str = ""
 
     @property
-    def cost(self) -> float:
-        """What all workers have cost, in US dollars."""
-        return sum(course.cost for course in self.courses.values())
+    def title(self) -> str:
+        moment = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.begin))
+        cost = sum(course.cost for course in self.courses.values())
+        return f"{self.project} · {moment} · {format_duration(self.end - self.begin)} · ${cost:.2f}"
 
     @property
     def length(self) -> float:
-        """Seconds from the begin to the end, never 0."""
         return max(self.end - self.begin, 1.0)
 
-    @property
-    def title(self) -> str:
-        """What this is, in a line."""
-        moment = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.begin))
-        return f"{self.project} · {moment} · {format_duration(self.end - self.begin)} · ${self.cost:.2f}"
-
     def place(self, moment: float) -> float:
-        """Return where a moment lies between the begin, 0, and the end, 1."""
         return min(max((moment - self.begin) / self.length, 0.0), 1.0)
+
+    def bars(self, course: Course) -> list[tuple[Span, str]]:
+        """Return a stream's spans with what fills them; what is short comes later, and is drawn above what is long."""
+        attempts = sorted(course.attempts, key=lambda span: span.begin - span.end)
+        return [*((p, "░") for p in self.pauses), *((b, "▒") for b in course.blocks), *((a, "█") for a in attempts)]
 
 
 def fold_timeline(project: str, events: Iterable[Event], streams: Sequence[Stream], wall: float | None) -> Timeline:
-    """Return the last run; `wall` is the time now if it still goes on. What is no event of ours is passed over."""
-    draft = _Draft()
+    """Return the last run; `wall` is the time now if it still goes on. What is no event of ours is passed over.
+
+    A run that was interrupted goes on with the next start.
+    """
+    timeline = Timeline(project)
     for event in events:
         with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):
-            draft = draft.after(event)
-    end = draft.end if wall is None else max(wall, draft.end)
+            timeline = _draw_event(timeline, event, read_time(event["time"]))
+    end = timeline.end if wall is None else max(wall, timeline.end)
+
+    def close(spans: Iterable[Span]) -> tuple[Span, ...]:
+        return tuple(span if span.end else span._replace(end=end) for span in spans)
+
     courses = {stream.id: Course(stream.phase) for stream in streams}
-    for stream_id, phase in draft.phases.items():
-        attempts, blocks = (
-            tuple(span if span.end else span._replace(end=end) for span in spans.get(stream_id, ()))
-            for spans in (draft.attempts, draft.blocks)
-        )
-        phase = courses[stream_id].phase if stream_id in courses else phase
-        courses[stream_id] = Course(phase, attempts, blocks, draft.costs.get(stream_id, 0.0))
-    ordered = sorted(courses.items(), key=lambda entry: (entry[1].phase.rank, natural_key(entry[0])))
-    outcome = draft.outcome or ("the run was interrupted" if draft.begin and wall is None else "")
-    return Timeline(project, draft.begin, end, dict(ordered), tuple(draft.pauses), outcome)
-
-
-class _Draft:
-    """A timeline while it is read. A run that was interrupted goes on with the next start."""
-
-    def __init__(self, begin: float = 0.0) -> None:
-        self.begin = self.end = begin
-        self.outcome = ""
-        self.pauses: list[Span] = []
-        self.phases: dict[str, Phase] = {}
-        self.attempts: dict[str, list[Span]] = {}
-        self.blocks: dict[str, list[Span]] = {}
-        self.costs: dict[str, float] = {}
-
-    def after(self, event: Event) -> _Draft:
-        """Return the draft with one more event. Raises KeyError, TypeError, ValueError where it is none of ours."""
-        kind, at = event["event"], read_time(event["time"])
-        draft = _Draft(at) if kind == "run_started" and (self.outcome or not self.begin) else self
-        draft._draw(kind, event, at)
-        return draft
-
-    def _draw(self, kind: str, event: Event, at: float) -> None:
-        if kind == "run_ended":
-            self.outcome = str(event["reason"])
-        elif kind == "run_paused":
-            pause = Span(at, read_time(event["until"]), VerdictKind.PAUSED.value, str(event["reason"]))
-            self.pauses.append(pause)
-        elif kind in ("worker_started", "worker_adopted", "worker_ended", "state"):
-            self._draw_stream(kind, str(event["stream"]), event, at)
-        self.end = max(self.end, at)
-
-    def _draw_stream(self, kind: str, stream_id: str, event: Event, at: float) -> None:
-        attempts, blocks = self.attempts.setdefault(stream_id, []), self.blocks.setdefault(stream_id, [])
-        phase = Phase(event.get("phase", Phase.PARALLEL.value))
-        self.phases[stream_id] = phase if "phase" in event else self.phases.get(stream_id, phase)
-        if kind == "state":
-            _close(blocks, at)
-            if event["state"] == StreamState.BLOCKED.name:
-                blocks.append(Span(at, 0.0, VerdictKind.BLOCKED.value, str(event["reason"])))
-        elif kind == "worker_ended":
-            seconds, verdict = _read_amount(event, "seconds"), VerdictKind(event["verdict"]).value
-            cost, ending = _read_amount(event, "cost"), str(event["ending"])
-            is_open = bool(attempts) and not attempts[-1].end
-            last = attempts.pop() if is_open else Span(at, 0.0, _TAKEN_OVER)
-            attempts.append(Span(at - seconds if last.kind == _TAKEN_OVER else last.begin, at, verdict, ending))
-            self.costs[stream_id] = self.costs.get(stream_id, 0.0) + cost
-        elif kind == "worker_started":
-            _close(attempts, at)  # its end was lost
-            attempts.append(Span(at, 0.0, "running"))
-        elif not attempts or attempts[-1].end:
-            attempts.append(Span(at, 0.0, _TAKEN_OVER))
+    for stream_id, course in timeline.courses.items():
+        phase = courses.get(stream_id, course).phase
+        courses[stream_id] = Course(phase, close(course.attempts), close(course.blocks), course.cost)
+    ordered = dict(sorted(courses.items(), key=lambda entry: (entry[1].phase.rank, natural_key(entry[0]))))
+    is_cut = bool(timeline.begin and wall is None and not timeline.outcome)
+    outcome = "the run was interrupted" if is_cut else timeline.outcome
+    return timeline._replace(end=end, courses=ordered, outcome=outcome)
 
 
 _TAKEN_OVER = "taken over"  # the kind of an attempt that began before this run, until it ends
 
 
-def _read_amount(event: Event, key: str) -> float:
-    """Return a number of an event. Raises ValueError where it is none that can be."""
-    amount = float(event.get(key, 0.0))
-    if not 0 <= amount < 1e12:
-        raise ValueError(f"{key} is {amount}")
-    return amount
+def _draw_event(timeline: Timeline, event: Event, at: float) -> Timeline:
+    """Return the timeline with one more event. Raises KeyError, TypeError, ValueError where it is none of ours."""
+    kind = event["event"]
+    if kind == "run_started" and (timeline.outcome or not timeline.begin):
+        return Timeline(timeline.project, at, at)
+    timeline = timeline._replace(end=max(timeline.end, at))
+    if kind == "run_ended":
+        return timeline._replace(outcome=str(event["reason"]))
+    if kind == "run_paused":
+        pause = Span(at, read_time(event["until"]), VerdictKind.PAUSED.value, str(event["reason"]))
+        return timeline._replace(pauses=(*timeline.pauses, pause))
+    if kind not in ("worker_started", "worker_adopted", "worker_ended", "state"):
+        return timeline
+    stream_id = str(event["stream"])
+    course = _draw_stream(timeline.courses.get(stream_id, Course(Phase.PARALLEL)), event, at)
+    return timeline._replace(courses={**timeline.courses, stream_id: course})
 
 
-def _close(spans: list[Span], at: float) -> None:
-    if spans and not spans[-1].end:
-        spans[-1] = spans[-1]._replace(end=at)
-
-
-def render_findings(findings: Sequence[Finding], width: int) -> Text:
-    """Return what `doctor` found, a line each, and the remedy under what is wrong. Width in columns, 0: no limit."""
-    from rich.text import Text
-
-    text = Text()
-    indent = max(len(finding.subject) for finding in findings) + 4
-    for finding in findings:
-        symbol, style = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}[finding.level]
-        room = max(width - indent, 20) if width else 10_000
-        wrap = functools.partial(textwrap.wrap, width=room, break_on_hyphens=False)  # options and paths stay whole
-        lines = [part for line in finding.found.split("\n") for part in wrap(visible(line.strip()))]
-        remedy = wrap(visible(finding.remedy))
-        text.append(f"{symbol} {finding.subject:<{indent - 4}}  ", style)
-        text.append(f"\n{' ' * indent}".join(lines))
-        text.append("".join(f"\n{' ' * indent}{line}" for line in remedy), "bold")
-        text.append("\n")
-    errors, warnings = (sum(f.level == level for f in findings) for level in ("error", "warning"))
-    remarks = f" ({format_count(warnings, 'warning')})" if warnings else ""
-    if errors:
-        text.append(f"\nA run would fail: {format_count(errors, 'error')}{remarks}.", "red")
-    else:
-        text.append(f"\nReady{remarks}. Start: python orchestrate.py start", "green")
-    return text
-
-
-def format_findings_json(findings: Sequence[Finding], wall: float) -> str:
-    """Return what `doctor` found as one JSON object, for programs."""
-    checks = [{"subject": f.subject, "level": f.level, "found": f.found, "remedy": f.remedy or None} for f in findings]
-    is_ready = not any(finding.is_fatal for finding in findings)
-    return format_json(
-        {"version": JSON_VERSION, "time": format_time(wall), "ready": is_ready, "checks": checks}, indent=2
-    )
+def _draw_stream(course: Course, event: Event, at: float) -> Course:
+    kind = event["event"]
+    course = course._replace(phase=Phase(event.get("phase", course.phase)))
+    last = course.attempts[-1] if course.attempts and not course.attempts[-1].end else None
+    before = course.attempts if last is None else course.attempts[:-1]
+    if kind == "state":
+        blocks = tuple(block if block.end else block._replace(end=at) for block in course.blocks)
+        is_blocked = event["state"] == StreamState.BLOCKED.name
+        block = Span(at, 0.0, VerdictKind.BLOCKED.value, str(event["reason"]))
+        return course._replace(blocks=(*blocks, block) if is_blocked else blocks)
+    if kind == "worker_ended":
+        seconds, cost = float(event.get("seconds", 0)), float(event.get("cost", 0))
+        if not (0 <= seconds < 1e12 and 0 <= cost < 1e12):
+            raise ValueError(f"no amounts: {seconds}, {cost}")
+        begin = at - seconds if last is None or last.kind == _TAKEN_OVER else last.begin
+        span = Span(begin, at, VerdictKind(event["verdict"]).value, str(event["ending"]))
+        return course._replace(attempts=(*before, span), cost=course.cost + cost)
+    if kind == "worker_started":  # the end of one before was lost
+        lost = () if last is None else (last._replace(end=at),)
+        return course._replace(attempts=(*before, *lost, Span(at, 0.0, "running")))
+    return course if last is not None else course._replace(attempts=(*before, Span(at, 0.0, _TAKEN_OVER)))
 
 
 # The outcome of an attempt: its symbol, its colour on a terminal, its colour on paper.
@@ -5165,171 +4462,146 @@ def find_ticks(length: float, most: int) -> list[int]:
 
 def render_timeline(timeline: Timeline, width: int) -> Text:
     """Return the chart: a row a stream, a bar an attempt, its outcome as a symbol at its end. Width in columns."""
-    from rich.text import Text
-
-    names = {stream_id: Text(visible(stream_id)) for stream_id in timeline.courses}
-    longest = max((name.cell_len for name in names.values()), default=0)
+    names = {stream_id: rich.Text(visible(stream_id)) for stream_id in timeline.courses}
     right = max((len(course.summary) for course in timeline.courses.values()), default=0)
-    name_width = min(longest, max(width // 4, 10))
+    name_width = min(max((name.cell_len for name in names.values()), default=0), max(width // 4, 10))
     cells = max(width - name_width - right - 6, 10)
-    lines = [Text(visible(timeline.title), style="bold cyan")]
+    lines = [rich.Text(visible(timeline.title), style="bold cyan")]
     for phase in Phase:
         members = {i: course for i, course in timeline.courses.items() if course.phase is phase}
-        lines += [Text(f"── {phase.name} ".ljust(width, "─"), style="bright_black")] if members else []
+        lines += [rich.Text(f"── {phase.name} ".ljust(width, "─"), style="bright_black")] if members else []
         for stream_id, course in members.items():
             name = names[stream_id]
             name.truncate(name_width, overflow="ellipsis", pad=True)
-            row = Text.assemble(" ", name, " │", *_render_cells(timeline, course, cells), "│ ")
-            lines.append(row.append(course.summary.rjust(right)))
+            row = [(" ", "")] * cells
+            for span, fill in timeline.bars(course):
+                symbol, style, _ = span.look
+                first = min(int(timeline.place(span.begin) * cells), cells - 1)
+                last = max(min(int(timeline.place(span.end) * cells), cells) - 1, first)
+                row[first : last + 1] = [(fill, style)] * (last - first + 1)
+                row[last] = (symbol if fill == "█" else fill, style)
+            lines.append(rich.Text.assemble(" ", name, " │", *row, "│ ", course.summary.rjust(right)))
     lines += _render_axis(timeline, name_width + 3, cells)
     words = [part for line in timeline.outcome.split("\n") for part in textwrap.wrap(visible(line), width)]
-    return render_lines([*lines, *map(Text, words)], width)
-
-
-def _render_cells(timeline: Timeline, course: Course, count: int) -> list[tuple[str, str]]:
-    """Return the cells of a row. What is short lies above what is long, so that it is seen."""
-    cells = [(" ", "")] * count
-    hatched = [(span, "░") for span in timeline.pauses] + [(span, "▒") for span in course.blocks]
-    for span, fill in [*hatched, *((span, "█") for span in course.by_length)]:
-        symbol, style, _ = span.look
-        first = min(int(timeline.place(span.begin) * count), count - 1)
-        last = max(min(int(timeline.place(span.end) * count), count) - 1, first)
-        cells[first : last + 1] = [(fill, style)] * (last - first + 1)
-        if fill == "█":
-            cells[last] = (symbol, style)
-    return cells
+    return render_lines([*lines, *map(rich.Text, words)], width)
 
 
 def _render_axis(timeline: Timeline, left: int, cells: int) -> list[Text]:
-    from rich.text import Text
-
     ticks, labels = ["─"] * cells, " " * (cells + 12)
     for seconds in find_ticks(timeline.length, max(cells // 12, 1)):
         at = min(int(seconds / timeline.length * cells), cells - 1)
         label = format_duration(seconds)
         ticks[at] = "┴"
         labels = labels[:at] + label + labels[at + len(label) :]
-    parts = [Text(f"{_OUTCOMES[kind][0]} {kind}", _OUTCOMES[kind][1]) for kind in _LEGEND]
-    parts += [Text(f"{fill} {kind}", _OUTCOMES[kind][1]) for fill, kind in zip("▒░", _HATCHED)]
-    legend = [Text("")]
+    parts = [rich.Text(f"{_OUTCOMES[kind][0]} {kind}", _OUTCOMES[kind][1]) for kind in _LEGEND]
+    parts += [rich.Text(f"{fill} {kind}", _OUTCOMES[kind][1]) for fill, kind in zip("▒░", _HATCHED)]
+    legend = [rich.Text("")]
     for part in parts:
         if legend[-1].cell_len + part.cell_len + 2 > left + cells:
-            legend.append(Text(""))
+            legend.append(rich.Text(""))
         legend[-1].append("  " if legend[-1] else " ").append(part)
-    axis = Text(" " * (left - 1) + f"└{''.join(ticks)}┘", "bright_black")
-    return [axis, Text(" " * left + labels.rstrip(), "bright_black"), *legend]
+    axis = rich.Text(" " * (left - 1) + f"└{''.join(ticks)}┘", "bright_black")
+    return [axis, rich.Text(" " * left + labels.rstrip(), "bright_black"), *legend]
 
 
-def format_timeline_svg(timeline: Timeline, width: int = 1200) -> str:
-    """Return the chart as an SVG image. Width in pixels; below 600 a stream's name stands above its bar."""
-    is_narrow = width < 600
-    left, right, pitch = (8, 8, 44) if is_narrow else (190, 130, 28)
-    room = width - left - right
-    parts, y = [], 40
-    for phase in Phase:
-        members = {i: course for i, course in timeline.courses.items() if course.phase is phase}
-        if members:
-            parts.append(f'<text x="8" y="{y + 14}" class="small">{phase.name}</text>')
-            parts.append(f'<path d="M8 {y + 20}H{width - 8}" class="rule"/>')
-            y += 28
-        for stream_id, course in members.items():
-            summary = f'<text x="{width - 8}" y="{y + 13}" class="end">{course.summary}</text>'
-            parts += [f'<text x="8" y="{y + 13}">{_cut(stream_id, 24)}</text>', summary]
-            parts += _format_bars(timeline, course, (left, y + 18 * is_narrow, room), width)
-            y += pitch
-    for seconds in find_ticks(timeline.length, max(room // 110, 1)):
-        x = round(left + seconds / timeline.length * room)
-        parts.insert(0, f'<path d="M{x} 40V{y}" class="rule"/>')
-        side = " end" if x > width - 40 else ""
-        parts.append(f'<text x="{x}" y="{y + 14}" class="small{side}">{format_duration(seconds)}</text>')
-    legend, height = _format_legend(width, y + 34)
-    head = f'<text x="8" y="24" class="title">{_cut(timeline.title, width // 8)}</text>'
-    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-    # With the width in their names: a page holds two images, and a pattern of one that is not shown works in no other.
-    patterns = "".join(_PATTERN.format(f"{kind}{width}", _OUTCOMES[kind][2]) for kind in _HATCHED)
-    body = "".join([f"{_SVG_STYLE}<defs>{patterns}</defs>{_SVG_GROUND}", head, *parts, *legend])
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">{body}</svg>\n'
-
-
-def _format_bars(timeline: Timeline, course: Course, place: tuple[int, int, int], width: int) -> list[str]:
-    """Return the bars of a row at a place (left, top, room): what is hatched, then attempts, the short ones last."""
-    left, y, room = place
-    hatched = [(span, False) for span in (*timeline.pauses, *course.blocks)]
-    bars = []
-    for span, is_attempt in [*hatched, *((span, True) for span in course.by_length)]:
-        x, end = timeline.place(span.begin) * room, timeline.place(span.end) * room
-        symbol, _, colour = span.look
-        fill = colour if is_attempt else f"url(#{span.kind}{width})"
-        words = f"{span.kind}, {format_duration(span.end - span.begin)}" + (f": {span.words}" if span.words else "")
-        where = f'x="{left + x:.1f}" y="{y}" width="{max(end - x, 2):.1f}" height="18"'
-        bars.append(f'<rect {where} fill="{fill}" class="bar"><title>{_cut(words, 300)}</title></rect>')
-        if is_attempt and end - x > 16:
-            bars.append(f'<text x="{left + end - 4:.1f}" y="{y + 14}" class="end sign">{symbol}</text>')
-    return bars
-
-
-def _format_legend(width: int, y: int) -> tuple[list[str], int]:
-    """Return the legend, broken into lines, and the height of the image below it."""
-    parts, x = [], 8
-    for kind in (*_LEGEND, *_HATCHED):
-        step = 24 + 7 * len(kind)
-        x, y = (8, y + 20) if x + step > width else (x, y)
-        fill = f"url(#{kind}{width})" if kind in _HATCHED else _OUTCOMES[kind][2]
-        parts.append(f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{fill}" class="bar"/>')
-        parts.append(f'<text x="{x + 14}" y="{y}" class="small">{kind}</text>')
-        x += step
-    return parts, y + 14
-
-
-def _cut(text: str, length: int) -> str:
-    """Return text from outside for XML, at most so long."""
+def _escape(text: str, length: int) -> str:
+    """Return text from outside for a page, at most so long."""
     import html
 
-    text = re.sub("[\ud800-\udfff\ufffe\uffff]", "\ufffd", visible(text))  # XML has no such characters
+    text = re.sub("[\ud800-\udfff\ufffe\uffff]", "\ufffd", visible(text))
     return html.escape(text if len(text) <= length else text[: length - 1] + "…")
 
 
-_PATTERN = (
-    '<pattern id="{0}" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
-    '<path d="M1 0V6" stroke="{1}" stroke-width="2"/></pattern>'
-)
-_SVG_STYLE = (
-    "<style>text{font:13px system-ui,sans-serif;fill:#212529}.title{font-weight:600;font-size:15px}.sign{fill:#fff}"
-    ".small{fill:#6c757d;font-size:11px}.end{text-anchor:end}.rule{stroke:#dee2e6}.bar{stroke:#fff;stroke-width:.5}"
-    "</style>"
-)
-_SVG_GROUND = '<rect width="100%" height="100%" fill="#fff"/>'
-
-
 def format_timeline_html(timeline: Timeline) -> str:
-    """Return a page that needs nothing else: the chart for wide and for narrow windows, and each attempt in a table."""
-    rows = []
-    for stream_id, course in timeline.courses.items():
-        for number, span in enumerate(course.attempts, 1):
-            began, took = format_duration(span.begin - timeline.begin), format_duration(span.end - span.begin)
-            cells = (stream_id, str(number), began, took, span.kind, span.words)
-            rows.append("<tr>" + "".join(f"<td>{_cut(cell, 300)}</td>" for cell in cells) + "</tr>")
+    """Return a page that needs nothing else: the chart, which the browser lays out, and each attempt in a table."""
+    chart, rows = [], []
+    for phase in Phase:
+        members = {i: course for i, course in timeline.courses.items() if course.phase is phase}
+        chart += [f"<h2>{phase.name}</h2>"] if members else []
+        for stream_id, course in members.items():
+            bars = []
+            for span, fill in timeline.bars(course):
+                begin, end = (100 * timeline.place(moment) for moment in (span.begin, max(span.begin, span.end)))
+                took = format_duration(span.end - span.begin)
+                words = _escape(f"{span.kind}, {took}" + (f": {span.words}" if span.words else ""), 300)
+                kind = (span.kind if span.kind in _OUTCOMES else "running") + ("" if fill == "█" else " hatched")
+                sign = span.look[0] if fill == "█" else ""
+                where = f"left:{begin:.2f}%;width:{end - begin:.2f}%"
+                bars.append(f'<span class="bar {kind}" style="{where}" title="{words}">{sign}</span>')
+            name, summary = (f"<span>{words}</span>" for words in (_escape(stream_id, 60), course.summary))
+            chart.append(f'<div class="row">{name}<div class="bars">{"".join(bars)}</div>{summary}</div>')
+            for number, span in enumerate(course.attempts, 1):
+                began, took = format_duration(span.begin - timeline.begin), format_duration(span.end - span.begin)
+                cells = (stream_id, str(number), began, took, span.kind, span.words)
+                rows.append("<tr>" + "".join(f"<td>{_escape(cell, 300)}</td>" for cell in cells) + "</tr>")
+    places = [(seconds, 100 * seconds / timeline.length) for seconds in find_ticks(timeline.length, 5)]
+    ticks = "".join(f'<span style="left:{at:.2f}%">{format_duration(seconds)}</span>' for seconds, at in places)
+    kinds = [f'<span class="bar {kind}">{_OUTCOMES[kind][0]}</span> {kind}' for kind in _LEGEND]
+    kinds += [f'<span class="bar {kind} hatched"></span> {kind}' for kind in _HATCHED]
     heads = "".join(f"<th>{name}</th>" for name in ("Stream", "Attempt", "Began after", "Took", "Outcome", "Its end"))
-    charts = f"<div class=wide>{format_timeline_svg(timeline)}</div>"
-    charts += f"<div class=narrow>{format_timeline_svg(timeline, 380)}</div>"
-    outcome = "".join(f"<p>{_cut(line, 500)}</p>" for line in timeline.outcome.split("\n"))
-    title, table = _cut(timeline.title, 200), f"<table><tr>{heads}</tr>{''.join(rows)}</table>"
+    outcome = "".join(f"<p>{_escape(line, 500)}</p>" for line in timeline.outcome.split("\n"))
+    colours = "".join(f".{kind}{{--colour:{colour}}}" for kind, (_, _, colour) in _OUTCOMES.items())
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_PAGE_STYLE}</style>'
-        f"<body>{charts}{outcome}{table}</body></html>\n"
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_escape(timeline.title, 200)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_PAGE_STYLE}{colours}</style>'
+        f"<body><h1>{_escape(timeline.title, 200)}</h1>{''.join(chart)}"
+        f'<div class="row"><span></span><div class="axis">{ticks}</div><span></span></div>'
+        f'<div class="legend">{"".join(f"<span>{kind}</span>" for kind in kinds)}</div>{outcome}'
+        f"<table><tr>{heads}</tr>{''.join(rows)}</table></body></html>\n"
     )
 
 
-_PAGE_STYLE = (
-    "body{font:14px system-ui,sans-serif;margin:8px auto;max-width:1200px;padding:0 8px;color:#212529}"
-    "svg{max-width:100%;height:auto}.narrow{display:none}table{border-collapse:collapse;margin-top:1em;width:100%}"
-    "td,th{border-top:1px solid #dee2e6;padding:4px 8px;text-align:left;vertical-align:top}"
-    "td:first-child{overflow-wrap:anywhere;min-width:5em}"
-    "@media(max-width:600px){.wide{display:none}.narrow{display:block}td,th{padding:3px;font-size:11px}}"
-    "@media print{.wide{display:block}.narrow{display:none}rect{-webkit-print-color-adjust:exact;"
-    "print-color-adjust:exact}tr{break-inside:avoid}}"
-)
+_PAGE_STYLE = """\
+:root { color-scheme: light dark; --line: #8884 }
+body { font: 14px system-ui, sans-serif; margin: 8px auto; max-width: 1200px; padding: 0 8px }
+h1 { font-size: 16px }
+h2 { font-size: 11px; font-weight: 400; margin: 12px 0 4px; border-bottom: 1px solid var(--line); opacity: .7 }
+.row { display: grid; grid-template-columns: 12em 1fr 8em; gap: 0 8px; align-items: center; margin: 4px 0 }
+.row > span { overflow-wrap: anywhere }
+.row > span:last-child { text-align: right }
+.bars, .axis { position: relative; height: 20px }
+.bars { background: var(--line) }
+.axis span { position: absolute; font-size: 11px; white-space: nowrap }
+.axis span:last-child:not(:first-child) { transform: translateX(-100%) }
+.bar { color: #fff; background: var(--colour); text-align: right; overflow: hidden; box-sizing: border-box }
+.bars .bar { position: absolute; top: 0; height: 20px; min-width: 2px; border-left: 1px solid #fff8 }
+.bar.hatched { background: repeating-linear-gradient(45deg, var(--colour) 0 2px, transparent 2px 6px) }
+.legend .bar { display: inline-block; width: 14px; height: 14px; line-height: 14px; text-align: center }
+.legend > span { margin-right: 1em; white-space: nowrap }
+table { border-collapse: collapse; margin-top: 1em; width: 100% }
+td, th { border-top: 1px solid var(--line); padding: 4px 8px; text-align: left; vertical-align: top }
+td:first-child { overflow-wrap: anywhere; min-width: 5em }
+@media (max-width: 600px) {
+  .row { grid-template-columns: 1fr auto }
+  .bars, .axis { grid-row: 2; grid-column: 1 / 3 }
+  td, th { padding: 3px; font-size: 11px }
+}
+@media print { .bar { print-color-adjust: exact } tr { break-inside: avoid } }
+"""
+
+
+Finding = Tuple[str, str, str, str]  # a subject; how it is: ok, warning, error; what was found; the remedy
+
+
+def render_findings(findings: Sequence[Finding], width: int) -> Text:
+    """Return what `doctor` found, a line each, and the remedy under what is wrong. Width in columns, 0: no limit."""
+    text: Text = rich.Text()
+    indent = max(len(subject) for subject, *_ in findings) + 4
+    wrap = functools.partial(textwrap.wrap, width=max(width - indent, 20) if width else 10_000, break_on_hyphens=False)
+    for subject, level, found, remedy in findings:
+        symbol, style = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}[level]
+        lines = [part for line in found.split("\n") for part in wrap(visible(line.strip()))]
+        text.append(f"{symbol} {subject:<{indent - 4}}  ", style)
+        text.append(f"\n{' ' * indent}".join(lines))
+        text.append("".join(f"\n{' ' * indent}{line}" for line in wrap(visible(remedy))), "bold")
+        text.append("\n")
+    errors, warnings = (sum(level == other for _, level, *_ in findings) for other in ("error", "warning"))
+    remarks = f" ({format_count(warnings, 'warning')})" if warnings else ""
+    if errors:
+        text.append(f"\nA run would fail: {format_count(errors, 'error')}{remarks}.", "red")
+    else:
+        text.append(f"\nReady{remarks}. Start: python orchestrate.py start", "green")
+    return text
 
 
 # What stands for a symbol where the terminal's encoding does not have it. Other characters become a question mark.
@@ -5341,154 +4613,95 @@ def replace_unencodable(error: UnicodeError) -> tuple[str, int]:
     """Return what is written in the place of characters that an encoding lacks: an error handler for `codecs`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(map(_find_plain, error.object[error.start : error.end])), error.end
-
-
-def _find_plain(char: str) -> str:
-    """Return what stands for a character, in as many columns as it takes."""
-    if unicodedata.category(char) in ("Mn", "Me", "Cf"):
-        return ""
-    is_wide = unicodedata.east_asian_width(char) in "WF"
-    return f"{_PLAIN[char]}{' ' * is_wide}" if char in _PLAIN else "??" if is_wide else "?"
+    plain = ""
+    for char in error.object[error.start : error.end]:  # in as many columns as the character takes
+        is_wide = unicodedata.east_asian_width(char) in "WF"
+        if unicodedata.category(char) not in ("Mn", "Me", "Cf"):
+            plain += f"{_PLAIN[char]}{' ' * is_wide}" if char in _PLAIN else "??" if is_wide else "?"
+    return plain, error.end
 
 
 class LineReporter(Reporter):
     """Writes what is done as plain lines, as they come: for pipes, files and `nohup`."""
 
-    def __init__(self, console: Console, annotates: bool = False) -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
-        self._annotates = annotates
 
     def event(self, event: Event) -> None:
-        """Write an event's line, where it has one."""
-        from rich.text import Text
-
         words = format_event(event)
         if words:
             moment = time.strftime("%H:%M:%S", time.localtime(read_time(event["time"])))
-            self.console.print(Text.assemble((moment, "bright_black"), f"  {words}"), soft_wrap=True)
-        annotation = format_annotation(event) if self._annotates else ""
-        if annotation:
-            self.console.print(Text(annotation), soft_wrap=True)
+            self.console.print(rich.Text.assemble((moment, "bright_black"), f"  {words}"), soft_wrap=True)
 
 
-def format_annotation(event: Event) -> str:
-    """Return a stream's failure as a workflow command of GitHub Actions; empty for anything else."""
-    if event["event"] != "state" or event["state"] != StreamState.FAILED.name:
-        return ""
+class Picture:
+    """The lower end of a terminal, drawn again in place; what the console prints meanwhile scrolls above it."""
 
-    def escape(text: str, more: str = "") -> str:
-        return re.sub(f"[%\r\n{more}]", lambda match: f"%{ord(match[0]):02X}", visible(text))
-
-    return f"::error title={escape(event['stream'], ':,')} failed::{escape(event['reason'])}"
-
-
-class Canvas:
-    """The lower end of a terminal, drawn again in place; what is written above it scrolls."""
-
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, is_transient: bool) -> None:
         self._console = console
-        self._picture: Text | None = None
+        options = {"auto_refresh": False, "redirect_stdout": False, "redirect_stderr": False}
+        self._live = rich.Live(console=console, transient=is_transient, **options)
+        self._drawn: Text | None = None
+        self._width = 0
 
     def draw(self, picture: Text) -> None:
-        """Draw a picture in the place of the last one: in one write, so that nothing flickers."""
-        with self._console:
-            self._erase()
-            self._console.show_cursor(False)
-            self._console.print(picture, soft_wrap=True)
-            self._picture = picture
+        """Draw a picture in the place of the last one."""
+        width = max(self._console.width, 1)
+        if self._drawn is not None and width < self._width:
+            # The terminal has broken the lines that no longer fit: Live knows of one row each.
+            lengths = [line.cell_len for line in self._drawn.split("\n", allow_blank=True)]
+            extra = sum(max(-(-length // width), 1) - 1 for length in lengths)
+            kind = rich.ControlType
+            self._console.control(rich.Control(*((kind.ERASE_IN_LINE, 2), (kind.CURSOR_UP, 1)) * extra))
+        self._drawn, self._width = picture, width
+        self._live.start()
+        self._live.update(picture, refresh=True)
 
-    @contextlib.contextmanager
-    def lifted(self) -> Iterator[None]:
-        """Let lines be written above the picture."""
-        with self._console:
-            picture = self._picture
-            self._erase()
-            yield
-            if picture is not None:
-                self.draw(picture)
-
-    def clear(self) -> None:
-        """Take the picture away, and give the cursor back."""
-        with self._console:
-            self._erase()
-            self._console.show_cursor(True)
-
-    def leave(self) -> None:
-        """Let the picture stand, and give the cursor back."""
-        self._picture = None
-        self._console.show_cursor(True)
-
-    def _erase(self) -> None:
-        from rich.cells import cell_len
-
-        if self._picture is not None:
-            # A terminal that became narrower has broken the lines that no longer fit.
-            width = max(self._console.width, 1)
-            rows = sum(max(-(-cell_len(line) // width), 1) for line in self._picture.plain.split("\n"))
-            # Row by row: what is cleared as a whole from the top on, some terminals keep in their history.
-            up, erase = f"\r\x1b[2K\x1b[{rows}A", "\x1b[2K\x1b[1B" * rows
-            self._console.print(Escape(f"{up}{erase}{up}"), end="")
-            self._picture = None
-
-
-class Escape:
-    """A control sequence, for rich to write as it is."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __rich_console__(self, console: Console, options: object) -> Iterator[Segment]:
-        """Return it as what takes no room."""
-        from rich.segment import ControlType, Segment
-
-        yield Segment(self.text, None, [(ControlType.HOME,)])
+    def close(self) -> None:
+        """Take the picture away, or leave it where it is not transient, and give the cursor back."""
+        self._drawn = None
+        self._live.stop()
 
 
 class BoardReporter(LineReporter):
     """Writes the same lines above a board."""
 
-    def __init__(self, console: Console, clock: SystemClock, annotates: bool = False) -> None:
-        super().__init__(console, annotates)
+    def __init__(self, console: Console, clock: Clock) -> None:
+        super().__init__(console)
         self._clock = clock
-        self._canvas = Canvas(console)
+        self._picture = Picture(console, is_transient=True)
         self._shown: tuple[float, object] = 0.0, None
 
     def event(self, event: Event) -> None:
-        """Write an event's line above the board."""
-        with self._canvas.lifted():
-            super().event(event)
+        super().event(event)
         self._shown = 0.0, None
 
     def show(self, snapshot: Snapshot, standings: Mapping[str, Standing], now: float) -> None:
-        """Draw the board."""
         if self._clock.wants_suspension:
-            self.close()
+            self._picture.close()
             self._clock.suspend()
             self._shown = 0.0, None
         width, height = size = self.console.size
         if now - self._shown[0] >= BOARD_INTERVAL or self._shown[1] != size:
-            self._canvas.draw(render_board(snapshot, standings, now, width, height))
+            self._picture.draw(render_board(snapshot, standings, now, width, height))
             self._shown = now, size
 
     def close(self) -> None:
-        """Take the board away and give the cursor back."""
         with contextlib.suppress(OSError):  # the terminal is gone
-            self._canvas.clear()
+            self._picture.close()
 
 
 class JsonReporter(Reporter):
     """Writes each event as a line of JSON."""
 
     def event(self, event: Event) -> None:
-        """Write the event."""
         click.echo(format_json(event))
 
 
 # ── 8. Commands ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def project_options(allow_from_autoenv: bool = True) -> Callable[[Any], Any]:
+def project_options(function: Any, allow_from_autoenv: bool = True) -> Any:
     """Give a command `--project` and `--db`; before the command's name they mean the same as behind it."""
 
     def remember(context: click.Context, option: click.Parameter, value: Path | None) -> None:
@@ -5496,24 +4709,32 @@ def project_options(allow_from_autoenv: bool = True) -> Callable[[Any], Any]:
         if value is not None:
             places[option.name] = value
 
-    def decorate(function: Any) -> Any:
-        kinds = (
-            ("--project", "DIR", click.Path(exists=True, file_okay=False, path_type=Path), "The project's folder."),
-            ("--db", "FILE", click.Path(path_type=Path), "Task Copilot's database."),
-        )
-        for name, metavar, kind, text in reversed(kinds):
-            function = click.option(
-                name,
-                metavar=metavar,
-                type=kind,
-                help=text,
-                expose_value=False,
-                callback=remember,
-                allow_from_autoenv=allow_from_autoenv,
-            )(function)
-        return function
+    options: dict[str, Any] = {"expose_value": False, "callback": remember, "allow_from_autoenv": allow_from_autoenv}
+    folder = click.Path(exists=True, file_okay=False, path_type=Path)
+    database = click.option(
+        "--db", metavar="FILE", type=click.Path(path_type=Path), help="Task Copilot's database.", **options
+    )
+    project = click.option("--project", metavar="DIR", type=folder, help="The project's folder.", **options)
+    return project(database(function))
 
-    return decorate
+
+def number_option(
+    name: str, unit: str, least: float, default: float | None, text: str, **more: Any
+) -> Callable[[Any], Any]:
+    """Return an option for a finite number of at least `least`; a whole one where its unit is N."""
+
+    def check(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
+        if value is not None and value - value != 0:
+            raise click.BadParameter(f"{value} is not a finite number.")
+        return value
+
+    kind = click.IntRange(min=int(least)) if unit.strip("[]") == "N" else click.FloatRange(min=least)
+    options = {"default": default, "show_default": default is not None, "metavar": unit, "help": text, **more}
+    return click.option(*name.split("/"), type=kind, callback=check, **options)
+
+
+def json_option(command: str, text: str) -> Callable[[Any], Any]:
+    return click.option("--json", "as_json", envvar=f"ORCHESTRATE_{command}_JSON", is_flag=True, help=text)
 
 
 @click.group(
@@ -5523,7 +4744,7 @@ def project_options(allow_from_autoenv: bool = True) -> Callable[[Any], Any]:
         "max_content_width": 100,
     }
 )
-@project_options(allow_from_autoenv=False)  # a worker's own ORCHESTRATE_PROJECT is no option
+@functools.partial(project_options, allow_from_autoenv=False)  # a worker's own ORCHESTRATE_PROJECT is no option
 @click.version_option(VERSION, message="orchestrate %(version)s")
 def cli() -> None:
     """Run the streams of a Task Copilot project with headless Claude Code workers, phase by phase.
@@ -5537,34 +4758,24 @@ def cli() -> None:
     """
 
 
-def find_places() -> tuple[Project, Database]:
-    """Return the project and the database that the options, the environment and the working directory lead to."""
-    project = find_current_project()
-    return project, find_current_database(project)
-
-
-def find_current_project() -> Project:
+def find_current_project(checks: bool = True) -> Project:
     """Return the project that the options and the working directory lead to; its state must be nobody else's."""
-    project = locate_project()
-    StateFolder(project).check()
+    given = click.get_current_context().ensure_object(dict).get("project")
+    project = find_project(given, Path(__file__).resolve(), Path.cwd(), Path.home())
+    if checks:
+        StateFolder(project).check()
     return project
 
 
-def locate_project() -> Project:
-    """Return the same without a look at its state."""
-    given = click.get_current_context().ensure_object(dict).get("project")
-    return find_project(given, Path(__file__).resolve(), Path.cwd(), Path.home())
-
-
-def find_current_database(project: Project) -> Database:
+def open_store(project: Project, busy_timeout: float = PATIENT_BUSY_TIMEOUT) -> TaskStore:
     """Return the database that the options and the environment lead to. Raises OrchestrateError where it is missing."""
     given = click.get_current_context().ensure_object(dict).get("db")
-    return find_database(project, given, os.environ, Path.home())
+    return TaskStore(find_database(project, given, os.environ, Path.home()), busy_timeout)
 
 
-def read_known_streams(store: TaskStore, names: Sequence[str]) -> Backlog:
+def read_known_streams(store: TaskStore, names: Collection[str]) -> Backlog:
     """Return the streams; raise where there are none, or not those that were named."""
-    backlog = read_all_streams(store)
+    backlog = read_streams(store)
     if not backlog.streams:
         raise OrchestrateError(
             "No streams found in Task Copilot database",
@@ -5574,16 +4785,7 @@ def read_known_streams(store: TaskStore, names: Sequence[str]) -> Backlog:
     return backlog
 
 
-def read_all_streams(store: TaskStore) -> Backlog:
-    """Return the streams. Raises OrchestrateError where the database can't be read."""
-    try:
-        return read_streams(store)
-    except StoreError as error:
-        remedy = f"Look at {store.path}: is it Task Copilot's database, and free to read?"
-        raise OrchestrateError(str(error), remedy) from error
-
-
-def check_names(names: Sequence[str], known: Sequence[str]) -> None:
+def check_names(names: Collection[str], known: Sequence[str]) -> None:
     """Raise a usage error for the first name that no stream has, with the nearest that exist."""
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -5595,11 +4797,10 @@ def check_names(names: Sequence[str], known: Sequence[str]) -> None:
         raise click.UsageError(f"there is no stream {visible(unknown[0])!r}; there is {there}")
 
 
-def make_console(stderr: bool = False) -> Console:
+def make_console() -> Console:
     """Return the one console. Text from outside goes to it as Text alone, so it obeys no markup."""
-    from rich.console import Console
-
-    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    console: Console = rich.Console(markup=False, highlight=False, emoji=False)
+    return console
 
 
 def line_width(console: Console) -> int:
@@ -5612,28 +4813,10 @@ def can_draw(console: Console) -> bool:
     return console.file.isatty() and not console.is_dumb_terminal
 
 
-class FiniteRange(click.FloatRange):
-    """A range of numbers to which neither infinity nor NaN, which is in every range, belong."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number; fail on one that is none."""
-        number = float(super().convert(value, param, ctx))
-        if number - number != 0:
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
-
-
-def number_option(name: str, unit: str, least: float, default: float, text: str) -> Callable[[Any], Any]:
-    """Return an option for a number of at least `least`; a whole one where its unit is N."""
-    kind = click.IntRange(min=int(least)) if unit == "N" else FiniteRange(min=least)
-    return click.option(name, type=kind, default=default, show_default=True, metavar=unit, help=text)
-
-
 def complete_streams(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Return the ids that a shell may complete a word to; none where the streams can't be read."""
-    with contextlib.ExitStack() as stack, contextlib.suppress(click.ClickException, StoreError, OSError):
-        stack.enter_context(context.scope())
-        store = stack.enter_context(contextlib.closing(TaskStore(find_places()[1].path, BUSY_TIMEOUT)))
+    with contextlib.suppress(click.ClickException, OSError), context.scope():
+        store = open_store(find_current_project(), BUSY_TIMEOUT)
         return [visible(stream.id) for stream in store.read().streams if stream.id.startswith(incomplete)]
     return []
 
@@ -5642,7 +4825,7 @@ stream_arguments = click.argument("streams", nargs=-1, metavar="[STREAM]...", sh
 
 
 @cli.command("start")
-@project_options()
+@project_options
 @stream_arguments
 @click.option("--phase", type=click.Choice([phase.value for phase in Phase]), help="Only the streams of this phase.")
 @number_option("--poll-interval", "SECONDS", 0.1, POLL_INTERVAL, "Time between full re-reads of the database.")
@@ -5658,9 +4841,7 @@ stream_arguments = click.argument("streams", nargs=-1, metavar="[STREAM]...", sh
 @click.option("--exit-on-blocked", is_flag=True, help="End when only blocked or stopped streams are left.")
 @click.option("--stop-on-exit", is_flag=True, help="Ctrl+C stops the workers too; a second one kills them.")
 @click.option("--detach", is_flag=True, help="Run in the background; output goes to logs/orchestrator.log.")
-@click.option(
-    "--json", "as_json", envvar="ORCHESTRATE_START_JSON", is_flag=True, help="Write what is done as JSON lines."
-)
+@json_option("START", "Write what is done as JSON lines.")
 @click.option("--dry-run", is_flag=True, help="Show the plan, and start nothing.")
 def start_command(streams: tuple[str, ...], **options: Any) -> int:
     """Run all streams, or those that are named, and stay until they are complete.
@@ -5675,10 +4856,11 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
     """
     if options["as_json"] and (options["detach"] or options["dry_run"]):
         raise click.UsageError("--json goes with neither --detach nor --dry-run: what they say is for people")
-    project, database = find_places()
+    project = find_current_project()
     command = read_command(options["claude"], options["output_format"], Path.cwd())
     limits = read_limits(streams, options)
-    with contextlib.closing(TaskStore(database.path)) as store:
+    with open_store(project) as store:
+        database = store.path
         if options["dry_run"]:
             snapshot = check_run(project, store, limits)
             obstacle = "--no-worktrees was given"
@@ -5696,26 +4878,25 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
     command.check_user(os.environ, os.geteuid() == 0)
     check_folders(project)
     check_server(project)
-    if database.path.name != "tasks.db":
-        click.echo(f"Warning: {visible(describe_name(database))}", err=True)
+    if database.name != "tasks.db":
+        click.echo(f"Warning: {visible(_WRONG_NAME.format(database.name))}", err=True)
     if options["detach"]:
         return start_detached(project, click.get_current_context().obj["argv"])
     return run_in_foreground(project, database, command, limits, options)
 
 
+_WRONG_NAME = "a Task Copilot server reads tasks.db, not {}, in its folder"
+_SAME_LIMITS = ("max_restarts", "max_workers", "finish_grace", "exit_on_blocked", "budget")
+
+
 def read_limits(streams: Sequence[str], options: Mapping[str, Any]) -> Limits:
-    """Return what the options of `start` allow a run."""
     if options["budget"] and options["output_format"] == "text":
         raise click.UsageError("--budget needs --output-format stream-json: text says nothing of costs")
     if 0 < options["budget"] < BUDGET_LEAST:
         raise click.UsageError(f"--budget is less than ${BUDGET_LEAST}, the least that a worker is started with")
     return Limits(
-        max_restarts=options["max_restarts"],
-        max_workers=options["max_workers"],
-        finish_grace=options["finish_grace"],
-        exit_on_blocked=options["exit_on_blocked"],
+        **{name: options[name] for name in _SAME_LIMITS},
         stall_timeout=options["stall_timeout"] * 60,
-        budget=options["budget"],
         streams=frozenset(streams) or None,
         phase=Phase(options["phase"]) if options["phase"] else None,
     )
@@ -5728,7 +4909,7 @@ def check_run(project: Project, store: TaskStore, limits: Limits) -> Snapshot:
     if problems:
         remedy = "Correct the tasks' metadata (streamPhase, streamDependencies), then start again."
         raise OrchestrateError("\n        ".join(problems), remedy)
-    snapshot = read_snapshot(project, backlog, read_history(project))
+    snapshot = read_snapshot(project, backlog)
     selected = {s.id: s for s in snapshot.streams if limits.selects(s)}
     other = sorted(name for name in limits.streams or () if name not in selected)
     if limits.phase is not None and (other or not selected):
@@ -5745,14 +4926,13 @@ def check_run(project: Project, store: TaskStore, limits: Limits) -> Snapshot:
 
 
 def join_run(project: Project, streams: Sequence[str], running: int, as_json: bool) -> int:
-    """Leave the start of streams to the orchestrator that runs already."""
     if not streams or not running:
         raise OrchestrateError(*describe_running(running), EXIT_RUNNING)
     for stream_id in streams:
         StateFolder(project).clear_stops([stream_id])
-        request = make_event(SystemClock(), "start_requested", stream=stream_id)
+        request = make_event(Clock(), "start_requested", stream=stream_id)
         journal = Journal(project.journal)
-        journal.append(request)
+        journal.add(request)
         if journal.trouble:
             raise journal.trouble
         if as_json:
@@ -5765,19 +4945,22 @@ def join_run(project: Project, streams: Sequence[str], running: int, as_json: bo
 
 
 def run_in_foreground(
-    project: Project, database: Database, command: Command, limits: Limits, options: Mapping[str, Any]
+    project: Project, database: Path, command: Command, limits: Limits, options: Mapping[str, Any]
 ) -> int:
     """Take the lock, run to the end, say how it ended, and return the exit code."""
     state = StateFolder(project)
     state.make()
     if not state.acquire():
         return join_run(project, sorted(limits.streams or ()), read_orchestrator_pid(project), options["as_json"])
-    store = TaskStore(database.path, BUSY_TIMEOUT)
-    console = make_console()
+    as_json = options["as_json"]
+    console = None if as_json else make_console()
+    has_board = console is not None and can_draw(console)
     try:
-        with SystemClock(has_board(console, options)) as clock, contextlib.ExitStack() as stack:
-            stack.enter_context(contextlib.closing(store))
-            reporters = make_reporters(console, options, clock)
+        with Clock(has_board) as clock, TaskStore(database, BUSY_TIMEOUT) as store, contextlib.ExitStack() as stack:
+            reporters: list[Reporter] = [JsonReporter()] if console is None else [LineReporter(console)]
+            if console is not None and has_board:
+                reporters = [BoardReporter(console, clock)]
+            reporters += [Notifier(options["notify"], os.environ)] if options["notify"] else []
             for reporter in reporters:
                 stack.callback(reporter.close)
             table = WorkerTable(project, database, command, os.environ, clock, not options["no_worktrees"])
@@ -5786,45 +4969,21 @@ def run_in_foreground(
             code = run.run()
     finally:
         state.release()
-    if not options["as_json"]:
+    if console is not None:
+        left = run.table.count()
+        how = " Stop: python orchestrate.py stop" if left else ""
+        words = run.history.outcome or f"Orchestrator ended; {format_count(left, 'worker')} left running.{how}"
+        style = "" if not run.history.outcome else "green" if code == EXIT_DONE else "red"
         with contextlib.suppress(OSError, SystemExit):  # nobody listens any more
-            print_end(console, run, code)
+            console.print(rich.Text(words, style=style), soft_wrap=True)
+            for line in format_unmerged(run) if run.history.outcome else ():
+                console.print(rich.Text(visible(line)), soft_wrap=True)
     return code
-
-
-def has_board(console: Console, options: Mapping[str, Any]) -> bool:
-    """Whether the run is shown as a live board."""
-    return can_draw(console) and not options["as_json"]
-
-
-def make_reporters(console: Console, options: Mapping[str, Any], clock: SystemClock) -> list[Reporter]:
-    """Return what shows the run: JSON lines, a board on a terminal, or plain lines; and the user's command, if any."""
-    is_annotated = os.environ.get("GITHUB_ACTIONS") == "true"
-    shown: Reporter = LineReporter(console, is_annotated)
-    shown = BoardReporter(console, clock, is_annotated) if has_board(console, options) else shown
-    reporter = JsonReporter() if options["as_json"] else shown
-    return [reporter, *([Notifier(options["notify"], os.environ)] if options["notify"] else [])]
-
-
-def print_end(console: Console, run: Orchestrator, code: int) -> None:
-    """Write the last lines of a run: how it ended, or how to stop the workers that go on."""
-    from rich.text import Text
-
-    if run.history.outcome:
-        style = "green" if code == EXIT_DONE else "red"
-        outcome = re.sub(r"(?m)^(?=\s*::)", "- ", run.history.outcome)  # else a command to GitHub Actions
-        console.print(Text(outcome, style=style), soft_wrap=True)
-        for line in format_unmerged(run):
-            console.print(Text(line), soft_wrap=True)
-        return
-    left = run.table.count()
-    how = " Stop: python orchestrate.py stop" if left else ""
-    console.print(Text(f"Orchestrator ended; {format_count(left, 'worker')} left running.{how}"), soft_wrap=True)
 
 
 def format_unmerged(run: Orchestrator) -> list[str]:
     """Return how to merge the branches with finished work that HEAD lacks, unless integration is still to come."""
-    project, streams = run.state.project, run.streams
+    project, streams = run.state.project, run.backlog.streams
     complete = [s for s in streams if s.is_complete and s.phase is Phase.PARALLEL]
     is_merged_later = any(s.phase is Phase.INTEGRATION and not s.is_complete for s in streams)
     if run.table.git is None or is_merged_later or not complete:
@@ -5839,20 +4998,20 @@ def format_unmerged(run: Orchestrator) -> list[str]:
     if repository is not None and unmerged:
         lines += [f"Not in {repository.place} yet. Merge it with: python orchestrate.py merge, or:"]
         lines += [f"  git merge --no-ff {shlex.quote(branch.name)}  # {words}" for branch, words in unmerged]
-    return [visible(line) for line in lines]
+    return lines
 
 
 def print_plan(
-    project: Project, snapshot: Snapshot, database: Database, command: Command, limits: Limits, obstacle: str
+    project: Project, snapshot: Snapshot, database: Path, command: Command, limits: Limits, obstacle: str
 ) -> None:
     """Write what a run would do: the order, the folders, the command. `obstacle` says why there are no worktrees."""
-    started = {"event": "run_started", "time": format_time(time.time()), "clock": time.monotonic(), "limits": {}}
+    started = make_event(Clock(), "run_started", limits={})
     snapshot = snapshot._replace(
         orchestrator=os.getpid(),
         history=snapshot.history.after(started),  # a start by a person forgives failures, and takes back stops
         stopped=snapshot.stopped - {stream.id for stream in snapshot.streams if limits.selects(stream)},
     )
-    click.echo(f"Project   {project.root}\nDatabase  {database.path}\nCommand   {shlex.join(command.argv('PROMPT'))}")
+    click.echo(f"Project   {project.root}\nDatabase  {database}\nCommand   {shlex.join(command.argv('PROMPT'))}")
     click.echo(f"Worktrees {f'none: {obstacle}' if obstacle else project.worktrees}")
     standings = assess(snapshot, limits, time.monotonic())
     for stream in snapshot.streams:
@@ -5870,7 +5029,6 @@ def print_plan(
 
 
 def start_detached(project: Project, argv: Sequence[str]) -> int:
-    """Start the orchestrator in the background, and return once it runs or has failed."""
     StateFolder(project).make()
     path = project.logs / "orchestrator.log"
     environ = {key: value for key, value in os.environ.items() if key != "ORCHESTRATE_START_DETACH"}
@@ -5894,28 +5052,23 @@ def start_detached(project: Project, argv: Sequence[str]) -> int:
 
 
 @cli.command("status")
-@project_options()
+@project_options
 @stream_arguments
 @click.option("--dashboard", is_flag=True, help="Show the streams with their progress.")
-@click.option(
+@number_option(
     "--watch",
+    "[SECONDS]",
+    0.1,
+    None,
+    f"Show the dashboard live, every SECONDS ({WATCH_INTERVAL}).",
     is_flag=False,
     flag_value=WATCH_INTERVAL,
-    type=FiniteRange(min=0.1),
-    metavar="[SECONDS]",
-    help=f"Show the dashboard live, every SECONDS ({WATCH_INTERVAL}).",
 )
-@click.option("--json", "as_json", envvar="ORCHESTRATE_STATUS_JSON", is_flag=True, help="Write one JSON object.")
+@json_option("STATUS", "Write one JSON object.")
 @click.option(
     "--check", is_flag=True, help="Exit with 0: all complete, 1: something failed, 3: not complete, 4: no such project."
 )
-def status_command(
-    streams: tuple[str, ...],
-    dashboard: bool,
-    watch: float | None,
-    as_json: bool,
-    check: bool,
-) -> int:
+def status_command(streams: tuple[str, ...], dashboard: bool, watch: float | None, as_json: bool, check: bool) -> int:
     """Show what each stream and its worker do.
 
     \b
@@ -5927,29 +5080,39 @@ def status_command(
     if as_json and watch:
         raise click.UsageError("--json does not go with --watch: ask again instead")
     try:
-        project, database = find_places()
-        with contextlib.closing(TaskStore(database.path)) as store:
-            onlooker = Onlooker(project, store, read_known_streams(store, streams), streams)
+        project = find_current_project()
+        with open_store(project) as store:
+            backlog = read_known_streams(store, streams)
             if watch:
-                return watch_dashboard(onlooker, watch)
-            snapshot, standings = onlooker.look()
-        snapshot = snapshot if dashboard else add_branches(project, snapshot)
+                return watch_dashboard(project, store, backlog, streams, watch)
+        snapshot, standings = look(project, backlog, streams)
     except OrchestrateError as error:
-        is_unreadable = isinstance(error.__cause__, StoreError)  # there is a project, and more cannot be said now
+        is_unreadable = isinstance(error, StoreError)  # there is a project, and more cannot be said now
         error.exit_code = EXIT_NO_PROJECT if check and not is_unreadable else error.exit_code
         raise
+    snapshot = snapshot if dashboard else add_branches(project, snapshot)
+    now, wall = time.monotonic(), time.time()
     if as_json:
-        click.echo(format_status_json(project, database.path, snapshot, standings, time.time()))
+        click.echo(format_status_json(project, store.path, snapshot, standings, wall))
     else:
         console = make_console()
-        now, width = time.monotonic(), line_width(console)
-        picture = (
-            render_dashboard(snapshot, standings, now, time.time(), width)
-            if dashboard
-            else render_status(snapshot, standings, now, width)
-        )
-        console.print(picture, soft_wrap=True)
-    return find_check_code(standings) if check else EXIT_DONE
+        width = line_width(console)
+        picture = render_dashboard(snapshot, standings, now, wall, width) if dashboard else None
+        console.print(picture or render_status(snapshot, standings, now, width), soft_wrap=True)
+    states = {standing.state for standing in standings.values()}
+    if not check or states <= {StreamState.COMPLETE}:
+        return EXIT_DONE
+    return EXIT_FAILED if StreamState.FAILED in states else EXIT_INCOMPLETE
+
+
+def look(
+    project: Project, backlog: Backlog, names: Collection[str], database_error: str = ""
+) -> tuple[Snapshot, dict[str, Standing]]:
+    """Return how the streams stand that are named, or all."""
+    snapshot = read_snapshot(project, backlog, database_error)
+    standings = assess(snapshot, snapshot.history.limits, time.monotonic())
+    shown = tuple(stream for stream in snapshot.streams if not names or stream.id in names)
+    return snapshot._replace(streams=shown), {stream.id: standings[stream.id] for stream in shown}
 
 
 def add_branches(project: Project, snapshot: Snapshot) -> Snapshot:
@@ -5974,100 +5137,64 @@ def read_project_branches(
     return (None, []) if repository.obstacle else (repository, read_branches(project, repository, streams))
 
 
-def find_check_code(standings: Mapping[str, Standing]) -> int:
-    """Return the exit code of `status --check`."""
-    states = {standing.state for standing in standings.values()}
-    if StreamState.FAILED in states:
-        return EXIT_FAILED
-    return EXIT_DONE if states <= {StreamState.COMPLETE} else EXIT_INCOMPLETE
-
-
-def watch_dashboard(onlooker: Onlooker, interval: float) -> int:
-    """Show the dashboard again and again, in place on a terminal, until all is complete, `q` or a signal.
-
-    Returns the exit code.
-    """
+def watch_dashboard(
+    project: Project, store: TaskStore, backlog: Backlog, names: Collection[str], interval: float
+) -> int:
+    """Show the dashboard again and again until all is complete, or a signal: in place on a terminal, else one below
+    the other. Where the database can't be read, with the streams as they were. Returns the exit code."""
     console = make_console()
-    if not can_draw(console):
-        return print_dashboards(console, onlooker, interval)
-    canvas, keyboard = Canvas(console), Keyboard()
-    with SystemClock(draws=True) as clock, contextlib.ExitStack() as stack:
-        stack.callback(canvas.leave)
-        stack.callback(keyboard.close)
-        keyboard.open()
+    error = ""
+    with Clock(can_draw(console)) as clock, contextlib.ExitStack() as stack:
+        picture = Picture(console, is_transient=False) if can_draw(console) else None
         while not clock.signals:
-            snapshot, standings = onlooker.look()
-            width, height = console.size
-            canvas.draw(render_dashboard(snapshot, standings, clock.monotonic(), clock.wall(), width, height - 1))
-            if say_complete(console, standings) or b"q" in clock.wait(interval, keyboard.file):
-                return EXIT_DONE
-            if clock.wants_suspension:
-                canvas.leave()
-                keyboard.close()
-                clock.suspend()
-                keyboard.open()
-    return 128 + clock.signals[0]
-
-
-def print_dashboards(console: Console, onlooker: Onlooker, interval: float) -> int:
-    """Write the dashboard again and again, one below the other, to what is no terminal; return the exit code."""
-    with SystemClock() as clock:
-        while not clock.signals:
-            snapshot, standings = onlooker.look()
-            console.print(render_dashboard(snapshot, standings, clock.monotonic(), clock.wall(), 0), soft_wrap=True)
-            if say_complete(console, standings):
+            snapshot, standings = look(project, backlog, names, error)
+            now, wall = clock.monotonic(), clock.wall()
+            if picture is None:
+                console.print(render_dashboard(snapshot, standings, now, wall, 0), soft_wrap=True)
+            else:
+                stack.enter_context(without_echo())
+                stack.callback(picture.close)
+                width, height = console.size
+                picture.draw(render_dashboard(snapshot, standings, now, wall, width, height - 1))
+            if all(standing.state is StreamState.COMPLETE for standing in standings.values()):
+                stack.close()
+                console.print(f"All complete: {format_count(len(standings), 'stream')}.")
                 return EXIT_DONE
             clock.wait(interval)
+            if clock.wants_suspension:
+                stack.close()
+                clock.suspend()
+            try:
+                backlog, error = read_streams(store), ""
+            except StoreError as problem:
+                error = str(problem)
     return 128 + clock.signals[0]
 
 
-def say_complete(console: Console, standings: Mapping[str, Standing]) -> bool:
-    """Return whether every stream is complete, and say so."""
-    is_complete = all(standing.state is StreamState.COMPLETE for standing in standings.values())
-    if is_complete:
-        console.print(f"All complete: {format_count(len(standings), 'stream')}.")
-    return is_complete
+@contextlib.contextmanager
+def without_echo() -> Iterator[None]:
+    """Show nothing of what is typed, and discard it; one that runs in the background may not touch the terminal."""
+    import termios
 
-
-class Keyboard:
-    """Single keys from the terminal, without an echo; none where nobody types there."""
-
-    def __init__(self) -> None:
-        self.file: IO[bytes] | None = None
-        self._before: list[Any] = []
-
-    def open(self) -> None:
-        """Take keys from now on, unless this runs in the background and may not."""
-        try:
-            is_ours = sys.stdin is not None and os.getpgrp() == os.tcgetpgrp(sys.stdin.fileno())
-        except (OSError, ValueError):
-            is_ours = False
-        if is_ours:
-            self.file = sys.stdin.buffer
-            self._before = termios.tcgetattr(self.file)
-            tty.setcbreak(self.file.fileno(), termios.TCSANOW)
-            modes = termios.tcgetattr(self.file)
-            modes[6][termios.VMIN] = 0  # Ctrl+C discards what was typed: a read after `select` must not wait for more
-            termios.tcsetattr(self.file, termios.TCSANOW, modes)
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        if self.file is not None:
-            with contextlib.suppress(termios.error):  # it is gone
-                termios.tcsetattr(self.file, termios.TCSANOW, self._before)
+    before: list[Any] | None = None
+    with contextlib.suppress(OSError, termios.error):
+        if os.getpgrp() == os.tcgetpgrp(0):
+            before = termios.tcgetattr(0)
+            modes = list(before)
+            modes[3] &= ~termios.ECHO
+            termios.tcsetattr(0, termios.TCSANOW, modes)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(termios.error):  # the terminal is gone
+            if before is not None:
+                termios.tcsetattr(0, termios.TCSAFLUSH, before)
 
 
 @cli.command("stop")
-@project_options()
+@project_options
 @stream_arguments
-@click.option(
-    "--timeout",
-    type=FiniteRange(min=0),
-    default=STOP_TIMEOUT,
-    show_default=True,
-    metavar="SECONDS",
-    help="Time between SIGTERM and SIGKILL.",
-)
+@number_option("--timeout", "SECONDS", 0, STOP_TIMEOUT, "Time between SIGTERM and SIGKILL.")
 def stop_command(streams: tuple[str, ...], timeout: float) -> int:
     """Stop the workers of streams; without a name, the orchestrator and all workers.
 
@@ -6090,62 +5217,54 @@ def stop_command(streams: tuple[str, ...], timeout: float) -> int:
     if ended:
         click.echo(f"Orchestrator stopped (PID {ended}).")
     found = stop_workers(project, known, set(streams) if streams else None, timeout)
-    return conclude_stop(project, found, streams, bool(ended))
+    stopped = [stream_id for stream_id in found.workers if not streams or stream_id in streams]
+    for stream_id in stopped:
+        conclude_stop(project, found.workers[stream_id], found.trees.get(stream_id, {}))
+    for stream_id in streams:
+        if stream_id not in stopped:
+            way_back = f"python orchestrate.py start {shlex.quote(stream_id)}"
+            click.echo(f"{visible(stream_id)} was not running; it stays stopped until: {visible(way_back)}")
+    if not stopped and not streams and not ended:
+        click.echo("Nothing to stop.")
+    return EXIT_FAILED if any(stream_id in found.trees for stream_id in stopped) else EXIT_DONE
 
 
 def find_stoppable() -> tuple[Project, set[str]]:
     """Return the project and every stream that may have a worker; a stop works without a database too."""
     project = find_current_project()
     known = set(read_history(project).records)
-    with contextlib.suppress(OrchestrateError, StoreError):
-        database = find_current_database(project)
-        with contextlib.closing(TaskStore(database.path, BUSY_TIMEOUT)) as store:  # a stop waits for no database
-            known |= {stream.id for stream in store.read().streams}
+    # A stop waits for no database.
+    with contextlib.suppress(OrchestrateError), open_store(project, BUSY_TIMEOUT) as store:
+        known |= {stream.id for stream in store.read().streams}
     return project, known | set(discover_workers(project, known).trees)
 
 
-def conclude_stop(project: Project, found: Discovery, streams: Sequence[str], has_ended_orchestrator: bool) -> int:
-    """Write down and say what was stopped and what survived; return the exit code."""
-    stopped = [stream_id for stream_id in found.workers if not streams or stream_id in streams]
-    for stream_id in stopped:
-        worker, name = found.workers[stream_id], visible(stream_id)
-        if stream_id in found.trees:
-            pids = ",".join(map(str, found.trees[stream_id]))
-            click.echo(
-                f"[ERROR] {name} survived SIGKILL: PID {pids}\nLook at it: ps -o pid,stat,args -p {pids}", err=True
-            )
-            continue
-        if not read_orchestrator_pid(project):
-            record_stop(project, worker)
-        with contextlib.suppress(OSError):  # where it has to stay, it means nothing from now on
-            project.remove_pid_file(stream_id)
-        click.echo(f"{name} stopped (PID {worker.pid or format_names([str(pid) for pid in worker.leftovers])}).")
-    for stream_id in streams:
-        if stream_id not in stopped:
-            way_back = f"python orchestrate.py start {shlex.quote(stream_id)}"
-            click.echo(f"{visible(stream_id)} was not running; it stays stopped until: {visible(way_back)}")
-    if not stopped and not streams and not has_ended_orchestrator:
-        click.echo("Nothing to stop.")
-    return EXIT_FAILED if any(stream_id in found.trees for stream_id in stopped) else EXIT_DONE
-
-
-def record_stop(project: Project, worker: Worker) -> None:
-    """Write into the journal that a worker was stopped, where no orchestrator does."""
-    verdict = Verdict(VerdictKind.STOPPED, StopReason.USER.value)
-    record = read_history(project).record(worker.stream_id)
-    event = make_end_event(SystemClock(), worker, Ending(None, StopReason.USER.value), verdict, record, None)
-    journal = Journal(project.journal)
-    journal.append(event)
-    Appender(project.log(worker.stream_id)).append([format_log_line(event)])
-    if journal.trouble:
-        click.echo(f"Warning: {visible(str(journal.trouble))}: the journal does not tell of this stop", err=True)
+def conclude_stop(project: Project, worker: Worker, survivors: Tree) -> None:
+    """Say what became of a worker that was stopped, and write it into the journal where no orchestrator does."""
+    name = visible(worker.stream_id)
+    if survivors:
+        pids = ",".join(map(str, survivors))
+        how = f"Look at it: ps -o pid,stat,args -p {pids}"
+        click.echo(f"[ERROR] {name} survived SIGKILL: PID {pids}\n{how}", err=True)
+        return
+    if not read_orchestrator_pid(project):
+        worker = worker._replace(ending=Ending(None, StopReason.USER.value))
+        verdict = Verdict(VerdictKind.STOPPED, StopReason.USER.value)
+        event = make_end_event(Clock(), worker, verdict, read_history(project).record(worker.stream_id), None)
+        journal = Journal(project.journal)
+        journal.add(event)
+        Appender(project.file(worker.stream_id, ".log")).append([format_log_line(event)])
+        if journal.trouble:
+            click.echo(f"Warning: {visible(str(journal.trouble))}: the journal does not tell of this stop", err=True)
+    with contextlib.suppress(OSError):  # where it has to stay, it means nothing from now on
+        project.file(worker.stream_id, ".pid").unlink()
+    click.echo(f"{name} stopped (PID {worker.pid or format_names([str(pid) for pid in worker.leftovers])}).")
 
 
 @cli.command("timeline")
-@project_options()
-@click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write it as an image.")
+@project_options
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write it as a page.")
-def timeline_command(svg: Path | None, html: Path | None) -> int:
+def timeline_command(html: Path | None) -> int:
     """Show the last run as a chart: a bar for each attempt of each stream, pauses, blocks, cost.
 
     \b
@@ -6154,11 +5273,10 @@ def timeline_command(svg: Path | None, html: Path | None) -> int:
       python orchestrate.py timeline --html night.html
     """
     timeline = read_timeline(find_current_project())
-    for path, text in ((svg, format_timeline_svg), (html, format_timeline_html)):
-        if path is not None:
-            path.write_text(text(timeline), encoding="utf-8")
-            click.echo(f"Wrote {visible(str(path))}")
-    if svg is None and html is None:
+    if html is not None:
+        html.write_text(format_timeline_html(timeline), encoding="utf-8")
+        click.echo(f"Wrote {visible(str(html))}")
+    else:
         console = make_console()
         console.print(render_timeline(timeline, console.width or 80), soft_wrap=True)
     return EXIT_DONE
@@ -6167,9 +5285,8 @@ def timeline_command(svg: Path | None, html: Path | None) -> int:
 def read_timeline(project: Project) -> Timeline:
     """Return the last run. Raises OrchestrateError where there was none."""
     streams: tuple[Stream, ...] = ()
-    with contextlib.suppress(OrchestrateError, StoreError), contextlib.ExitStack() as stack:
-        # What never ran stands in the database alone; the rest is shown without it.
-        store = stack.enter_context(contextlib.closing(TaskStore(find_current_database(project).path)))
+    # What never ran stands in the database alone; the rest is shown without it.
+    with contextlib.suppress(OrchestrateError), open_store(project) as store:
         streams = store.read().streams
     wall = time.time() if read_orchestrator_pid(project) else None
     timeline = fold_timeline(project.name, Journal(project.journal).read(), streams, wall)
@@ -6179,7 +5296,7 @@ def read_timeline(project: Project) -> Timeline:
 
 
 @cli.command("merge")
-@project_options()
+@project_options
 @stream_arguments
 def merge_command(streams: tuple[str, ...]) -> int:
     """Merge the branches of complete streams into the branch that is checked out, or of those that are named.
@@ -6191,11 +5308,15 @@ def merge_command(streams: tuple[str, ...]) -> int:
       python orchestrate.py merge
       python orchestrate.py merge Stream-B Stream-C
     """
-    project, database = find_places()
-    with contextlib.closing(TaskStore(database.path)) as store:
+    project = find_current_project()
+    with open_store(project) as store:
         backlog = read_known_streams(store, streams)
     chosen = {stream.id: stream for stream in backlog.streams if stream.id in streams or not streams}
-    check_complete([chosen[stream_id] for stream_id in streams])
+    for stream in (chosen[stream_id] for stream_id in streams):
+        if not stream.is_complete:
+            count = f"{stream.completed} of {format_count(stream.total, 'task')}"
+            raise click.UsageError(f"{visible(stream.id)} is not complete ({count}): its branch is not finished")
+    complete = [stream for stream in chosen.values() if stream.is_complete]
     complete = [stream for stream in chosen.values() if stream.is_complete]
     with hold_project(project) as clock:
         # Ctrl+C lets a merge come to its end; a second one ends and restores it.
@@ -6222,7 +5343,7 @@ def merge_command(streams: tuple[str, ...]) -> int:
 
 
 @contextlib.contextmanager
-def hold_project(project: Project) -> Iterator[SystemClock]:
+def hold_project(project: Project) -> Iterator[Clock]:
     """Let nobody else change the project meanwhile, and no signal interrupt what is done to it.
 
     Raises OrchestrateError where an orchestrator runs.
@@ -6233,7 +5354,7 @@ def hold_project(project: Project) -> Iterator[SystemClock]:
     if not state.acquire(is_orchestrator=False):
         raise OrchestrateError(*describe_running(read_orchestrator_pid(project)), EXIT_RUNNING)
     try:
-        with SystemClock() as clock:
+        with Clock() as clock:
             yield clock
     finally:
         state.release()
@@ -6245,14 +5366,6 @@ def describe_running(pid: int) -> tuple[str, str]:
         return "A merge or a clean-up is under way in this project", "Wait for its end."
     remedy = "Watch it: python orchestrate.py status. End it: python orchestrate.py stop."
     return f"An orchestrator already runs for this project (PID {pid})", remedy
-
-
-def check_complete(streams: Iterable[Stream]) -> None:
-    """Raise a usage error for a stream with open tasks."""
-    for stream in streams:
-        if not stream.is_complete:
-            count = f"{stream.completed} of {format_count(stream.total, 'task')}"
-            raise click.UsageError(f"{visible(stream.id)} is not complete ({count}): its branch is not finished")
 
 
 def check_merge(project: Project, repository: Repository, branch: Branch) -> None:
@@ -6268,14 +5381,14 @@ def check_merge(project: Project, repository: Repository, branch: Branch) -> Non
             )
     if not repository.branch:
         raise OrchestrateError("No branch is checked out", "Switch to the one to merge into: git switch BRANCH")
-    changed = read_changed(repository.git)
+    changed = read_status(repository.git, untracked=False)
     if changed or repository.git.run("rev-parse", "--verify", "--quiet", "MERGE_HEAD", most=1):
         files = format_names(changed) or "a merge that is not concluded"
         raise OrchestrateError(f"The tree is not clean: {files}", "Commit or stash that first (git status).")
 
 
 @cli.command("clean")
-@project_options()
+@project_options
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 def clean_command(dry_run: bool) -> int:
     """Clean up after completion: PID files, logs, and the worktrees and branches of complete streams.
@@ -6287,29 +5400,23 @@ def clean_command(dry_run: bool) -> int:
       python orchestrate.py clean --dry-run
       python orchestrate.py merge && python orchestrate.py clean
     """
-    project, database = find_places()
-    with contextlib.closing(TaskStore(database.path)) as store:
-        streams = read_all_streams(store).streams
+    project = find_current_project()
+    with open_store(project) as store:
+        streams = read_streams(store).streams
     if not project.folder.is_dir():
         click.echo("Nothing to clean.")
         return EXIT_DONE
     with hold_project(project) as clock:
         history = read_history(project)
-        check_idle(project, {stream.id for stream in streams} | set(history.records))
+        trees = discover_workers(project, {stream.id for stream in streams} | set(history.records)).trees
+        if trees:
+            pids = ", ".join(str(pid) for tree in trees.values() for pid in tree)
+            message = f"Workers still run: {format_names(list(trees))} (PID {pids})"
+            raise OrchestrateError(message, "Stop them: python orchestrate.py stop", EXIT_RUNNING)
         return do_chores(plan_clean(project, streams, history), dry_run, clock)
 
 
-def check_idle(project: Project, stream_ids: Iterable[str]) -> None:
-    """Raise OrchestrateError where anything of a worker still runs."""
-    trees = discover_workers(project, stream_ids).trees
-    if trees:
-        pids = ", ".join(str(pid) for tree in trees.values() for pid in tree)
-        message = f"Workers still run: {format_names(list(trees))} (PID {pids})"
-        raise OrchestrateError(message, "Stop them: python orchestrate.py stop", EXIT_RUNNING)
-
-
 def plan_clean(project: Project, streams: Sequence[Stream], history: History) -> list[Chore]:
-    """Decide what to clean up. Raises OSError."""
     pid_files = sorted(project.pids.glob("*.pid"))
     chores = [Chore("remove", f"stale PID file {path.name}", path.unlink) for path in pid_files]
     # A worker that ended unseen is judged by its output, at the next start.
@@ -6318,7 +5425,10 @@ def plan_clean(project: Project, streams: Sequence[Stream], history: History) ->
     logs = [path for path in found if path.is_file() and path.stem not in unjudged]
     logs = [path for path in logs if path != project.positions or not unjudged]
     if logs:
-        target = name_archive(project, time.strftime("%Y%m%d"))
+        date = time.strftime("%Y%m%d")
+        names = itertools.chain([date], (f"{date}-{count}" for count in itertools.count(2)))
+        folders = (project.root / ".archive" / "orchestration" / name for name in names)
+        target = next(folder for folder in folders if not folder.exists())
         what = f"{format_count(len(logs), 'log')} to {target.relative_to(project.root)}"
         chores.append(Chore("move", what, functools.partial(archive, logs, target)))
     repository = read_repository(Git(project.root))
@@ -6326,7 +5436,6 @@ def plan_clean(project: Project, streams: Sequence[Stream], history: History) ->
 
 
 def do_chores(chores: Sequence[Chore], dry_run: bool, clock: Clock) -> int:
-    """Do what there is to do, or only say it, until a signal comes; return the exit code."""
     code = EXIT_DONE
     for chore in chores:
         what = visible(chore.what)
@@ -6347,111 +5456,73 @@ def do_chores(chores: Sequence[Chore], dry_run: bool, clock: Clock) -> int:
 
 
 @cli.command("logs")
-@project_options()
+@project_options
 @stream_arguments
-@click.option(
-    "-n",
-    "--lines",
-    type=click.IntRange(min=0),
-    default=LOG_LINES,
-    show_default=True,
-    metavar="N",
-    help="Lines to show at first.",
-)
-@click.option(
-    "--since",
-    metavar="TIME",
-    help="Instead of -n: begin with the worker that ran then (30m, 2h, 14:05, 2026-11-23T14:05).",
-)
+@number_option("-n/--lines", "N", 0, LOG_LINES, "Lines to show at first.")
 @click.option("--follow/--no-follow", default=True, help="Go on with what is written, until Ctrl+C.")
 @click.option("--raw", is_flag=True, help="Show the workers' output as it came.")
-def logs_command(streams: tuple[str, ...], lines: int, since: str | None, follow: bool, raw: bool) -> int:
+def logs_command(streams: tuple[str, ...], lines: int, follow: bool, raw: bool) -> int:
     """Show the last lines of streams' logs, then follow them; without a name, those of all streams.
 
     \b
     Examples:
       python orchestrate.py logs Stream-B
       python orchestrate.py logs -n 200 --no-follow Stream-B
-      python orchestrate.py logs --since 2h
     """
-    begin = None if since is None else read_moment(since, time.time())
-    if begin is not None and raw:
-        raise click.UsageError("--since does not go with --raw: the workers' output has no times")
     project, known = find_stoppable()
     check_names(streams, sorted(known))
     if not known:
-        with contextlib.closing(TaskStore(find_current_database(project).path)) as store:
+        with open_store(project) as store:
             read_known_streams(store, ())  # says why there is nothing to show
     names = list(streams) or sorted(known, key=natural_key)
-    paths = {name: project.raw(name) if raw else project.log(name) for name in names}
-    followers = {name: LogFollower(path, lines, begin) for name, path in paths.items()}
+    paths = {name: project.file(name, ".jsonl" if raw else ".log") for name in names}
     history = read_history(project)
-    unrendered = {name: UnrenderedOutput(project, name, history.record(name).raw_start) for name in names if not raw}
+    readers: list[Tail | LogReader] = [
+        Tail(path, lines=lines, follows=True)
+        if raw
+        else LogReader(project, name, lines, history.record(name).raw_start)
+        for name, path in paths.items()
+    ]
     missing = [name for name, path in paths.items() if not path.exists()]
     for name in missing if streams or len(missing) == len(names) else ():
         click.echo(f"{visible(name)} has no log yet: {visible(str(paths[name]))}", err=True)
-    return follow_logs(project, followers, unrendered, follow, raw)
+    return follow_logs(project, dict(zip(names, readers)), follow)
 
 
-def follow_logs(
-    project: Project,
-    followers: Mapping[str, LogFollower],
-    unrendered: Mapping[str, UnrenderedOutput],
-    follow: bool,
-    raw: bool,
-) -> int:
+def follow_logs(project: Project, readers: Mapping[str, Tail | LogReader], follow: bool) -> int:
     """Write what the logs have and get, until all of it is written or a signal comes; return the exit code."""
     console = make_console()
-    with SystemClock() as clock, contextlib.ExitStack() as stack:
-        for follower in followers.values():
-            stack.callback(follower.close)
+    with Clock() as clock:
         while not clock.signals:
             has_orchestrator = bool(read_orchestrator_pid(project))
-            for place, (name, follower) in enumerate(followers.items()):
-                shown = follower.read()
-                if name in unrendered:
-                    shown = unrendered[name].complete([line.rstrip("\n") for line in shown], has_orchestrator)
-                print_log_lines(console, shown, name if len(followers) > 1 else "", place, raw)
-            if not follow and all(follower.is_at_end() for follower in followers.values()):
+            is_drained = True
+            for place, (name, reader) in enumerate(readers.items()):
+                if isinstance(reader, Tail):
+                    lines, tail = [line for _, line in reader.read()], reader
+                else:
+                    lines, tail = reader.read(has_orchestrator), reader.tail
+                is_drained = is_drained and tail.is_drained
+                colour = _STREAM_COLOURS[place % len(_STREAM_COLOURS)]
+                prefix = (f"{visible(name)} │ ", colour) if len(readers) > 1 else ("", "")
+                for line in lines:
+                    shown = visible(line.expandtabs())
+                    if console.is_terminal:
+                        console.print(rich.Text.assemble(prefix, shown), soft_wrap=True)
+                    elif tail is reader:  # into a pipe raw lines go as they are
+                        click.echo(f"{prefix[0]}{line}")
+                    else:  # not to click's own stream, which is UTF-8 where the environment says ASCII
+                        click.echo(f"{prefix[0]}{shown}", file=sys.stdout)
+            if not follow and is_drained:
                 return EXIT_DONE
             clock.wait(FOLLOW_INTERVAL if follow else 0)
     return 128 + clock.signals[0]
-
-
-def read_moment(text: str, wall: float) -> float:
-    """Return a moment, in seconds since the epoch: so long ago, a time of this day, or a date. Raises UsageError."""
-    ago = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
-    if ago:
-        return wall - int(ago[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[ago[2]]
-    for given in (text, f"{time.strftime('%Y-%m-%d', time.localtime(wall))}T{text}"):
-        with contextlib.suppress(ValueError):
-            return read_time(given)
-    raise click.UsageError(f"--since {text!r} is no time: 30m, 2h, 14:05 or 2026-11-23T14:05")
-
-
-def print_log_lines(console: Console, lines: Sequence[str], name: str, place: int, is_raw: bool) -> None:
-    """Write log lines, each behind its stream's name in the stream's colour where there are several.
-
-    Into a pipe raw lines go as they are.
-    """
-    from rich.text import Text
-
-    for line in lines:
-        prefix = (f"{visible(name)} │ ", _STREAM_COLOURS[place % len(_STREAM_COLOURS)]) if name else ""
-        if console.is_terminal:
-            console.print(Text.assemble(prefix, visible(line.rstrip("\n").expandtabs())), soft_wrap=True)
-        elif is_raw:
-            click.echo(f"{prefix[0] if prefix else ''}{line}", nl=False)
-        else:
-            # Not to click's own stream, which is UTF-8 where the environment says ASCII.
-            click.echo(f"{prefix[0] if prefix else ''}{visible(line.expandtabs())}", file=sys.stdout)
 
 
 _STREAM_COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright_green", "bright_magenta")
 
 
 @cli.command("generate")
-@project_options()
+@project_options
 @click.argument(
     "folder", required=False, metavar="[DIR]", type=click.Path(exists=True, file_okay=False, path_type=Path)
 )
@@ -6466,7 +5537,7 @@ def generate_command(folder: Path | None, force: bool) -> int:
       python orchestrate.py generate ~/my-project
       python .claude/orchestrator/orchestrate.py generate
     """
-    project = locate_project() if folder is None else Project(folder.resolve())
+    project = find_current_project(checks=False) if folder is None else Project(folder.resolve())
     outcomes = generate(project, force)
     if set(list(outcomes.values())[:-1]) == {"Created"}:
         click.echo(GENERATED, nl=False)
@@ -6493,7 +5564,12 @@ def generate(project: Project, force: bool = False) -> dict[str, str]:
     record = project.folder / ".generated"  # for `sha256sum --check`
     known = set(record.read_text(encoding="utf-8", errors="replace").splitlines()) if record.exists() else set()
     outcomes, installed = {}, []
-    for name, (text, mode) in read_own_files().items():
+    files = {".claude/orchestrator/orchestrate.py": (Path(__file__).read_text(encoding="utf-8"), 0o755)}
+    for name, (purpose, option) in WRAPPERS.items():
+        wrapper = WRAPPER.replace("{purpose}", purpose).replace("{option}", option)
+        files[f".claude/orchestrator/{name}"] = wrapper, 0o755
+    files[".claude/commands/orchestration.md"] = SLASH_COMMAND, 0o644
+    for name, (text, mode) in files.items():
         path, digest = project.root / name, hash_bytes("sha256", text.encode())
         current = hash_bytes("sha256", path.read_bytes()) if path.exists() else ""
         before = [f"{line}\n" for line in known if line.endswith(f"  {name}")]
@@ -6512,13 +5588,114 @@ def generate(project: Project, force: bool = False) -> dict[str, str]:
     return outcomes
 
 
-def read_own_files() -> dict[str, tuple[str, int]]:
-    """Return what is installed in a project: the text and the mode of each file."""
-    files = {".claude/orchestrator/orchestrate.py": (Path(__file__).read_text(encoding="utf-8"), 0o755)}
-    for name, (purpose, option) in WRAPPERS.items():
-        text = WRAPPER.replace("{purpose}", purpose).replace("{option}", option)
-        files[f".claude/orchestrator/{name}"] = text, 0o755
-    return {**files, ".claude/commands/orchestration.md": (SLASH_COMMAND, 0o644)}
+# The streams of `demo`, after the guide's example: id, phase, name, tasks. Behind a task's title stands what happens.
+DEMO_STREAMS = (
+    ("Stream-A", "foundation", "core-types", ("Define the types", "Set up the build", "Write the storage", "Lint it")),
+    (
+        "Stream-B",
+        "parallel",
+        "api-implementation",
+        ("Design the routes", "Check the input: crash", "Page the lists", "Settle the errors: unblock", "Log requests"),
+    ),
+    (
+        "Stream-C",
+        "parallel",
+        "ui-components",
+        ("Lay out the pages", "Show the errors: block", "Draw the forms", "Test by keyboard"),
+    ),
+    ("Stream-D", "integration", "tests-and-docs", ("Test all of it", "Write the manual", "Prepare the release")),
+)
+DEMO_VARIABLES = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}  # nobody's settings hinder it
+DEMO_TASK = 0.75  # seconds that a simulated worker takes for a task
+DEMO_COST = 0.11  # US dollars that it says it has spent on one
+DEMO_SCHEMA = """\
+CREATE TABLE initiatives (id TEXT PRIMARY KEY, title TEXT NOT NULL, description TEXT, created_at TEXT NOT NULL,
+    updated_at TEXT NOT NULL);
+CREATE TABLE prds (id TEXT PRIMARY KEY, initiative_id TEXT NOT NULL REFERENCES initiatives(id), title TEXT NOT NULL,
+    description TEXT, content TEXT NOT NULL, metadata TEXT DEFAULT '{}', status TEXT DEFAULT 'active',
+    created_at TEXT NOT NULL, updated_at TEXT NOT NULL);
+CREATE TABLE tasks (id TEXT PRIMARY KEY, prd_id TEXT REFERENCES prds(id), parent_id TEXT REFERENCES tasks(id),
+    title TEXT NOT NULL, description TEXT, assigned_agent TEXT,
+    status TEXT DEFAULT 'pending' CHECK(status IN ('pending', 'in_progress', 'blocked', 'completed', 'cancelled')),
+    blocked_reason TEXT, notes TEXT, metadata TEXT DEFAULT '{}', created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
+    archived INTEGER DEFAULT 0, archived_at TEXT, archived_by_initiative_id TEXT);
+CREATE INDEX idx_tasks_status ON tasks(status);
+CREATE TABLE migrations (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL);
+INSERT INTO migrations VALUES (10, strftime('%Y-%m-%dT%H:%M:%fZ'));
+"""
+
+# What plays claude in a demo: it does the open tasks of a stream one by one, and prints what claude would.
+DEMO_WORKER = """\
+import json, os, pathlib, sqlite3, subprocess, sys, time
+
+stream, pause, cost = os.environ["ORCHESTRATE_STREAM"], float(sys.argv[1]), float(sys.argv[2])
+database = pathlib.Path(os.environ["TASK_DB_PATH"], os.environ["WORKSPACE_ID"], "tasks.db")
+has_git = pathlib.Path(".git").exists()
+
+
+def query(statement, *values):
+    connection = sqlite3.connect(str(database), timeout=10, isolation_level=None)
+    try:
+        return connection.execute(statement.replace("NOW", "strftime('%Y-%m-%dT%H:%M:%fZ')"), values).fetchall()
+    finally:
+        connection.close()
+
+
+def say(kind, **more):
+    print(json.dumps({"type": kind, **more}), flush=True)
+
+
+def use(tool, **arguments):
+    say("assistant", message={"content": [{"type": "tool_use", "name": tool, "input": arguments}]})
+    time.sleep(pause)
+
+
+def git(*words):
+    return subprocess.run(["git", *words], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def update(task, twist, status, reason=None):  # and use up its twist, unless somebody else has done that meanwhile
+    query("UPDATE tasks SET status = ?, blocked_reason = ?, metadata = json_remove(metadata, '$.demo'), "
+          "updated_at = NOW WHERE id = ? AND coalesce(json_extract(metadata, '$.demo'), '') = ?",
+          status, reason, task, twist)
+
+
+say("system", subtype="init", model="simulated", cwd=os.getcwd(), tools=[])
+if has_git and stream == "Stream-D":
+    for branch in git("for-each-ref", "--format=%(refname:short)", "refs/heads/stream").split():
+        use("Bash", command=f"git merge --no-ff {branch}")
+        git("merge", "--quiet", "--no-ff", "--message", f"Merge {branch}", branch)
+done = 0
+while True:
+    tasks = query("SELECT id, title, coalesce(json_extract(metadata, '$.demo'), '') FROM tasks WHERE json_extract("
+                  "metadata, '$.streamId') = ? AND status IN ('pending', 'in_progress') ORDER BY rowid", stream)
+    if not tasks:
+        break
+    task, title, twist = tasks[0]
+    if twist == "block":
+        use("Grep", pattern="class .*Error")
+        update(task, twist, "blocked", "what does an error look like? Stream-B has to say")
+        continue
+    update(task, twist, "in_progress")
+    if twist == "crash":
+        use("Bash", command="npm test")
+        sys.exit("Error: connection reset by peer (this was arranged)")
+    path = pathlib.Path("src", title.lower().replace(" ", "-") + ".txt").resolve()
+    use("Write", file_path=str(path))
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(title + "\\n", encoding="utf-8")
+    if has_git:
+        git("add", str(path))
+        git("commit", "--quiet", "--allow-empty", "--message", title)
+    if twist == "unblock":  # what is blocked, and what would be
+        query("UPDATE tasks SET status = replace(status, 'blocked', 'pending'), blocked_reason = NULL, metadata = "
+              "json_remove(metadata, '$.demo'), updated_at = NOW WHERE status = 'blocked' OR "
+              "json_extract(metadata, '$.demo') = 'block'")
+    update(task, "", "completed")
+    done += 1
+result = "All that is open is blocked, or nothing is."
+say("result", subtype="success", is_error=False, result=result, num_turns=2 * done, total_cost_usd=done * cost)
+"""
 
 
 @cli.command("demo")
@@ -6541,18 +5718,20 @@ def demo_command(keep: bool) -> int:
     prefix = "orchestrate-demo-"
     kept = contextlib.nullcontext(tempfile.mkdtemp(prefix=prefix)) if keep else None
     with kept or tempfile.TemporaryDirectory(prefix=prefix) as folder:
-        project, database = make_demo(Path(folder).resolve())
-        scripts, python = project.folder, shlex.quote(sys.executable)
+        top = Path(folder).resolve()
+        project, database = make_demo(top)
         is_misled = not {"TASK_DB_PATH", "WORKSPACE_ID"}.isdisjoint(os.environ)
-        named = f" --db {shlex.quote(str(database.path))}" if is_misled else ""
+        named = f" --db {shlex.quote(str(database))}" if is_misled else ""
         tasks = format_count(sum(len(tasks) for *_, tasks in DEMO_STREAMS), "task")
         click.echo(f"A project with {len(DEMO_STREAMS)} streams and {tasks}: {project.root}")
         click.echo("Its workers are simulated: no Claude runs, and their costs are made up.")
         click.echo("To watch it from another terminal:")
-        click.echo(f"  PYTHON={python} {shlex.quote(str(scripts / 'watch-status'))}{named}\n")
-        command = Command((sys.executable, str(scripts / "orchestrate.py"), "demo-worker"))
+        watch = shlex.quote(str(project.folder / "watch-status"))
+        click.echo(f"  PYTHON={shlex.quote(sys.executable)} {watch}{named}\n")
+        # -S: it needs the standard library alone, and starts in half the time.
+        command = Command((sys.executable, "-S", str(top / "claude.py"), str(DEMO_TASK), str(DEMO_COST)))
         options = {"as_json": False, "no_worktrees": False, "notify": None, "stop_on_exit": True}
-        limits = Limits(max_restarts=3)  # what goes wrong in a demo shall not drag on
+        limits = Limits(max_restarts=3, exit_on_blocked=True)  # what goes wrong in a demo shall not drag on
         code = run_in_foreground(project, database, command, limits, {**options, "poll_interval": POLL_INTERVAL})
         if code == EXIT_DONE:
             console = make_console()
@@ -6561,13 +5740,24 @@ def demo_command(keep: bool) -> int:
     return code
 
 
-def make_demo(top: Path) -> tuple[Project, Database]:
-    """Make the demo's project and its database in a folder. Raises OSError, StoreError."""
+def make_demo(top: Path) -> tuple[Project, Path]:
+    """Make the demo's project, its database and what plays claude in a folder. Raises OSError, OrchestrateError."""
     project = Project(top / "my-project")
-    database = Database(top / "tasks" / project.name / "tasks.db")
-    DemoDatabase(database.path).make()
+    database = top / "tasks" / project.name / "tasks.db"
+    database.parent.mkdir(parents=True)
+    with contextlib.closing(sqlite3.connect(str(database), isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(DEMO_SCHEMA)
+        now = format_time(time.time())
+        for stream_id, phase, name, tasks in DEMO_STREAMS:
+            for title, _, twist in (task.partition(": ") for task in tasks):
+                metadata = {"streamId": stream_id, "streamName": name, "streamPhase": phase, "demo": twist}
+                row = (f"TASK-{zlib.crc32(title.encode()):08x}", title, json.dumps(metadata), now, now)
+                columns = "id, title, metadata, created_at, updated_at"
+                connection.execute(f"INSERT INTO tasks ({columns}) VALUES (?, ?, ?, ?, ?)", row)
+    write_file(top / "claude.py", DEMO_WORKER)
     project.root.mkdir()
-    servers = {"mcpServers": {"task-copilot": {"command": "true", "env": database.environment}}}
+    servers = {"mcpServers": {"task-copilot": {"command": "true", "env": database_variables(database)}}}
     write_file(project.root / ".mcp.json", f"{json.dumps(servers, indent=2)}\n")
     generate(project)
     git = Git(project.root)
@@ -6605,75 +5795,8 @@ def format_demo_end(project: Project, keep: bool, named: str) -> str:
     return "\n".join(lines)
 
 
-@cli.command("demo-worker", hidden=True, context_settings={"ignore_unknown_options": True})
-@click.argument("words", nargs=-1, type=click.UNPROCESSED)
-def demo_worker_command(words: tuple[str, ...]) -> int:  # noqa: ARG001 (they are for claude)
-    """Play claude in a demo."""
-    if "ORCHESTRATE_STREAM" not in os.environ:
-        raise click.UsageError("this is a worker of a demo: python orchestrate.py demo")
-    return SimulatedWorker(os.environ, Path.cwd()).work()
-
-
-class SimulatedWorker:
-    """Plays claude in a demo: does the open tasks of a stream one by one, and prints what claude would."""
-
-    def __init__(self, environ: Mapping[str, str], folder: Path) -> None:
-        self._stream_id = environ["ORCHESTRATE_STREAM"]
-        self._database = DemoDatabase(Database.of(environ).path)
-        self._folder = folder
-        self._git = Git(folder) if (folder / ".git").exists() else None
-
-    def work(self) -> int:
-        """Work until no task is open, or it crashes; return the exit code."""
-        self._say("system", subtype="init", model="simulated", cwd=str(self._folder), tools=[])
-        if self._git is not None and self._stream_id == DEMO_STREAMS[-1][0]:
-            self._merge(self._git)
-        done = 0
-        while tasks := self._database.read_open(self._stream_id):
-            task_id, title, twist = tasks[0]
-            if twist == "block":
-                self._use("Grep", pattern="class .*Error")
-                self._database.update(task_id, twist, "blocked", "what does an error look like? Stream-B has to say")
-                continue
-            self._database.update(task_id, twist, "in_progress")
-            if twist == "crash":
-                self._use("Bash", command="npm test")
-                click.echo("Error: connection reset by peer (this was arranged)", err=True)
-                return EXIT_FAILED
-            self._write(title)
-            if twist == "unblock":
-                self._database.unblock()
-            self._database.update(task_id, "", "completed")
-            done += 1
-        result = {"subtype": "success", "is_error": False, "result": "All that is open is blocked, or nothing is."}
-        self._say("result", num_turns=2 * done, total_cost_usd=done * DEMO_COST, **result)
-        return EXIT_DONE
-
-    def _merge(self, git: Git) -> None:
-        for branch in git.run("for-each-ref", "--format=%(refname:short)", "refs/heads/stream").split():
-            self._use("Bash", command=f"git merge --no-ff {branch}")
-            git.run("merge", "--no-ff", "--message", f"Merge {branch}", branch)
-
-    def _write(self, title: str) -> None:
-        path = self._folder / "src" / f"{title.lower().replace(' ', '-')}.txt"
-        self._use("Write", file_path=str(path))
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f"{title}\n", encoding="utf-8")
-        if self._git is not None:
-            self._git.run("add", str(path))
-            self._git.run("commit", "--quiet", "--message", title)
-
-    def _use(self, tool: str, **arguments: str) -> None:
-        content = [{"type": "tool_use", "name": tool, "input": arguments}]
-        self._say("assistant", message={"content": content})
-        time.sleep(DEMO_TASK)
-
-    def _say(self, kind: str, **more: object) -> None:
-        click.echo(json.dumps({"type": kind, **more}))
-
-
 @cli.command("doctor")
-@project_options()
+@project_options
 @click.option(
     "--claude",
     envvar=["ORCHESTRATE_DOCTOR_CLAUDE", "ORCHESTRATE_START_CLAUDE"],
@@ -6682,7 +5805,7 @@ class SimulatedWorker:
     metavar="CMD",
     help="Shell words that stand for claude.",
 )
-@click.option("--json", "as_json", envvar="ORCHESTRATE_DOCTOR_JSON", is_flag=True, help="Write one JSON object.")
+@json_option("DOCTOR", "Write one JSON object.")
 def doctor_command(claude: str, as_json: bool) -> int:
     """Look at everything that a run needs: a line each, and the remedy under what is wrong.
 
@@ -6693,86 +5816,82 @@ def doctor_command(claude: str, as_json: bool) -> int:
       python orchestrate.py doctor
       python orchestrate.py doctor --claude "nice -n 10 claude"
     """
-    command = read_command(claude, "stream-json", Path.cwd())
-    findings = [examine(subject, check) for subject, check in list_checks(command)]
+    command, project = read_command(claude, "stream-json", Path.cwd()), find_current_project(checks=False)
+    checks: dict[str, Callable[[], list[Checked]]] = {
+        "Python": check_packages,
+        "Claude": functools.partial(check_claude, command),
+        "Project": functools.partial(check_folders, project),
+        "Git": functools.partial(check_git, project),
+        "Orchestrator": functools.partial(check_orchestrator, project),
+        "Task Copilot": functools.partial(check_server, project),
+        "Database": functools.partial(check_database, project),
+        "Streams": functools.partial(check_streams, project),
+    }
+    findings: list[Finding] = []
+    for subject, check in checks.items():
+        try:
+            parts = check()
+            remedy = " ".join(remedy for _, remedy in parts if remedy)
+            found = "; ".join(words for words, _ in parts)
+            findings.append((subject, "warning" if remedy else "ok", found, remedy))
+        except OrchestrateError as error:
+            findings.append((subject, "error", error.message, error.remedy))
+        except OSError as error:
+            findings.append((subject, "error", str(error), "Look at that file or folder: its owner, its mode."))
+    is_ready = not any(level == "error" for _, level, *_ in findings)
     if as_json:
-        click.echo(format_findings_json(findings, time.time()))
+        names = ("subject", "level", "found", "remedy")
+        shown = [dict(zip(names, (*finding[:3], finding[3] or None))) for finding in findings]
+        result = {"version": JSON_VERSION, "time": format_time(time.time()), "ready": is_ready, "checks": shown}
+        click.echo(format_json(result, indent=2))
     else:
         console = make_console()
         console.print(render_findings(findings, line_width(console)), soft_wrap=True)
-    return EXIT_FAILED if any(finding.is_fatal for finding in findings) else EXIT_DONE
+    return EXIT_DONE if is_ready else EXIT_FAILED
 
 
-_Checked = Tuple[str, str]  # what was found, and the remedy where it is not as it should be
+Checked = Tuple[str, str]  # what was found, and the remedy where it is not as it should be
 
 
-def examine(subject: str, check: Callable[[], _Checked]) -> Finding:
-    """Return what a check found: an error of its own means that a run would fail."""
-    try:
-        return Finding(subject, *check())
-    except OrchestrateError as error:
-        return Finding(subject, error.message, error.remedy, is_fatal=True)
-    except (OSError, StoreError) as error:
-        return Finding(subject, str(error), "Look at that file or folder: its owner, its mode.", is_fatal=True)
-
-
-def list_checks(command: Command) -> Iterator[tuple[str, Callable[[], _Checked]]]:
-    """Return what is looked at, in the order in which a run needs it; what there can't be is left out."""
-    yield "Python", check_packages
-    yield "Claude", functools.partial(check_claude, command)
-    yield "User", functools.partial(check_user, command)
-    project = locate_project()
-    for subject, check in (
-        ("Project", check_folders),
-        ("Disk", check_disk),
-        ("Git", check_git),
-        ("Orchestrator", check_orchestrator),
-        ("Task Copilot", check_server),
-        ("/continue", check_continue),
-        ("Database", check_database),
-    ):
-        yield subject, functools.partial(check, project)
-    with contextlib.suppress(OrchestrateError):
-        path = find_current_database(project).path
-        yield "Schema", functools.partial(check_schema, path)
-        yield "Streams", functools.partial(check_streams, project, path)
-        yield "Tasks", functools.partial(check_tasks, path)
-
-
-def check_packages() -> _Checked:
-    """Say which Python this is, with which packages. Raises OrchestrateError for one that is too old."""
+def check_packages() -> list[Checked]:
     import importlib.metadata
 
+    python, needed = (
+        f"{sys.version.split()[0]} ({sys.executable})",
+        [f"{name} {least}" for name, least in PACKAGES.items()],
+    )
     try:
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     except importlib.metadata.PackageNotFoundError as error:
-        found = f"{sys.version.split()[0]} ({sys.executable}); {error.name} does not tell its version"
-        return found, f"Needed are {', '.join(f'{name} {least}' for name, least in PACKAGES.items())}, or newer."
+        found = f"{python}; {error.name} does not tell its version"
+        return [(found, f"Needed are {', '.join(needed)}, or newer.")]
     old = [name for name, least in PACKAGES.items() if read_version(versions[name]) < read_version(least)]
     found = ", ".join(f"{name} {version}" for name, version in versions.items())
     if old:
         wanted = " ".join(f"'{name}>={PACKAGES[name]}'" for name in old)
         raise OrchestrateError(f"too old: {found}", f"{sys.executable} -m pip install {wanted}")
-    return f"{sys.version.split()[0]} ({sys.executable}); {found}", ""
+    return [(f"{python}; {found}", "")]
 
 
 def read_version(text: str) -> tuple[int, ...]:
-    """Return the first two numbers of a version."""
     return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
 
 
-def check_claude(command: Command) -> _Checked:
-    """Say which claude this is. Raises OrchestrateError where there is none, or one that lacks what workers need."""
-    path = command.find(os.environ)
+def check_claude(command: Command) -> list[Checked]:
+    """Say which claude this is, and for whom. Raises OrchestrateError where it lacks what workers need."""
+    path, is_root = command.find(os.environ), os.geteuid() == 0
+    command.check_user(os.environ, is_root)
+    sandbox = ", in a sandbox (IS_SANDBOX)" if os.environ.get("IS_SANDBOX") == "1" else ""
+    user = f"root{sandbox}" if is_root else f"no root (user id {os.geteuid()})"
     usage = ask_claude(command, "--help")
     version = usage and ask_claude(command, "--version")  # what hangs is asked once
     wanted = command.argv("")[len(command.words) : -2]  # without the prompt
     missing = [word for word in wanted if word not in usage]
     if not usage:
-        return f"{path} does not answer --help", "Whether workers can use it is not known; try it by hand."
+        return [(f"{path} does not answer --help", "Whether workers can use it is not known; try it by hand.")]
     if missing:
         raise OrchestrateError(f"{path} ({version}) is too old: it has no {', '.join(missing)}", "Run: claude update")
-    return f"{version} ({path})", ""
+    return [(f"{version} ({path}), run as {user}", "")]
 
 
 def ask_claude(command: Command, word: str) -> str:
@@ -6793,41 +5912,26 @@ def ask_claude(command: Command, word: str) -> str:
     return "" if child.returncode else out.decode("utf-8", "replace").strip()
 
 
-def check_user(command: Command) -> _Checked:
-    """Say who runs this. Raises OrchestrateError where claude refuses that user."""
-    is_root = os.geteuid() == 0
-    command.check_user(os.environ, is_root)
-    sandbox = ", in a sandbox (IS_SANDBOX)" if os.environ.get("IS_SANDBOX") == "1" else ""
-    return (f"root{sandbox}" if is_root else f"no root (user id {os.geteuid()})"), ""
-
-
-def check_folders(project: Project) -> _Checked:
-    """Say where the project is. Raises OrchestrateError where its state can't be written, or others could."""
+def check_folders(project: Project) -> list[Checked]:
     StateFolder(project).check()
     for folder in (project.pids, project.logs, project.worktrees):
         there = next(path for path in (folder, *folder.parents) if path.exists())
         if not os.access(there, os.W_OK | os.X_OK):
             way = f"Let its owner allow it: chmod u+wx {shlex.quote(str(there))}"
             raise OrchestrateError(f"{there} is not writable", way)
-    return str(project.root), ""
-
-
-def check_disk(project: Project) -> _Checked:
-    """Say how much room there is."""
     disk = os.statvfs(project.root)
     free = disk.f_bavail * disk.f_frsize
     remedy = "Logs, and a worktree for each parallel stream, need room: free some." if free < DISK_LEAST else ""
-    return f"{free / (1 << 30):.1f} GiB free", remedy
+    return [(str(project.root), ""), (f"{free / (1 << 30):.1f} GiB free", remedy)]
 
 
-def check_git(project: Project) -> _Checked:
-    """Say what git there is. Raises OrchestrateError where parallel streams would fail on it."""
+def check_git(project: Project) -> list[Checked]:
     git = Git(project.root)
     try:
         repository = read_repository(git)
         if repository.obstacle:
             remedy = "git init && git add --all && git commit -m Begin; then each parallel stream has its own worktree."
-            return f"no worktrees, all streams would work in one folder: {repository.obstacle}", remedy
+            return [(f"no worktrees, all streams would work in one folder: {repository.obstacle}", remedy)]
         version = git.run("--version").strip()
         unseen = find_unseen(git)
     except GitError as error:
@@ -6835,41 +5939,52 @@ def check_git(project: Project) -> _Checked:
         way = f"git config --global --add safe.directory {folder}" if "dubious" in str(error) else "git status"
         raise OrchestrateError(str(error), f"Run: {way}") from error
     if unseen:
-        return f"{version}, {repository.place}. {unseen[0]}", "Commit what the workers need."
+        return [(f"{version}, {repository.place}. {unseen[0]}", "Commit what the workers need.")]
     is_old = read_version(version) < (2, 38)
-    return f"{version}, {repository.place}", "Update git: 2.38 foresees conflicts of branches." if is_old else ""
+    return [(f"{version}, {repository.place}", "Update git: 2.38 foresees conflicts of branches." if is_old else "")]
 
 
-def check_orchestrator(project: Project) -> _Checked:
-    """Say what is left of earlier runs. Raises OrchestrateError where an orchestrator runs."""
+def check_orchestrator(project: Project) -> list[Checked]:
     pid = read_orchestrator_pid(project)
     if pid:
         raise OrchestrateError(*describe_running(pid), EXIT_RUNNING)
     found = discover_workers(project, read_history(project).records)
     if found.workers:
         names = format_names([f"{i} (PID {','.join(map(str, found.trees[i]))})" for i in found.workers])
-        return f"workers of an earlier run: {names}", "`start` takes them over, `stop` ends them."
+        return [(f"workers of an earlier run: {names}", "`start` takes them over, `stop` ends them.")]
     if found.stale:
         reasons = "; ".join(f"{path.name}: {reason}" for path, reason in found.stale.items())
-        return f"PID files without a worker: {reasons}", "Nothing to do: `start` removes them, as does `clean`."
-    return "none runs", ""
+        return [(f"PID files without a worker: {reasons}", "Nothing to do: `start` removes them, as does `clean`.")]
+    return [("none runs", "")]
 
 
-def check_server(project: Project) -> _Checked:
+def check_server(project: Project) -> list[Checked]:
     """Say how workers reach Task Copilot. Raises OrchestrateError where the server that is named can't be started."""
     server = read_server(project, os.environ)
-    if server is None:
-        if has_user_server(project, Path.home()):
-            return "task-copilot, from ~/.claude.json", ""
-        found = f"no task-copilot server in {project.root / '.mcp.json'}, or in ~/.claude.json"
-        return found, "Without its tools a worker can't complete a task: run /setup-project in Claude Code."
-    for word in find_missing(project, server.words):
-        raise OrchestrateError(
-            f"the task-copilot server of .mcp.json can't be started: there is no {word}",
-            "Install Task Copilot (npm install && npm run build in its folder), or correct .mcp.json.",
-        )
-    words = f" ({shlex.join(server.words)})" if server.words else ""
-    return f"task-copilot, from .mcp.json{words}", ""
+    found, remedy = "task-copilot, from ~/.claude.json", ""
+    if server is not None:
+        words = server[0]
+        for word in find_missing(project, words):
+            raise OrchestrateError(
+                f"the task-copilot server of .mcp.json can't be started: there is no {word}",
+                "Install Task Copilot (npm install && npm run build in its folder), or correct .mcp.json.",
+            )
+        found = f"task-copilot, from .mcp.json{f' ({shlex.join(words)})' if words else ''}"
+    else:
+        settings: Any = {}  # the user's own, for this project or for all
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, RecursionError):
+            given = json.loads((Path.home() / ".claude.json").read_text(encoding="utf-8"))
+            settings = {**(given.get("projects", {}).get(str(project.root), {}).get("mcpServers") or {})}
+            settings.update(given.get("mcpServers") or {})
+        if "task-copilot" not in settings:
+            found = f"no task-copilot server in {project.root / '.mcp.json'}, or in ~/.claude.json"
+            remedy = "Without its tools a worker can't complete a task: run /setup-project in Claude Code."
+    for base in (project.root, Path.home()):
+        for path in (base / ".claude/commands/continue.md", base / ".claude/skills/continue/SKILL.md"):
+            if path.is_file():
+                return [(found, remedy), (f"/continue: {path}", "")]
+    lost = "The prompt begins with /continue: run /setup-project, or write your own."
+    return [(found, remedy), ("no /continue in .claude/commands", lost)]
 
 
 def find_missing(project: Project, words: Sequence[str]) -> list[str]:
@@ -6878,8 +5993,7 @@ def find_missing(project: Project, words: Sequence[str]) -> list[str]:
     Anything else may be an option, a script of a shell, an address, or a path in a container.
     """
     program, script = [*words, "", ""][:2]
-    is_path = os.sep in program
-    there = find_program(str(project.root / program) if is_path else program, os.environ)
+    there = shutil.which(str(project.root / program) if os.sep in program else program)
     missing = [program] if program and not there else []
     if Path(program).name in ("node", "bun", "tsx", "sh", "python", "python3") and not script.startswith("-"):
         with contextlib.suppress(OSError):  # too long for a path
@@ -6888,88 +6002,38 @@ def find_missing(project: Project, words: Sequence[str]) -> list[str]:
     return missing
 
 
-def has_user_server(project: Project, home: Path) -> bool:
-    """Whether the user's own settings have a task-copilot server, for this project or for all."""
-    try:
-        settings = json.loads((home / ".claude.json").read_text(encoding="utf-8"))
-        own = settings.get("projects", {}).get(str(project.root), {})
-        return any("task-copilot" in (part.get("mcpServers") or {}) for part in (settings, own))
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
-        return False
-
-
-def check_continue(project: Project) -> _Checked:
-    """Say where the command is with which the prompt begins."""
-    for base in (project.root, Path.home()):
-        for path in (base / ".claude/commands/continue.md", base / ".claude/skills/continue/SKILL.md"):
-            if path.is_file():
-                return str(path), ""
-    return "no such command in .claude/commands", "The prompt begins with it: run /setup-project, or write your own."
-
-
-def check_database(project: Project) -> _Checked:
-    """Say where the database is. Raises OrchestrateError where workers can't write to it."""
-    database = find_current_database(project)
-    for path in (database.path, database.path.parent):
-        if not os.access(path, os.W_OK):
-            way = f"chmod u+w {shlex.quote(str(path))}"
-            raise OrchestrateError(f"{path} is not writable: workers could complete no task", way)
-    if database.path.name != "tasks.db":
-        return describe_name(database), "Name the file tasks.db."
-    return str(database.path), ""
-
-
-def describe_name(database: Database) -> str:
-    """Return what is wrong with a database of another name."""
-    return f"a Task Copilot server reads tasks.db, not {database.path.name}, in its folder"
-
-
-def check_schema(path: Path) -> _Checked:
-    """Say which version the database's schema has. Raises OrchestrateError where it can't be read."""
-    with contextlib.closing(TaskStore(path)) as store:
-        read_all_streams(store)
+def check_database(project: Project) -> list[Checked]:
+    with open_store(project) as store:
+        database = store.path
+        for path in (database, database.parent):
+            if not os.access(path, os.W_OK):
+                way = f"chmod u+w {shlex.quote(str(path))}"
+                raise OrchestrateError(f"{path} is not writable: workers could complete no task", way)
         version = store.read_version()
-    if version > SCHEMA_VERSION:
-        return (
-            f"version {version}",
-            f"This program was tried with versions up to {SCHEMA_VERSION}: look for a newer one.",
-        )
-    return (f"version {version}" if version else "without a version"), ""
+    tried = f"This program was tried with versions up to {SCHEMA_VERSION}: look for a newer one."
+    schema = (f"version {version}" if version else "without a version", tried if version > SCHEMA_VERSION else "")
+    is_named = database.name == "tasks.db"
+    name = (str(database), "") if is_named else (_WRONG_NAME.format(database.name), "Name the file tasks.db.")
+    return [name, schema]
 
 
-def check_streams(project: Project, path: Path) -> _Checked:
-    """Count the streams. Raises OrchestrateError where there are none, or where they can't be run."""
-    with contextlib.closing(TaskStore(path)) as store:
-        check_run(project, store, Limits())
-        streams = read_all_streams(store).streams
-    counts = {phase: sum(stream.phase is phase for stream in streams) for phase in Phase}
-    found = ", ".join(f"{count} {phase.value}" for phase, count in counts.items() if count)
-    is_many = counts[Phase.PARALLEL] > PARALLEL_MOST
-    remedy = f"More than {PARALLEL_MOST} parallel streams are hard to merge: split them into phases." if is_many else ""
-    return f"{format_count(len(streams), 'stream')}: {found}", remedy
-
-
-def check_tasks(path: Path) -> _Checked:
-    """Count the tasks, and say what is odd about them."""
-    with contextlib.closing(TaskStore(path)) as store:
-        backlog = read_all_streams(store)
-    total, completed = (sum(getattr(s, name) for s in backlog.streams) for name in ("total", "completed"))
-    odd = [f"{format_count(backlog.strays, 'open task')} without a stream"] if backlog.strays else []
-    odd += backlog.warnings
+def check_streams(project: Project) -> list[Checked]:
+    with open_store(project) as store:
+        snapshot = check_run(project, store, Limits())
+        strays = store.read().strays
+    streams, count = snapshot.streams, {phase: sum(s.phase is phase for s in snapshot.streams) for phase in Phase}
+    found = (
+        f"{format_count(len(streams), 'stream')}: {', '.join(f'{n} {phase.value}' for phase, n in count.items() if n)}"
+    )
+    many = f"More than {PARALLEL_MOST} parallel streams are hard to merge: split them into phases."
+    total, completed = sum(s.total for s in streams), sum(s.completed for s in streams)
+    odd = [f"{format_count(strays, 'open task')} without a stream"] if strays else []
+    odd += snapshot.warnings
     remedy = "Correct their metadata (streamId, streamName, streamPhase): no worker gets what has no stream."
-    return "; ".join([f"{completed} of {total} completed", *odd]), remedy if odd else ""
-
-
-def find_variable(error: click.UsageError) -> str:
-    """Return the environment variable that a wrong value came from, as the beginning of a sentence; empty for none."""
-    param = error.param if isinstance(error, click.BadParameter) else None
-    if error.ctx is None or param is None or param.name is None:
-        return ""
-    if error.ctx.get_parameter_source(param.name) is not click.core.ParameterSource.ENVIRONMENT:
-        return ""
-    given = param.envvar or f"{error.ctx.auto_envvar_prefix}_{param.name.upper()}"
-    names = [given] if isinstance(given, str) else given
-    return next(f"{name}: " for name in names if os.environ.get(name))
+    return [
+        (found, many if count[Phase.PARALLEL] > PARALLEL_MOST else ""),
+        ("; ".join([f"{completed} of {total} tasks completed", *odd]), remedy if odd else ""),
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -6980,36 +6044,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="orchestrate")  # a terminal that lacks a character shows another
     try:
-        return int(cli.main(words, standalone_mode=False, obj={"argv": words}) or EXIT_DONE)
+        # The wrappers import this file, and are no program of their own.
+        name = "orchestrate.py" if sys.argv[0] == "-c" else None
+        return int(cli.main(words, name, standalone_mode=False, obj={"argv": words}) or EXIT_DONE)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "orchestrate.py"
-        click.echo(f"[ERROR] {find_variable(error)}{error.format_message()}\nSee: {path} --help", err=True)
+        click.echo(f"[ERROR] {error.format_message()}\nSee: {path} --help", err=True)
         return EXIT_USAGE
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT
-    except (OSError, StoreError) as error:
+    except OSError as error:
         remedy = "Look at that file or folder: its owner, its mode, the room on its disk."
         remedy = "Look at what git says in the project's folder: git status" if isinstance(error, GitError) else remedy
         OrchestrateError(str(error), remedy).show()
         return EXIT_USAGE
 
 
-def flush_output() -> None:
-    """Write out what is left; where nobody takes it (`… | head`), keep Python from complaining about it at exit."""
+def run_script() -> NoReturn:
+    code = main()
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
-    except OSError:
+    except OSError:  # nobody takes what is left (`… | head`): keep Python from complaining about it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def run_script() -> NoReturn:
-    """Run the command line as a process of its own: the script, or the installed command."""
-    code = main()
-    flush_output()
     sys.exit(code)
 
 

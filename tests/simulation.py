@@ -626,7 +626,7 @@ class SimulatedJournal:
     def flush(self) -> None:
         """Nothing is left to write."""
 
-    def append(self, event: Event) -> None:
+    def add(self, event: Event) -> None:
         """Append an event."""
         self._host.step()
         self._host.world.journal.append(event)
@@ -638,10 +638,6 @@ class SimulatedJournal:
         events = self._host.world.journal[self._read_to :]
         self._read_to = len(self._host.world.journal)
         return events
-
-    def has_grown(self) -> bool:
-        """Whether there is something to read."""
-        return self._read_to != len(self._host.world.journal)
 
 
 class SimulatedState:
@@ -696,7 +692,7 @@ class SimulatedStore:
         self._host.step()
         if self._host.world.window("unreadable"):
             self._seen = 0  # whoever can't look has to look again
-            raise StoreError("database is locked")
+            raise StoreError("database is locked", "Wait.")
 
 
 class SimulatedTable:

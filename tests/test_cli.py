@@ -368,11 +368,3 @@ def test_check_says_no_such_project_only_where_there_is_none(workspace: Workspac
     workspace.database.path.write_bytes(b"no database" * 1000)
     done = workspace.run("status", "--check")
     assert (done.returncode, "file is not a database" in done.stderr) == (2, True)
-
-
-@pytest.mark.parametrize("name", ["ORCHESTRATE_START_MAX_WORKERS", "ORCHESTRATE_START_JSON"])
-def test_a_wrong_value_of_a_variable_names_the_variable(workspace: Workspace, name: str) -> None:
-    done = workspace.run("start", env={name: "x"})
-    assert (done.returncode, done.stdout) == (2, "")
-    option = name[18:].lower().replace("_", "-")
-    assert done.stderr.startswith(f"[ERROR] {name}: Invalid value for '--{option}': 'x' is not a valid ")

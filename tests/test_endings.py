@@ -639,7 +639,9 @@ def test_a_pause_with_a_time_that_is_none_is_no_event() -> None:
 def test_one_event_can_not_flood_the_log(tmp_path: Path, event: dict[str, Any]) -> None:
     lines: list[str] = []
     (tmp_path / "raw").write_text(json.dumps(event) + "\n")
-    assert Transcript(tmp_path / "raw", lines.extend, 0, 0).pump()
+    transcript = Transcript(tmp_path / "raw", lines.extend, 0, 0)
+    assert transcript.pump()
+    transcript.finish()
     assert 0 < len(lines) <= 2000
 
 

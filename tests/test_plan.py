@@ -647,13 +647,16 @@ def test_a_run_that_did_not_come_to_its_end_goes_on_in_its_pause_and_with_its_co
         ({"pid": 9, "cause": "PROGRAM", "has_answer": False}, False, False),
         ({"pid": 9, "cause": "OUTAGE", "has_answer": False}, True, False),
         ({"pid": 9, "cause": "OTHER", "has_answer": True}, True, True),
+        ({"pid": 9, "cause": "OTHER", "has_answer": False, "exit_code": 0}, True, True),
+        ({"pid": 9, "cause": "LIMIT", "has_answer": False}, True, True),
+        ({"pid": 9, "cause": "OTHER", "has_answer": False, "completed": 1}, True, True),
         ({"pid": 9}, True, False),  # of an older version's journal
     ],
 )
 def test_the_fold_knows_what_has_gone_well_in_the_run(facts: dict[str, Any], executed: bool, answered: bool) -> None:
-    history = fold_events(History(), [{**ENDED, **facts}])
+    history = fold_events(History(), [{**ENDED, "completed": 0, **facts}])
     assert (history.has_executed, history.has_answer) == (executed, answered)
-    ended = history.after({**ENDED, "pid": 0, "cause": "PROGRAM"})
+    ended = history.after({**ENDED, "completed": 0, "pid": 0, "cause": "PROGRAM"})
     assert (ended.has_executed, ended.has_answer) == (executed, answered)
 
 

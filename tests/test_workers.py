@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -12,7 +13,7 @@ import sys
 import time
 import tracemalloc
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
@@ -24,23 +25,45 @@ from orchestrate import (
     WORKER_PROMPT,
     Appender,
     Journal,
-    LogFollower,
     Project,
     Record,
     Stream,
+    Tail,
     Task,
     Transcript,
     discover_workers,
     format_prompt,
     read_prompt_template,
-    send_signal,
     shorten,
     signal_tree,
 )
 
+Open = Callable[..., Any]
 
-def follow(tmp_path: Path, start: int = 0, position: int = 0) -> Transcript:
-    return Transcript(tmp_path / "raw", Appender(tmp_path / "log").append, start, position)
+
+@pytest.fixture
+def follow(tmp_path: Path) -> Iterator[Open]:
+    """Follow the raw output from a start on; what is rendered begins at a position."""
+    with contextlib.ExitStack() as stack:
+
+        def follow(start: int = 0, position: int = 0) -> Transcript:
+            transcript = Transcript(tmp_path / "raw", Appender(tmp_path / "log").append, start, position)
+            stack.callback(transcript.finish)
+            return transcript
+
+        yield follow
+
+
+@pytest.fixture
+def tail(tmp_path: Path) -> Iterator[Open]:
+    """Read lines of the log as they come; a call returns a function that returns what is new."""
+    with contextlib.ExitStack() as stack:
+
+        def open_tail(**options: Any) -> Callable[[], list[str]]:
+            opened = stack.enter_context(contextlib.closing(Tail(tmp_path / "log", **{"follows": True, **options})))
+            return lambda: [line for _, line in opened.read()]
+
+        yield open_tail
 
 
 def append(path: Path, content: bytes) -> None:
@@ -56,8 +79,8 @@ def said(text: str) -> bytes:
     return line(type="assistant", message={"content": [{"type": "text", "text": text}]})
 
 
-def test_a_transcript_renders_each_line_once_as_the_output_grows(tmp_path: Path) -> None:
-    transcript = follow(tmp_path)
+def test_a_transcript_renders_each_line_once_as_the_output_grows(tmp_path: Path, follow: Open) -> None:
+    transcript = follow()
     assert transcript.pump()
     append(tmp_path / "raw", said("one") + b"plain\n" + said("two\n")[:20])
     transcript.pump()
@@ -81,21 +104,21 @@ def test_a_transcript_renders_each_line_once_as_the_output_grows(tmp_path: Path)
     ],
 )
 def test_a_transcript_names_the_mcp_servers_that_failed_to_start(
-    tmp_path: Path, servers: object, names: list[str]
+    tmp_path: Path, follow: Open, servers: object, names: list[str]
 ) -> None:
     append(tmp_path / "raw", line(type="system", subtype="init", model="m", mcp_servers=servers))
-    transcript = follow(tmp_path)
+    transcript = follow()
     transcript.pump()
     log = (tmp_path / "log").read_text(encoding="utf-8") if (tmp_path / "log").exists() else ""
     assert log.splitlines() == [f"  MCP server {name} failed to start: the worker lacks its tools" for name in names]
 
 
-def test_a_transcript_goes_on_where_another_one_stopped(tmp_path: Path) -> None:
-    first = follow(tmp_path)
+def test_a_transcript_goes_on_where_another_one_stopped(tmp_path: Path, follow: Open) -> None:
+    first = follow()
     append(tmp_path / "raw", said("one") + line(type="result", num_turns=3, total_cost_usd=0.5) + b"half")
     first.pump()
     append(tmp_path / "raw", b" a line\n")
-    second = follow(tmp_path, 0, first.position)
+    second = follow(0, first.position)
     second.pump()
     assert (tmp_path / "log").read_text() == "one\nhalf a line\n"
     ending = second.read_ending(0, 0)
@@ -127,7 +150,7 @@ def test_what_is_kept_has_a_bound(tmp_path: Path) -> None:
 def test_a_journal_writes_later_what_it_could_not_write(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "gone" / "events.jsonl")
     for number in (1, 2):
-        journal.append({"event": "warning", "message": number})
+        journal.add({"event": "warning", "message": number})
         assert isinstance(journal.trouble, FileNotFoundError)
     (tmp_path / "gone").mkdir()
     journal.path.write_text('{"event": "half a li')
@@ -168,26 +191,13 @@ def test_a_signal_goes_to_the_very_process_or_to_nobody() -> None:
         time.sleep(0.1)  # a signal would have ended it
         assert child.poll() is None
         process = psutil.Process(child.pid)
-        send_signal(process, signal.SIGTERM)
+        signal_tree({child.pid: process}, signal.SIGTERM)
         assert child.wait(timeout=20) == -signal.SIGTERM
-        with pytest.raises((ProcessLookupError, psutil.NoSuchProcess)):
-            send_signal(process, signal.SIGTERM)
         signal_tree({child.pid: process}, signal.SIGTERM)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, errno.EMFILE])
-def test_a_signal_arrives_where_the_system_has_or_allows_no_pidfd(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    def refuse(_: int) -> int:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "pidfd_open", refuse, raising=False)
-    with subprocess.Popen(["sleep", "600"]) as child:
-        signal_tree({child.pid: psutil.Process(child.pid)}, signal.SIGTERM)
-        assert child.wait(timeout=20) == -signal.SIGTERM
-
-
-def test_a_transcript_shows_tools_and_errors_and_obeys_nothing(tmp_path: Path) -> None:
-    transcript = follow(tmp_path)
+def test_a_transcript_shows_tools_and_errors_and_obeys_nothing(tmp_path: Path, follow: Open) -> None:
+    transcript = follow()
     tools = [
         {"type": "tool_use", "name": "Bash", "input": {"command": "npm test\n\x1b[31m"}},
         {"type": "tool_use", "name": "mcp__task-copilot__task_update", "input": {"id": "TASK-12"}},
@@ -210,8 +220,8 @@ def test_a_transcript_shows_tools_and_errors_and_obeys_nothing(tmp_path: Path) -
     ]
 
 
-def test_an_endless_line_costs_bounded_memory(tmp_path: Path) -> None:
-    transcript = follow(tmp_path)
+def test_an_endless_line_costs_bounded_memory(tmp_path: Path, follow: Open) -> None:
+    transcript = follow()
     with (tmp_path / "raw").open("wb") as file:
         for _ in range(100):
             file.write(b"x" * (1 << 20))
@@ -225,54 +235,56 @@ def test_an_endless_line_costs_bounded_memory(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == f"(a line of {100 << 20:,} bytes: see raw)\nafter\n"
 
 
-def test_a_follower_survives_truncation_rotation_and_removal(tmp_path: Path) -> None:
+def test_a_tail_survives_truncation_rotation_and_removal(tmp_path: Path, tail: Open) -> None:
     path = tmp_path / "log"
     append(path, b"one\ntwo\nthree\n")
-    follower = LogFollower(path, 2)
-    assert follower.read() == ["two\n", "three\n"]
+    read = tail(lines=2)
+    assert read() == ["two", "three"]
     path.write_bytes(b"cut\n")
-    assert follower.read() == ["cut\n"]
+    assert read() == ["cut"]
     append(path, b"late")
-    assert follower.read() == []
+    assert read() == []
     append(path, b" line\n")
     path.rename(tmp_path / "log.1")
     append(tmp_path / "log.1", b"to the old file\n")
     append(path, b"to the new file\n")
-    assert follower.read() == ["late line\n", "to the old file\n", "to the new file\n"]
+    assert read() == ["late line", "to the old file", "to the new file"]
     path.unlink()
-    assert follower.read() == []
+    assert read() == []
     append(path, b"there again\n")
-    assert follower.read() == ["there again\n"]
-    follower.close()
+    assert read() == ["there again"]
 
 
-def test_a_follower_cuts_no_character_of_a_line_that_is_too_long(tmp_path: Path) -> None:
-    path = tmp_path / "raw"
-    path.touch()
-    follower = LogFollower(path, 0)
-    text = "x" + "é€😀" * (LINE_BYTES // 4)
-    content, pieces = f"{text}\n".encode(), []
-    for start in range(0, len(content), LINE_BYTES + 7):
-        append(path, content[start : start + LINE_BYTES + 7])
-        pieces += follower.read()
-    assert "".join(pieces) == f"{text}\n"
-    assert len(pieces) > 2
-    follower.close()
+@pytest.mark.parametrize("content", [b"new\n", b"TWO\n", b"TWO\nand more\n", b"TWO\nTHREE\nFOUR\n"])
+def test_what_is_rewritten_is_read_anew_whatever_its_size(tmp_path: Path, tail: Open, content: bytes) -> None:
+    (tmp_path / "log").write_bytes(b"two\n")
+    read = tail()
+    assert read() == ["two"]
+    (tmp_path / "log").write_bytes(content)
+    os.utime(tmp_path / "log", (1, 1))  # another time than before, however coarse the file system's are
+    assert read() == content.decode().splitlines()
+    assert read() == []
+
+
+def test_a_tail_that_follows_no_name_goes_on_with_what_was_renamed(tmp_path: Path, tail: Open) -> None:
+    append(tmp_path / "log", b"one\n")
+    read = tail(follows=False)
+    assert read() == ["one"]
+    (tmp_path / "log").rename(tmp_path / "log.1")
+    append(tmp_path / "log", b"somebody else's\n")
+    append(tmp_path / "log.1", b"two\n")
+    assert read() == ["two"]
 
 
 @pytest.mark.parametrize(("lines", "shown"), [(0, []), (1, ["c"]), (3, ["a", "b", "c"]), (9, ["a", "b", "c"])])
-def test_a_follower_begins_with_so_many_lines(tmp_path: Path, lines: int, shown: list[str]) -> None:
+def test_a_tail_begins_with_so_many_lines(tmp_path: Path, tail: Open, lines: int, shown: list[str]) -> None:
     append(tmp_path / "log", b"a\nb\nc\n")
-    follower = LogFollower(tmp_path / "log", lines)
-    assert follower.read() == [f"{line}\n" for line in shown]
-    follower.close()
+    assert tail(lines=lines)() == shown
 
 
-def test_a_follower_finds_the_last_lines_of_a_large_log(tmp_path: Path) -> None:
+def test_a_tail_finds_the_last_lines_of_a_large_log(tmp_path: Path, tail: Open) -> None:
     append(tmp_path / "log", b"".join(b"%d %s\n" % (number, b"x" * 999) for number in range(2000)))
-    follower = LogFollower(tmp_path / "log", 700)
-    assert [text.split()[0] for text in follower.read()] == [str(number) for number in range(1300, 2000)]
-    follower.close()
+    assert [text.split()[0] for text in tail(lines=700)()] == [str(number) for number in range(1300, 2000)]
 
 
 def test_the_projects_own_prompt_replaces_the_built_in_one(tmp_path: Path) -> None:
@@ -336,18 +348,18 @@ def test_the_tree_of_a_worker_is_found_however_its_parts_were_started(workspace:
 def test_a_pid_file_without_a_worker_is_stale(tmp_path: Path, content: str) -> None:
     project = Project(tmp_path)
     project.pids.mkdir(parents=True)
-    project.pid_file("S").write_text(content, encoding="latin-1")
+    project.file("S", ".pid").write_text(content, encoding="latin-1")
     found = discover_workers(project, ["S"])
-    assert found.stale == {project.pid_file("S"): "it holds no worker's PID"}
+    assert found.stale == {project.file("S", ".pid"): "it holds no worker's PID"}
     assert found.workers == {}
 
 
 def test_a_pid_file_of_another_program_is_stale(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.pids.mkdir(parents=True)
-    project.pid_file("S").write_text(f"{os.getppid()}\n")
+    project.file("S", ".pid").write_text(f"{os.getppid()}\n")
     assert discover_workers(project, ["S"]).stale == {
-        project.pid_file("S"): f"process {os.getppid()} is another program"
+        project.file("S", ".pid"): f"process {os.getppid()} is another program"
     }
 
 
@@ -380,8 +392,8 @@ def test_a_pid_file_of_another_program_whose_session_cannot_be_seen_is_stale(tmp
         from orchestrate import Project, discover_workers
         project, pid = Project(Path(sys.argv[1])), sys.argv[2]
         project.pids.mkdir(parents=True)
-        project.pid_file("S").write_text(pid)
-        print(os.getsid(int(pid)), discover_workers(project, ["S"]).stale[project.pid_file("S")], sep=": ")
+        project.file("S", ".pid").write_text(pid)
+        print(os.getsid(int(pid)), discover_workers(project, ["S"]).stale[project.file("S", ".pid")], sep=": ")
     """
     lines = 'sleep 60 & "$@" $!; kill $!'
     words = [*alone, "sh", "-c", lines, "sh", sys.executable, "-c", code, str(tmp_path)]

@@ -72,23 +72,22 @@ def tick(root: str, database: str, rounds: str) -> Call:
     """Start the workers, then do ticks in which nothing happens; the time is the median of one."""
     import orchestrate
 
-    project, clock = orchestrate.Project(Path(root)), orchestrate.SystemClock()
+    project, clock = orchestrate.Project(Path(root)), orchestrate.Clock()
     state, store = orchestrate.StateFolder(project), orchestrate.TaskStore(Path(database))
     state.make()
     state.acquire()
     command = orchestrate.read_command("claude", "stream-json", Path(root))
-    places = orchestrate.Database(Path(database))
-    table = orchestrate.WorkerTable(project, places, command, os.environ, clock, False)
+    table = orchestrate.WorkerTable(project, Path(database), command, os.environ, clock, False)
     run = orchestrate.Orchestrator(state, store, table, orchestrate.Limits(), clock, [])
     run.begin()
 
     def measure() -> float:
         for _ in range(10):
-            run._try_tick()
+            run.step()
         times = []
         for _ in range(int(rounds)):
             begin = time.process_time()
-            run._try_tick()
+            run.step()
             times.append(time.process_time() - begin)
         return sorted(times)[len(times) // 2]
 
