@@ -18,6 +18,7 @@ The worker is a script that plays `claude`. It does what its stream's *part* say
     cost=USD   report a result with this cost
     flood=MB   print so many megabytes of x without a newline
     raw=HEX    print these bytes
+    facts      write its arguments, its environment and what it was started with to facts.json
     survivors  note which of the children that this stream's workers left behind still live
     write=FILE write the stream's name into a file of the folder that it works in
     git=WORDS  run git there; a comma stands for a space
@@ -33,16 +34,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Iterable, Mapping
 
 SCRIPT = Path(__file__).resolve().parent.parent / "orchestrate.py"
 LAUNCHER = SCRIPT.parent / "tests" / "launch.py"
+
+# Longer than any test: whatever goes on without it was noticed by itself.
+NO_POLL = ("--poll-interval", "600")
+
+# The program as a module, so that a script can stand between its import and its start.
+PATHS = [str(SCRIPT.parent), str(SCRIPT.parent / "tests")]
+IMPORT = f"import os, signal, sys\nsys.path[:0] = {PATHS}\nimport orchestrate\n"
+RUN = "code = orchestrate.main()\norchestrate.flush_output()\nsys.exit(code)\n"
 
 # The schema of Task Copilot's server 2.7.0, as far as a stream's tasks need it.
 SCHEMA = """
@@ -184,6 +195,11 @@ def act(word, value, **more):
     elif word == "git":
         if start(["git", *value.split(",")]).wait():
             raise SystemError(f"git {{value}} failed")
+    elif word == "facts":
+        facts = {{"argv": sys.argv[1:], "env": dict(os.environ), "cwd": os.getcwd(), "pid": os.getpid(),
+                  "sid": os.getsid(0), "pgid": os.getpgrp(), "stdin": os.fstat(0).st_rdev,
+                  "out": os.fstat(1).st_ino, "err": os.fstat(2).st_ino}}
+        (project / "facts.json").write_text(json.dumps(facts))
     elif word == "survivors":
         note(f"survivors {{find_survivors()}}")
     elif word == "exit":
@@ -274,6 +290,11 @@ class TaskDatabase:
         for _ in range(tasks):
             self.add_task(stream, **given)
 
+    def add_streams(self, *streams: str, **given: Any) -> None:
+        """Add streams that differ in nothing but their names."""
+        for stream in streams:
+            self.add_stream(stream, **given)
+
     def set_status(self, status: str, stream: str) -> None:
         """Set every task of a stream to a status."""
         self.execute("UPDATE tasks SET status = ? WHERE json_extract(metadata, '$.streamId') = ?", status, stream)
@@ -299,6 +320,23 @@ class Workspace:
         """Give the workers their parts. An underscore in a stream's name stands for a dash."""
         named = {name.replace("_", "-"): part for name, part in parts.items()}
         (self.root / "parts.json").write_text(json.dumps({"default": default, **named}))
+
+    def write_lines(self, **lines: object) -> None:
+        """Give the workers the lines for `print=NAME`."""
+        (self.root / "lines.json").write_text(json.dumps(lines))
+
+    def write_script(self, text: str) -> Path:
+        """Write a script beside the project."""
+        path = self.root.parent / "script.py"
+        path.write_text(text)
+        return path
+
+    def write_pid(self, stream: str, text: str) -> Path:
+        """Write a PID file as an earlier run may have left it."""
+        path = self.state / "pids" / f"{stream}.pid"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
 
     def make_repository(self, *files: str) -> None:
         """Make the project a git repository with one commit of these files, and give every git here an identity."""
@@ -365,13 +403,40 @@ class Workspace:
             raise
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
-    def events(self, *kinds: str) -> list[dict[str, Any]]:
-        """The journal, or its events of these kinds."""
+    def check(self, *words: str, code: int = 0, **options: Any) -> str:
+        """Run the command line to its end with this exit code and nothing on stderr, and return its stdout."""
+        done = self.run(*words, **options)
+        assert (done.returncode, done.stderr) == (code, ""), f"{words}: {done}"
+        return done.stdout
+
+    def start(self, *words: str, wait: Iterable[str] = (), **options: Any) -> Run:
+        """Start an orchestrator that polls only every ten minutes, and wait for the workers of these streams."""
+        process = self.popen("start", *NO_POLL, *words, **{"stderr": subprocess.STDOUT, **options})
+        run = Run(self, process)
+        run.pids.update({stream: self.wait_for_worker(stream) for stream in wait})
+        return run
+
+    def complete(self, *words: str, **options: Any) -> str:
+        """Run such an orchestrator to its end, with an exit code, and return its stdout; see check."""
+        return self.check("start", *NO_POLL, *words, **options)
+
+    def status(self, **options: Any) -> dict[str, Any]:
+        """What `status --json` says."""
+        status: dict[str, Any] = json.loads(self.run("status", "--json", **options).stdout)
+        return status
+
+    def states(self, **options: Any) -> dict[str, str]:
+        """The state of each stream, as `status --json` has it."""
+        return {stream["id"]: stream["state"] for stream in self.status(**options)["streams"]}
+
+    def events(self, *kinds: str, **facts: object) -> list[dict[str, Any]]:
+        """The journal, or its events of these kinds and with these facts."""
         path = self.state / "events.jsonl"
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         lines = text[: text.rfind("\n") + 1].splitlines()  # what has no end yet is being written
         events = [json.loads(line) for line in lines]
-        return [event for event in events if not kinds or event["event"] in kinds]
+        named = [event for event in events if not kinds or event["event"] in kinds]
+        return [event for event in named if facts.items() <= event.items()]
 
     def times(self) -> list[tuple[str, str, int, float]]:
         """What the workers noted: stream, word, PID, monotonic time."""
@@ -405,6 +470,21 @@ class Workspace:
         wait_until(lambda: self.pid(stream) and stream in self.starts(), f"a worker of {stream}")
         return self.pid(stream)
 
+    def wait_for_children(self, count: int) -> list[int]:
+        """Wait until the workers have left so many processes behind, and return these."""
+        wait_until(lambda: len(self.children()) == count, f"{count} children of the workers")
+        return self.children()
+
+    def wait_for_event(self, kind: str, count: int = 1, **facts: object) -> dict[str, Any]:
+        """Wait until the journal has so many events of a kind and with these facts, and return the last of them."""
+        wait_until(lambda: len(self.events(kind, **facts)) >= count, f"{count} times {kind} {facts}")
+        return self.events(kind, **facts)[-1]
+
+    def living(self, stream: str) -> list[int]:
+        """The living processes whose environment says that they belong to a stream."""
+        found = own_processes(self.root)
+        return [process.pid for process in found if process.info["environ"]["ORCHESTRATE_STREAM"] == stream]
+
     def close(self) -> None:
         """End whatever the test has left running."""
         for process in self._started:
@@ -417,6 +497,62 @@ class Workspace:
             with suppress(NoSuchProcess):  # it has just ended by itself
                 process.kill()
         wait_until(lambda: not own_processes(self.root) + left_behind(self.children()), "the end of what was left")
+
+
+class Run:
+    """An orchestrator at work: what it has said so far, stdout and stderr in one, and the workers waited for."""
+
+    def __init__(self, workspace: Workspace, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.pid = process.pid
+        self.pids: dict[str, int] = {}
+        self.text = ""
+        self._workspace = workspace
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with suppress(ValueError):  # closed by the fixture
+            for line in self.process.stdout or ():
+                self.text += line
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it has not ended yet."""
+        return self.process.poll() is None
+
+    def wait_to_say(self, words: str, count: int = 1) -> None:
+        """Wait until it has said something, so many times."""
+        wait_until(lambda: self.text.count(words) >= count, words)
+
+    def finish(self, *gates: str, code: int = 0, seconds: float = 20) -> str:
+        """Open the gates that its workers wait at, and wait for its end with this code; return all that it said."""
+        for name in gates:
+            self._workspace.open_gate(name)
+        ended = self.process.wait(timeout=seconds)
+        self._reader.join(timeout=30)
+        assert not self._reader.is_alive(), "somebody else holds its output open"
+        assert ended == code, self.text
+        return self.text
+
+    def end(self, signum: int, code: int, seconds: float = 20) -> str:
+        """Send it a signal, and wait for its end with this code; return all that it said."""
+        self.process.send_signal(signum)
+        return self.finish(code=code, seconds=seconds)
+
+    def kill(self) -> None:
+        """End it as `kill -9` does."""
+        self.process.kill()
+        self.process.wait()
+
+
+def assert_harmless(text: str) -> None:
+    """Check that nothing in a text would be obeyed by a terminal: the newline is the only control character in it."""
+    assert sorted(set(_OBEYED.findall(text))) == []
+
+
+# Control characters but the newline, in both ranges; and the marks that turn the direction of text.
+_OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def own_processes(root: Path) -> list[Any]:

@@ -12,10 +12,8 @@ import fcntl
 import hashlib
 import json
 import os
-import pty
 import re
 import resource
-import select
 import shutil
 import signal
 import sqlite3
@@ -23,25 +21,31 @@ import struct
 import subprocess
 import sys
 import termios
-import threading
 import time
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
+from string import Template
 from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
 from cli_endings import SCENARIOS
-from support import SCRIPT, TaskDatabase, Workspace, hasten, is_running, own_processes, wait_until
-
-from orchestrate import read_time
-
-# Longer than any test: whatever goes on without it was noticed by itself.
-NO_POLL = ("--poll-interval", "600")
-
-# The program as a module, so that a script can stand between its import and its start.
-IMPORT = f"import os, signal, sys\nsys.path.insert(0, {str(SCRIPT.parent)!r})\nimport orchestrate\n"
-RUN = "code = orchestrate.main()\norchestrate.flush_output()\nsys.exit(code)\n"
+from support import (
+    IMPORT,
+    NO_POLL,
+    RUN,
+    SCRIPT,
+    Run,
+    TaskDatabase,
+    Workspace,
+    assert_harmless,
+    hasten,
+    is_running,
+    own_processes,
+    wait_until,
+)
+from test_terminal import Terminal
 
 
 @contextlib.contextmanager
@@ -55,53 +59,39 @@ def stranger(*words: str, **options: Any) -> Iterator[int]:
             process.kill()
 
 
-def dead_pid() -> int:
-    """Return a PID that nobody has: that of a process that has just been reaped."""
-    process = subprocess.Popen(["true"])
-    process.wait()
-    return process.pid
+def still_running(*pids: int) -> list[int]:
+    """Those of these processes that live."""
+    return [pid for pid in pids if is_running(pid)]
 
 
-def write_pid(workspace: Workspace, stream: str, text: str) -> Path:
-    """Write a PID file as an earlier run may have left it."""
-    (workspace.state / "pids").mkdir(parents=True, exist_ok=True)
-    path = workspace.state / "pids" / f"{stream}.pid"
-    path.write_text(text)
-    return path
+def let_pass(seconds: float, run: Run) -> None:
+    """Let the time pass that something needs which must not happen: a run that gives up, or acts in a hurry."""
+    end = time.monotonic() + seconds
+    wait_until(lambda: time.monotonic() > end or not run.goes_on, "the time to pass")
+    assert run.goes_on, f"the orchestrator gave up: {run.text}"
 
 
-def write_script(workspace: Workspace, text: str) -> Path:
-    """Write a script beside the project."""
-    path = workspace.root.parent / "script.py"
-    path.write_text(text)
-    return path
+def read_moment(event: dict[str, Any]) -> float:
+    """When an event was, in seconds since the epoch."""
+    return datetime.fromisoformat(event["time"].replace("Z", "+00:00")).timestamp()
 
 
-def kill(process: subprocess.Popen[str]) -> None:
-    """End a process as `kill -9` does."""
-    process.kill()
-    process.wait()
-
-
-def touch(workspace: Workspace, name: str) -> None:
-    """Let workers go on that wait for this file."""
-    (workspace.root / name).touch()
-
-
-def living(workspace: Workspace, stream: str) -> list[int]:
-    """Return the living processes whose environment says that they belong to a stream."""
-    found = own_processes(workspace.root)
-    return [process.pid for process in found if process.info["environ"]["ORCHESTRATE_STREAM"] == stream]
+def check_left_alone(
+    workspace: Workspace, pid: int, state: str = "another program", *prefix: str, **options: Any
+) -> None:
+    """Check that no command takes a process for the worker of A, whose PID file names it, and one word is said."""
+    workspace.database.add_stream("A")
+    for words in (["status"], ["stop"], ["stop", "A"], ["start", *NO_POLL]):
+        workspace.write_pid("A", f"{pid}\n")
+        shown = workspace.check(*prefix, *words, **options)
+        assert words != ["status"] or "(PID" not in shown
+    assert f"Removed stale PID file A.pid: process {pid} is {state}" in shown
+    assert (workspace.starts(), workspace.pid("A")) == (["A"], 0)
 
 
 def wait_for_ends(workspace: Workspace, stream: str, count: int) -> dict[str, Any]:
     """Wait until so many workers of a stream have ended, and return the last of these events."""
-
-    def read_ends() -> list[dict[str, Any]]:
-        return [event for event in workspace.events("worker_ended") if event["stream"] == stream]
-
-    wait_until(lambda: len(read_ends()) >= count, f"end {count} of a worker of {stream}")
-    return read_ends()[-1]
+    return workspace.wait_for_event("worker_ended", count, stream=stream)
 
 
 # ── 1 to 4: PID files that lie ────────────────────────────────────────────────────────────────────────────────────────
@@ -109,48 +99,35 @@ def wait_for_ends(workspace: Workspace, stream: str, count: int) -> dict[str, An
 
 def test_fault_01_a_stranger_with_a_workers_pid_is_never_signalled(workspace: Workspace) -> None:
     """Row 1: PID reuse, of a worker's PID file and of the orchestrator's."""
-    workspace.database.add_stream("A")
     with stranger(start_new_session=True) as pid:
-        path = write_pid(workspace, "A", f"{pid}\n")
+        workspace.state.mkdir()
         (workspace.state / "orchestrator.pid").write_text(f"{pid}\n")
-        assert workspace.run("stop").returncode == 0
-        assert workspace.run("stop", "A").returncode == 0
-        path.write_text(f"{pid}\n")
-        done = workspace.run("start", *NO_POLL)
-        assert done.returncode == 0
-        assert f"Removed stale PID file A.pid: process {pid} is another program" in done.stdout
-    assert workspace.starts() == ["A"]
-    assert not path.exists()
+        check_left_alone(workspace, pid)
 
 
 def test_fault_01_a_worker_of_another_stream_is_not_taken_for_this_streams_worker(workspace: Workspace) -> None:
     """Row 1: the PID that a file names now belongs to the worker of another stream."""
-    workspace.database.add_stream("A")
-    workspace.database.add_stream("B")
-    workspace.play(A="until=go all", B="exit=1")
-    first = workspace.popen("start", "--max-restarts", "0")
-    pid = workspace.wait_for_worker("A")
+    workspace.database.add_streams("A", "B")
+    workspace.play(A="until=go all", B=["exit=1", "all"])
+    first = workspace.start("--max-restarts", "0", wait="A")
+    pid = first.pids["A"]
     wait_for_ends(workspace, "B", 1)
-    kill(first)
-    write_pid(workspace, "B", f"{pid}\n")
-    workspace.play(A="until=go all", B="all")
-    run = workspace.popen("start", *NO_POLL)
+    first.kill()
+    workspace.write_pid("B", f"{pid}\n")
+    run = workspace.start()
     wait_until(lambda: len(workspace.starts("B")) == 2, "a new worker of B")
-    assert living(workspace, "A") == [pid]
-    touch(workspace, "go")
-    assert run.wait(timeout=20) == 0
+    assert workspace.living("A") == [pid]
+    run.finish("go")
     assert workspace.starts("A") == ["A"]
     assert [event["stream"] for event in workspace.events("worker_adopted")] == ["A"]
 
 
 def test_fault_02_state_that_a_reboot_left_does_not_keep_anything_from_starting(workspace: Workspace) -> None:
     """Row 2: no process of the journal lives, its monotonic times lie in the future, and a stranger has one PID."""
-    for stream in ("A", "B", "C"):
-        workspace.database.add_stream(stream)
+    workspace.database.add_streams("A", "B", "C")
     workspace.play("hang")
-    first = workspace.popen("start")
-    pids = {stream: workspace.wait_for_worker(stream) for stream in ("A", "B", "C")}
-    kill(first)
+    first = workspace.start(wait="ABC")
+    first.kill()
     for process in own_processes(workspace.root):
         process.kill()
     wait_until(lambda: own_processes(workspace.root) == [], "the end of the workers")
@@ -159,14 +136,13 @@ def test_fault_02_state_that_a_reboot_left_does_not_keep_anything_from_starting(
     journal.write_text("".join(f"{json.dumps(event)}\n" for event in events))
     workspace.play("all")
     with stranger() as pid:
-        other = f"process {pid}"
-        write_pid(workspace, "C", f"{pid}\n")
-        done = workspace.run("start", *NO_POLL)
-    assert (done.returncode, done.stderr) == (0, "")
-    words = {f"{stream}.pid": f"process {pids[stream]} is gone" for stream in ("A", "B")}
+        workspace.write_pid("C", f"{pid}\n")
+        out = workspace.complete("--max-workers", "2")
+    words = {f"{stream}.pid": f"process {first.pids[stream]} is gone" for stream in "AB"}
     stale = workspace.events("stale_pid_file")
-    assert {event["file"]: event["reason"] for event in stale} == {**words, "C.pid": f"{other} is another program"}
-    assert done.stdout.count("Removed stale PID file") == len(stale) == 3
+    wanted = {**words, "C.pid": f"process {pid} is another program"}
+    assert {event["file"]: event["reason"] for event in stale} == wanted
+    assert out.count("Removed stale PID file") == len(stale) == 3
     assert sorted(workspace.starts()) == ["A", "A", "B", "B", "C", "C"]
     assert min(event["seconds"] for event in workspace.events("worker_ended")) >= 0
 
@@ -201,36 +177,28 @@ def process_of_another_user() -> Iterator[int]:
     assert is_running(others[0])
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "prctl"), reason="without Linux, root can't give up its power")
-def test_fault_03_a_process_of_another_user_whose_environment_is_hidden_is_left_alone(workspace: Workspace) -> None:
-    """Row 3: for one who can't look into it, as root without its power or as anybody."""
-    workspace.database.add_stream("A")
-    script = write_script(workspace, POWERLESS)
-    look = "import psutil\ntry: psutil.Process({}).environ()\nexcept psutil.AccessDenied: print('hidden')"
+@pytest.mark.parametrize(
+    "is_hidden",
+    [
+        False,
+        pytest.param(
+            True,
+            marks=pytest.mark.skipif(
+                not hasattr(ctypes.CDLL(None), "prctl"), reason="without Linux, root can't give up its power"
+            ),
+        ),
+    ],
+)
+def test_fault_03_a_process_of_another_user_is_left_alone(workspace: Workspace, is_hidden: bool) -> None:
+    """Row 3: alive, not ours; root could end it. Hidden: for one who can't even look into it, as anybody."""
     with process_of_another_user() as pid:
-        assert workspace.run("-c", look.format(pid), script=script).stdout == "hidden\n"
-        write_pid(workspace, "A", f"{pid}\n")
-        assert "(PID" not in workspace.run(str(SCRIPT), "status", script=script).stdout
-        assert workspace.run(str(SCRIPT), "stop", "A", script=script).returncode == 0
-        write_pid(workspace, "A", f"{pid}\n")
-        done = workspace.run(str(SCRIPT), "start", *NO_POLL, script=script)
-        assert done.returncode == 0, done.stderr
-        assert f"Removed stale PID file A.pid: process {pid} is another program" in done.stdout
-    assert workspace.starts() == ["A"]
-
-
-def test_fault_03_a_process_of_another_user_is_left_alone(workspace: Workspace) -> None:
-    """Row 3: alive, not ours; root could end it, and does not."""
-    workspace.database.add_stream("A")
-    with process_of_another_user() as pid:
-        write_pid(workspace, "A", f"{pid}\n")
-        assert workspace.run("stop").returncode == 0
-        assert workspace.run("stop", "A").returncode == 0
-        write_pid(workspace, "A", f"{pid}\n")
-        done = workspace.run("start", *NO_POLL)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert f"Removed stale PID file A.pid: process {pid} is another program" in done.stdout
-    assert workspace.starts() == ["A"]
+        if not is_hidden:
+            check_left_alone(workspace, pid)
+            return
+        script = workspace.write_script(POWERLESS)
+        look = f"import psutil\ntry: psutil.Process({pid}).environ()\nexcept psutil.AccessDenied: print('hidden')"
+        assert workspace.check("-c", look, script=script) == "hidden\n"
+        check_left_alone(workspace, pid, "another program", str(SCRIPT), script=script)
 
 
 def test_fault_04_a_pid_file_that_holds_no_pid_is_stale_and_nothing_is_signalled(workspace: Workspace) -> None:
@@ -241,15 +209,13 @@ def test_fault_04_a_pid_file_that_holds_no_pid_is_stale_and_nothing_is_signalled
             "group": f"-{leader}\n", "plus": f"+{leader}\n", "two": f"{leader} {leader}\n", "float": f"{leader}.0\n",
             "digits": "\u0661\u0662\n", "long": "9" * 5000, "int": f"{2**31 + leader}\n", "word": f"{2**32 + leader}\n",
         }  # fmt: skip
-        for stream in contents:
-            workspace.database.add_stream(stream)
+        workspace.database.add_streams(*contents)
         for command in (["status"], ["stop"], ["stop", *contents], ["start", "--max-workers", "20", *NO_POLL]):
             for stream, text in contents.items():
-                write_pid(workspace, stream, text)
-            done = workspace.run(*command)
-            assert (done.returncode, done.stderr) == (0, ""), command
+                workspace.write_pid(stream, text)
+            out = workspace.check(*command)
     assert sorted(event["file"] for event in workspace.events("stale_pid_file")) == sorted(f"{i}.pid" for i in contents)
-    assert done.stdout.count("Removed stale PID file") == len(contents)
+    assert out.count("Removed stale PID file") == len(contents)
     assert sorted(workspace.starts()) == sorted(contents)
     assert list((workspace.state / "pids").glob("*.pid")) == []
 
@@ -357,29 +323,25 @@ def test_fault_05_steps_of_the_wall_clock_change_no_identity_backoff_or_timer(
 ) -> None:
     """Row 5: an hour on, two hours back; one worker runs, one is in its pauses, one in its grace."""
     clock = SteppingClock(tmp_path, has_libc_shim())
-    for stream in ("Runs", "Fails", "Finishes"):
-        workspace.database.add_stream(stream)
+    workspace.database.add_streams("Runs", "Fails", "Finishes")
     workspace.play(Runs="until=go all", Fails=["exit=1", "exit=1", "all"], Finishes="all until=go")
-    words = ("start", "--stall-timeout", "30", *NO_POLL)
-    first = workspace.popen(*words, env=clock.environment)
-    pids = [workspace.wait_for_worker(stream) for stream in ("Runs", "Finishes")]
+    first = workspace.start("--stall-timeout", "30", wait=["Runs", "Finishes"], env=clock.environment)
     wait_for_ends(workspace, "Fails", 1)
     clock.step_to(3600)
     wait_for_ends(workspace, "Fails", 2)
     clock.step_to(-3600)
     wait_until(lambda: len(workspace.starts("Fails")) == 3, "the second restart")
-    kill(first)
-    second = workspace.popen(*words, env=clock.environment)
-    wait_until(lambda: len(workspace.events("worker_adopted")) >= 2, "the workers to be taken over")
+    first.kill()
+    second = workspace.start("--stall-timeout", "30", env=clock.environment)
+    workspace.wait_for_event("worker_adopted", 2)
     clock.step_to(3600)
-    touch(workspace, "go")
-    assert second.wait(timeout=20) == 0
+    second.finish("go")
     assert sorted(workspace.starts()) == ["Fails"] * 3 + ["Finishes", "Runs"]
-    assert {event["pid"] for event in workspace.events("worker_adopted")} >= set(pids)
+    assert {event["pid"] for event in workspace.events("worker_adopted")} >= set(first.pids.values())
     assert workspace.events("worker_stopping", "worker_killed") == []
     assert {event["file"] for event in workspace.events("stale_pid_file")} <= {"Fails.pid"}
-    check_pauses(workspace)
-    steps = {round((read_time(event["time"]) - event["clock"]) / 3600, 2) for event in workspace.events()}
+    check_pauses(workspace, "Fails", [1, 2])
+    steps = {round((read_moment(event) - event["clock"]) / 3600, 2) for event in workspace.events()}
     assert {round(step - min(steps)) for step in steps} == {0, 1, 2}, "the clock was not stepped"
 
 
@@ -388,22 +350,24 @@ def test_fault_05_a_pause_ends_when_the_wall_clock_says_so(workspace: Workspace,
     clock = SteppingClock(tmp_path, has_libc_shim())
     workspace.database.add_stream("A")
     workspace.play(A=["limit=3600", "all"])
-    run = workspace.popen("start", *NO_POLL, env=clock.environment)
-    wait_until(lambda: workspace.events("run_paused"), "the pause")
+    run = workspace.start(env=clock.environment)
+    workspace.wait_for_event("run_paused")
     clock.step_to(-3600)
     wait_until(lambda: "Paused for 1h 59m" in workspace.run("status", env=clock.environment).stdout, "a longer pause")
     assert workspace.starts() == ["A"]
     clock.step_to(3602)
-    assert run.wait(timeout=20) == 0
+    run.finish()
     assert workspace.starts() == ["A", "A"]
 
 
-def check_pauses(workspace: Workspace) -> None:
-    """Check that each restart came when its pause was over, in monotonic seconds: not early, not an hour late."""
-    events = [e for e in workspace.events("worker_started", "worker_ended") if e["stream"] == "Fails"]
-    pauses = [(e["delay"], n["clock"] - e["clock"]) for e, n in zip(events, events[1:]) if e.get("delay")]
-    assert len(pauses) == 2
-    assert all(delay - 0.01 <= taken < 60 for delay, taken in pauses)
+def check_pauses(workspace: Workspace, stream: str, pauses: list[float]) -> None:
+    """Check that each restart was announced with such a pause, within a tenth, and came when that was over."""
+    events = workspace.events("worker_started", "worker_ended", stream=stream)
+    taken = [(e["delay"], n["clock"] - e["clock"]) for e, n in zip(events, events[1:]) if e.get("verdict") == "restart"]
+    assert len(taken) == len(pauses)
+    for (delay, gap), pause in zip(taken, pauses):
+        assert 0.9 * pause - 0.0002 <= delay <= 1.1 * pause + 0.0002
+        assert delay - 0.01 <= gap < 60, "a worker started before its pause was over, or an hour late"
 
 
 # ── 6 to 12: ends, and orchestrators that come and go ─────────────────────────────────────────────────────────────────
@@ -413,24 +377,32 @@ def test_fault_06_a_worker_that_dies_at_once_is_reaped_and_restarted(workspace: 
     """Row 6: by exit and by signal; in the pauses no zombie is left."""
     workspace.database.add_stream("A")
     workspace.play(A=["exit=7", "die=9", "all"])
-    run = workspace.popen("start", *NO_POLL)
+    run = workspace.start()
     for count in (1, 2):
         wait_for_ends(workspace, "A", count)
         assert psutil.Process(run.pid).children() == []
         assert workspace.pid("A") == 0
-    assert run.wait(timeout=20) == 0
+    run.finish()
     assert [event["exit_code"] for event in workspace.events("worker_ended")] == [7, -9, 0]
     assert workspace.starts() == ["A"] * 3
+
+
+def test_fault_06_a_zombie_is_never_taken_for_a_worker(workspace: Workspace) -> None:
+    """Row 6: the worker of a killed orchestrator whose parent (this test) does not reap it."""
+    environ = {"ORCHESTRATE_PROJECT": str(workspace.root), "ORCHESTRATE_STREAM": "A", "ORCHESTRATE_RUN": "x.1"}
+    zombie = subprocess.Popen(["true"], env=workspace.environment(**environ))
+    wait_until(lambda: not is_running(zombie.pid), "the zombie")
+    check_left_alone(workspace, zombie.pid, "gone")
+    zombie.wait()
 
 
 @pytest.mark.slow
 def test_fault_07_of_twenty_simultaneous_starts_exactly_one_runs(workspace: Workspace) -> None:
     """Row 7: all stand ready behind one pipe, whose end sets them off."""
-    for stream in ("A", "B"):
-        workspace.database.add_stream(stream)
+    workspace.database.add_streams("A", "B")
     workspace.play("until=go all")
     (ready, is_ready), (gate, opener) = os.pipe(), os.pipe()
-    script = write_script(workspace, f"{IMPORT}os.write({is_ready}, b'.')\nos.read({gate}, 1)\n{RUN}")
+    script = workspace.write_script(f"{IMPORT}os.write({is_ready}, b'.')\nos.read({gate}, 1)\n{RUN}")
     runs = [workspace.popen("start", script=script, pass_fds=(is_ready, gate)) for _ in range(20)]
     os.close(is_ready)
     for _ in runs:
@@ -442,7 +414,7 @@ def test_fault_07_of_twenty_simultaneous_starts_exactly_one_runs(workspace: Work
     assert [run.returncode for run in losers] == [75] * 19
     words = f"[ERROR] An orchestrator already runs for this project (PID {winner.pid})"
     assert {run.communicate()[1].splitlines()[0] for run in losers} == {words}
-    touch(workspace, "go")
+    workspace.open_gate("go")
     assert winner.wait(timeout=20) == 0
     assert sorted(workspace.starts()) == ["A", "B"]
     for descriptor in (ready, gate):
@@ -452,13 +424,11 @@ def test_fault_07_of_twenty_simultaneous_starts_exactly_one_runs(workspace: Work
 @pytest.mark.slow
 def test_fault_08_twenty_kills_of_the_orchestrator_never_make_two_workers(workspace: Workspace) -> None:
     """Row 8: killed with the lock just taken, at the start of the run, or with the workers taken over."""
-    for stream in ("A", "B"):
-        workspace.database.add_stream(stream)
+    workspace.database.add_streams("A", "B")
     workspace.play("setsid until=go all")
-    run = workspace.popen("start")
-    pids = {stream: workspace.wait_for_worker(stream) for stream in ("A", "B")}
-    wait_until(lambda: len(workspace.children()) == 2, "the workers' children")
-    everybody = sorted([*pids.values(), *workspace.children()])
+    run = workspace.start(wait="AB")
+    pids = run.pids
+    everybody = sorted([*pids.values(), *workspace.wait_for_children(2)])
 
     def has_lock() -> bool:
         return (workspace.state / "orchestrator.pid").read_text() == f"{run.pid}\n"
@@ -475,60 +445,67 @@ def test_fault_08_twenty_kills_of_the_orchestrator_never_make_two_workers(worksp
         return events_of_run().count("worker_adopted") == 2
 
     for count in range(20):
-        kill(run)
+        run.kill()
         assert sorted(process.pid for process in own_processes(workspace.root)) == everybody
-        run = workspace.popen("start", *NO_POLL)
+        run = workspace.start()
         wait_until((has_adopted, has_lock, has_begun)[count % 3], f"start {count + 1}")
     wait_until(lambda: {i: workspace.pid(i) for i in pids} == pids, "the PID files")
-    touch(workspace, "go")
-    assert run.wait(timeout=20) == 0
+    run.finish("go")
     assert sorted(workspace.starts()) == ["A", "B"]
     assert {event["pid"] for event in workspace.events("worker_adopted")} == set(pids.values())
 
 
 # Dies where it would write the PID file of a worker that it has just started.
 DEADLY = """
-write = orchestrate.write_file
-
-
-def write_or_die(path, text):
-    if path.suffix == ".pid":
+def die_at_pid_file(event, args):
+    if event == "open" and "A.pid" in str(args[0]) and args[2] & os.O_WRONLY:
         os.kill(os.getpid(), signal.SIGKILL)
-    write(path, text)
 
 
-orchestrate.write_file = write_or_die
+sys.addaudithook(die_at_pid_file)
 """
+
+
+def die_before_the_pid_is_written(workspace: Workspace) -> None:
+    """Let an orchestrator start the worker of A, and kill itself before it has written the PID file."""
+    workspace.database.add_stream("A")
+    died = workspace.run("start", script=workspace.write_script(IMPORT + DEADLY + RUN))
+    assert died.returncode == -signal.SIGKILL
+    wait_until(lambda: workspace.starts() == ["A"], "the worker that nobody knows of")
+    assert (workspace.pid("A"), workspace.events("worker_started")) == (0, [])
 
 
 def test_fault_09_what_a_worker_cost_that_nobody_knew_of_is_counted(workspace: Workspace) -> None:
     """Row 9: it has ended before the next start, and its words are all that is left of it."""
-    workspace.database.add_stream("A")
     workspace.play(A=["cost=1.5 exit=1", "all"])
-    assert workspace.run("start", script=write_script(workspace, IMPORT + DEADLY + RUN)).returncode == -signal.SIGKILL
+    die_before_the_pid_is_written(workspace)
     wait_until(lambda: [word for _, word, _, _ in workspace.times()] == ["start", "end"], "the end of the worker")
     wait_until(lambda: not own_processes(workspace.root), "its process to go")
-    assert workspace.run("start", *NO_POLL).returncode == 0
+    workspace.complete()
     ends = [(event["verdict"], event["cost"]) for event in workspace.events("worker_ended")]
     assert ends == [("restart", 1.5), ("complete", 0)]
-    assert json.loads(workspace.run("status", "--json").stdout)["cost_usd"] == 1.5
+    assert workspace.status()["cost_usd"] == 1.5
 
 
 def test_fault_09_a_worker_whose_pid_was_never_written_is_found_by_its_environment(workspace: Workspace) -> None:
     """Row 9: the orchestrator kills itself where it would write the PID file."""
-    workspace.database.add_stream("A")
     workspace.play("until=go all")
-    killed = workspace.run("start", script=write_script(workspace, IMPORT + DEADLY + RUN))
-    assert killed.returncode == -signal.SIGKILL
-    wait_until(lambda: workspace.starts() == ["A"], "the worker that nobody knows of")
-    assert (workspace.pid("A"), workspace.events("worker_started")) == (0, [])
-    (pid,) = living(workspace, "A")
-    run = workspace.popen("start", *NO_POLL)
+    die_before_the_pid_is_written(workspace)
+    (pid,) = workspace.living("A")
+    run = workspace.start()
     wait_until(lambda: workspace.pid("A") == pid, "the worker to be adopted")
-    touch(workspace, "go")
-    assert run.wait(timeout=20) == 0
+    run.finish("go")
     assert workspace.starts() == ["A"]
     assert [event["pid"] for event in workspace.events("worker_adopted")] == [pid]
+
+
+def end_alone(workspace: Workspace, *streams: str) -> str:
+    """Let the workers of these streams end alone, then run an orchestrator to its end; return its last line."""
+    first = workspace.start(wait=streams)
+    first.kill()
+    workspace.open_gate("go")
+    wait_until(lambda: not still_running(*first.pids.values()), "the workers' end")
+    return workspace.complete().splitlines()[-1]
 
 
 def test_fault_10_a_worker_that_finished_alone_is_complete_for_the_next_start(workspace: Workspace) -> None:
@@ -536,36 +513,22 @@ def test_fault_10_a_worker_that_finished_alone_is_complete_for_the_next_start(wo
     workspace.database.add_stream("F", "foundation", tasks=2)
     workspace.database.add_stream("P", "parallel")
     workspace.play("all", F="until=go all")
-    first = workspace.popen("start")
-    pid = workspace.wait_for_worker("F")
-    kill(first)
-    touch(workspace, "go")
-    wait_until(lambda: not is_running(pid), "the worker's end")
-    done = workspace.run("start", *NO_POLL)
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "all complete: 2 streams, 3 tasks")
+    assert end_alone(workspace, "F") == "all complete: 2 streams, 3 tasks"
     assert workspace.starts() == ["F", "P"]
     assert wait_for_ends(workspace, "F", 1)["verdict"] == "complete"
 
 
 def test_fault_11_a_worker_that_failed_alone_is_restarted(workspace: Workspace) -> None:
     """Row 11: whatever the unseen exit code was, 0 too, its tasks are open, so it was no success."""
-    ends = {"P-1": "exit=1", "P-2": "exit=0", "P-3": "die=9"}
-    for stream in ends:
-        workspace.database.add_stream(stream, tasks=2)
+    ends = {"P-1": "next exit=1", "P-2": "next exit=0", "P-3": "next die=9", "P-4": "exit=0"}
+    workspace.database.add_streams(*ends, tasks=2)
     workspace.database.add_stream("I", "integration")
-    parts = {stream: [f"until=go next {end}", "all"] for stream, end in ends.items()}
-    workspace.play("all", **parts)
-    first = workspace.popen("start")
-    pids = [workspace.wait_for_worker(stream) for stream in ends]
-    kill(first)
-    touch(workspace, "go")
-    wait_until(lambda: not any(map(is_running, pids)), "the workers' end")
-    done = workspace.run("start", *NO_POLL)
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "all complete: 4 streams, 7 tasks")
+    workspace.play("all", **{stream: [f"until=go {end}", "all"] for stream, end in ends.items()})
+    assert end_alone(workspace, *ends) == "all complete: 5 streams, 9 tasks"
     assert sorted(workspace.starts()) == ["I", *sorted([*ends, *ends])]
     assert workspace.starts()[-1] == "I"
     for stream in ends:
-        verdicts = [event["verdict"] for event in workspace.events("worker_ended") if event["stream"] == stream]
+        verdicts = [event["verdict"] for event in workspace.events("worker_ended", stream=stream)]
         assert verdicts == ["restart", "complete"]
 
 
@@ -573,20 +536,18 @@ def test_fault_12_what_outlives_the_orchestrator_can_not_hold_its_lock(workspace
     """Row 12: neither a worker nor what it has started has the lock's file open."""
     workspace.database.add_stream("A")
     workspace.play("spawn setsid daemon until=go all")
-    first = workspace.popen("start")
-    pid = workspace.wait_for_worker("A")
-    wait_until(lambda: len(workspace.children()) == 3, "the worker's children")
-    kill(first)
+    first = workspace.start(wait="A")
+    children = workspace.wait_for_children(3)
+    first.kill()
     family = own_processes(workspace.root)
-    assert sorted(process.pid for process in family) == sorted([pid, *workspace.children()])
+    assert sorted(process.pid for process in family) == sorted([first.pids["A"], *children])
     lock = workspace.state / "orchestrator.pid"
     assert lock not in [Path(file.path) for process in family for file in process.open_files()]
     with lock.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    run = workspace.popen("start", *NO_POLL)
-    wait_until(lambda: workspace.events("worker_adopted"), "the next start to get the lock")
-    touch(workspace, "go")
-    assert run.wait(timeout=20) == 0
+    run = workspace.start()
+    workspace.wait_for_event("worker_adopted")
+    run.finish("go")
     assert workspace.starts() == ["A"]
 
 
@@ -600,17 +561,15 @@ def test_fault_13_a_worker_that_ignores_sigterm_is_killed_at_the_deadline(
     """Row 13: and its group with it, of which one ignores SIGTERM too."""
     workspace.database.add_stream("A")
     workspace.play("spawn stubborn hang")
-    run = workspace.popen("start", *NO_POLL)
-    pid = workspace.wait_for_worker("A")
-    wait_until(lambda: len(workspace.children()) == 2, "the worker's children")
+    run = workspace.start(wait="A")
+    pid, children = run.pids["A"], workspace.wait_for_children(2)
     if not has_orchestrator:
-        kill(run)
+        run.kill()
     wait_until(lambda: has_sigterm_ignored(pid), "the worker to ignore SIGTERM")
     began = time.monotonic()
-    stopped = workspace.run("stop", "A", "--timeout", "1.5")
+    assert workspace.check("stop", "A", "--timeout", "1.5") == f"A stopped (PID {pid}).\n"
     assert time.monotonic() - began >= 1.5, "killed before the deadline"
-    assert (stopped.returncode, stopped.stdout, stopped.stderr) == (0, f"A stopped (PID {pid}).\n", "")
-    assert [p for p in (pid, *workspace.children()) if is_running(p)] == []
+    assert still_running(pid, *children) == []
     assert own_processes(workspace.root) == []
 
 
@@ -618,13 +577,10 @@ def test_fault_13_the_orchestrator_kills_at_its_own_deadline(workspace: Workspac
     """Row 13: a worker that has completed its tasks and ignores SIGTERM; by a copy with a deadline of 1 s."""
     workspace.database.add_stream("A")
     workspace.play("spawn stubborn all hang")
-    quick, count = re.subn(r"(?m)^STOP_TIMEOUT = 10\b", "STOP_TIMEOUT = 1", SCRIPT.read_text(encoding="utf-8"))
-    assert count == 1
-    done = workspace.run("start", "--finish-grace", "1", *NO_POLL, script=write_script(workspace, quick))
+    workspace.complete("--finish-grace", "1", script=hasten(workspace, STOP_TIMEOUT="1"))
     (pid, *children) = [pid for _, _, pid, _ in workspace.times()][:1] + workspace.children()
-    assert done.returncode == 0
     assert len(children) == 2
-    assert [p for p in (pid, *children) if is_running(p)] == []
+    assert still_running(pid, *children) == []
     (stopping,), (killed, *_) = workspace.events("worker_stopping"), workspace.events("worker_killed")
     assert killed["clock"] - stopping["clock"] >= 1
 
@@ -642,13 +598,9 @@ def leave_group_without_leader(workspace: Workspace, words: str) -> list[int]:
     """Let a worker start children, kill it and its orchestrator, and return the children that go on."""
     workspace.database.add_stream("A")
     workspace.play(A=[f"{words} until=never", "all"])
-    run = workspace.popen("start", *NO_POLL)
-    pid = workspace.wait_for_worker("A")
-    count = len(words.split())
-    children: list[int] = wait_until(
-        lambda: len(workspace.children()) == count and workspace.children(), "the worker's children"
-    )
-    kill(run)
+    run = workspace.start(wait="A")
+    pid, children = run.pids["A"], workspace.wait_for_children(len(words.split()))
+    run.kill()
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not is_running(pid), "the leader's end")
     assert all(is_running(child) and os.getpgid(child) == pid for child in children)
@@ -659,16 +611,15 @@ def test_fault_14_the_group_of_a_dead_leader_is_found_and_stopped(workspace: Wor
     """Row 14: `stop` says so once they are gone; the one without an environment is found by the others' session."""
     children = leave_group_without_leader(workspace, "spawn stubborn bare")
     stopped = workspace.run("stop", "A", "--timeout", "1")
-    assert [child for child in children if is_running(child)] == []
-    assert stopped.returncode == 0
-    assert stopped.stdout.startswith("A stopped")
+    assert still_running(*children) == []
+    assert (stopped.returncode, stopped.stdout[:9]) == (0, "A stopped")
 
 
 def test_fault_14_the_group_of_a_dead_leader_is_stopped_by_the_next_start(workspace: Workspace) -> None:
     """Row 14: before the stream's next worker starts."""
     children = leave_group_without_leader(workspace, "spawn bare")
-    assert workspace.run("start", *NO_POLL).returncode == 0
-    assert [child for child in children if is_running(child)] == []
+    workspace.run("start", *NO_POLL).check_returncode()
+    assert still_running(*children) == []
     assert workspace.starts() == ["A", "A"]
     kinds = [e["event"] for e in workspace.events("worker_stopping", "worker_started")]
     assert kinds == ["worker_started", "worker_stopping", "worker_started"]
@@ -679,10 +630,9 @@ def test_fault_14_the_group_of_a_leader_that_died_in_the_run_is_stopped(workspac
     """Row 14: the orchestrator sees the leader's end, and the members that go on."""
     workspace.database.add_stream("A")
     workspace.play(A=[f"{words} die=9", "all"])
-    done = workspace.run("start", *NO_POLL)
-    (child,) = workspace.children()
-    assert not is_running(child)
-    assert done.returncode == 0
+    workspace.complete()
+    assert len(workspace.children()) == 1
+    assert still_running(*workspace.children()) == []
     assert [event["why"] for event in workspace.events("worker_stopping")] == ["LEFTOVERS"]
 
 
@@ -693,10 +643,9 @@ def test_fault_15_what_left_the_workers_session_is_found_and_stopped(
     """Row 15: a session of its own, a daemon whose parent is gone, and an empty environment in the worker's session."""
     workspace.database.add_stream("A")
     workspace.play("setsid daemon bare until=never")
-    run = workspace.popen("start", *NO_POLL)
-    pid = workspace.wait_for_worker("A")
-    wait_until(lambda: len(workspace.children()) == 3, "the worker's children")
-    child_of = {word.split()[0]: int(word.split()[1]) for _, word, _, _ in workspace.times() if " " in word}
+    run = workspace.start(wait="A")
+    workspace.wait_for_children(3)
+    pid, child_of = run.pids["A"], workspace.left_behind("A")
     children = [child_of[word] for word in ("setsid", "daemon", "bare")]
     wait_until(lambda: {psutil.Process(child).name() for child in children} == {"sleep"}, "them to be themselves")
     sessions = [os.getsid(child) for child in children]
@@ -706,10 +655,10 @@ def test_fault_15_what_left_the_workers_session_is_found_and_stopped(
     assert psutil.Process(children[1]).ppid() != pid
     assert "ORCHESTRATE_STREAM" not in psutil.Process(children[2]).environ()
     if not has_orchestrator:
-        kill(run)
+        run.kill()
     stopped = workspace.run("stop", "A", "--timeout", "5")
     assert (stopped.returncode, stopped.stdout) == (0, f"A stopped (PID {pid}).\n")
-    assert [process for process in (pid, *children) if is_running(process)] == []
+    assert still_running(pid, *children) == []
 
 
 # ── 16 to 18: a stop is final ─────────────────────────────────────────────────────────────────────────────────────────
@@ -717,23 +666,25 @@ def test_fault_15_what_left_the_workers_session_is_found_and_stopped(
 
 def test_fault_16_a_stopped_stream_is_never_restarted_beside_a_running_orchestrator(workspace: Workspace) -> None:
     """Row 16: while another stream of the same run is restarted and the database changes; `start` brings it back."""
-    for stream in ("A", "B"):
-        workspace.database.add_stream(stream, tasks=2)
+    workspace.database.add_streams("A", "B", tasks=2)
     workspace.play(A=["until=never", "all"], B=["until=one next exit=1", "until=two all"])
-    run = workspace.popen("start", "--poll-interval", "0.2")
-    pid = workspace.wait_for_worker("A")
-    assert workspace.run("stop", "A").returncode == 0
+    run = workspace.start("--poll-interval", "0.2", wait="A")
+    pid = run.pids["A"]
+    assert workspace.check("stop", "A") == f"A stopped (PID {pid}).\n"
     assert not is_running(pid)
+    assert (workspace.state / "pids" / "A.stop").exists()
     workspace.database.add_task("A")
-    touch(workspace, "one")
+    workspace.open_gate("one")
     wait_until(lambda: len(workspace.starts("B")) == 2, "the restart of B")
-    assert (workspace.starts("A"), living(workspace, "A")) == (["A"], [])
-    touch(workspace, "two")
-    wait_until(lambda: workspace.events("run_waiting"), "the run to wait for A")
-    assert (workspace.starts("A"), run.poll()) == (["A"], None)
+    assert (workspace.starts("A"), workspace.living("A")) == (["A"], [])
+    workspace.open_gate("two")
+    workspace.wait_for_event("run_waiting")
+    assert (workspace.starts("A"), run.goes_on) == (["A"], True)
+    assert "Stopped: by the user" in workspace.run("status").stdout
     assert wait_for_ends(workspace, "A", 1)["verdict"] == "stopped"
-    assert workspace.run("start", "A").returncode == 0
-    assert run.wait(timeout=20) == 0
+    started = workspace.run("start", "A")
+    assert (started.returncode, started.stdout) == (0, f"Left to the orchestrator that runs (PID {run.pid}): A\n")
+    run.finish()
     assert workspace.starts("A") == ["A", "A"]
 
 
@@ -741,19 +692,18 @@ def test_fault_17_a_stop_in_the_pause_before_a_restart_prevents_it(workspace: Wo
     """Row 17: the second restart is 2 s away when the stop comes, which has only waited for its word."""
     workspace.database.add_stream("A")
     workspace.play(A=["exit=1", "exit=1", "all"])
-    stop = workspace.popen(
-        "stop", "A", script=write_script(workspace, f"{IMPORT}input()\n{RUN}"), stdin=subprocess.PIPE
-    )
-    run = workspace.popen("start", *NO_POLL)
+    script = workspace.write_script(f"{IMPORT}input()\n{RUN}")
+    stop = workspace.popen("stop", "A", script=script, stdin=subprocess.PIPE)
+    run = workspace.start()
     end = wait_for_ends(workspace, "A", 2)
     out, err = stop.communicate("now\n", timeout=20)
     assert time.monotonic() < end["clock"] + end["delay"], "this machine was too slow for a stop within 2 s"
     assert (stop.returncode, err) == (0, "")
     assert "A was not running; it stays stopped" in out
     wait_until(lambda: time.monotonic() > end["clock"] + end["delay"] + 1, "the moment of the restart to pass")
-    assert (workspace.starts("A"), own_processes(workspace.root), run.poll()) == (["A"] * 2, [], None)
-    assert workspace.run("start", "A").returncode == 0
-    assert run.wait(timeout=20) == 0
+    assert (workspace.starts("A"), own_processes(workspace.root), run.goes_on) == (["A"] * 2, [], True)
+    workspace.run("start", "A").check_returncode()
+    run.finish()
     assert len(workspace.starts("A")) == 3
 
 
@@ -763,17 +713,19 @@ def test_fault_17_a_stop_in_the_pause_before_a_restart_prevents_it(workspace: Wo
 STOPPER = """
 import contextlib, io, json, time
 from pathlib import Path
+from support import own_processes
 
 STREAMS, ROUNDS = 10, 5
-project = orchestrate.find_project(None, Path(orchestrate.__file__), Path.cwd(), Path.home())
 
 
 def wait_for_restart(stream, since):
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        record = orchestrate.read_history(project).record(stream)
-        if record.retry_at > since:
-            return record.retry_at
+        lines = Path(".claude/orchestrator/events.jsonl").read_text().split(chr(10))[:-1]
+        for event in map(json.loads, lines):
+            if event["event"] == "worker_ended" and event["stream"] == stream and event["verdict"] == "restart":
+                if event["clock"] + event["delay"] > since:
+                    return event["clock"] + event["delay"]
         time.sleep(0.2)
     sys.exit(f"{stream} was not restarted")
 
@@ -794,7 +746,8 @@ def stop_at_restarts(number):
         aim = since - 0.25 + 0.4 * (ROUNDS * number + count) / (STREAMS * ROUNDS - 1)
         time.sleep(max(aim - time.monotonic(), 0))
         code = run("stop", stream)
-        living = len(orchestrate.discover_workers(project, [stream]).trees.get(stream, ()))
+        environs = [process.info["environ"] for process in own_processes(Path.cwd())]
+        living = [environ["ORCHESTRATE_STREAM"] for environ in environs].count(stream)
         starts = count_starts(stream)
         time.sleep(0.45)  # the orchestrator's next looks
         os.write(1, (json.dumps([code, living, count_starts(stream) - starts]) + chr(10)).encode())
@@ -817,28 +770,26 @@ def test_fault_18_fifty_stops_at_the_very_moment_of_a_restart_all_win(workspace:
     """Row 18: whether the stop comes just before, in or just after the restart, nothing runs and nothing starts."""
     for number in range(10):
         workspace.database.add_stream(f"S-{number}")
-        touch(workspace, f"fail-S-{number}")
+        workspace.open_gate(f"fail-S-{number}")
     # The first worker after each start fails at once; the one that a restart brings would stay.
     workspace.claude.write_text(
         '#!/bin/sh\necho "$ORCHESTRATE_STREAM" >> starts.txt\n'
         'rm "fail-$ORCHESTRATE_STREAM" 2>/dev/null && exit 1\nexec sleep 600\n'
     )
-    run = workspace.popen("start", "--max-workers", "10", *NO_POLL)
-    done = workspace.run(script=write_script(workspace, IMPORT + STOPPER), timeout=100)
-    assert (done.returncode, done.stderr) == (0, "")
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert rows == [[0, 0, 0]] * 50
-    assert run.poll() is None
+    run = workspace.start("--max-workers", "10")
+    workspace.wait_for_event("run_started")
+    out = workspace.check(script=workspace.write_script(IMPORT + STOPPER), timeout=100)
+    assert [json.loads(line) for line in out.splitlines()] == [[0, 0, 0]] * 50
+    assert run.goes_on
     assert own_processes(workspace.root) == []
 
 
 # ── 22: signals and terminals ─────────────────────────────────────────────────────────────────────────────────────────
 
-# Plays the shell of a terminal: leads its session, runs a command in the foreground, notes its PID and its exit code.
+# Plays the shell of a terminal: runs a command in the foreground, and notes its PID and its exit code.
 SHELL = """
-import fcntl, os, signal, subprocess, sys, termios
+import os, signal, subprocess, sys
 note, *words = sys.argv[1:]
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 signal.signal(signal.SIGTTOU, signal.SIG_IGN)
 
 def enter_foreground():
@@ -854,79 +805,54 @@ signal.pause()
 """
 
 
-class Terminal:
-    """A pseudo-terminal in which the orchestrator runs in the foreground."""
+class ShellTerminal(Terminal):
+    """A terminal with a shell, in which the orchestrator runs in the foreground."""
 
     def __init__(self, workspace: Workspace, *words: str) -> None:
-        self.master, self.slave = pty.openpty()
-        self._open = [self.slave, self.master]
-        self.modes = termios.tcgetattr(self.slave)
-        self.screen = b""
         self._note = workspace.root / "terminal"
-        self.shell = workspace.popen(
-            str(self._note), str(SCRIPT), "start", *words,
-            script=write_script(workspace, SHELL), env={"TERM": "xterm-256color"}, start_new_session=True,
-            stdin=self.slave, stdout=self.slave, stderr=self.slave,
-        )  # fmt: skip
-        self.pid = int(self.wait_for(lambda: self._read("pid"), "the orchestrator"))
+        self._is_closed = False
+        script = workspace.write_script(SHELL)
+        super().__init__(workspace, 100, 30, str(self._note), str(SCRIPT), "start", *words, script=script)
+        self.pid = int(self.wait_for(lambda: self.read_note("pid"), "the orchestrator"))
 
-    def _read(self, what: str) -> str:
+    def read_note(self, what: str) -> str:
+        """What the shell has noted."""
         path = self._note.with_suffix(f".{what}")
         text = path.read_text() if path.exists() else ""
         return text if text.endswith("\n") else ""
 
-    def look(self) -> bytes:
-        """Take what was written to the terminal, and return all of it."""
-        while select.select([self.master], [], [], 0)[0]:
-            self.screen += os.read(self.master, 65536)
-        return self.screen
-
-    def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
-        """Wait for a condition, reading what is written as a terminal does."""
-        return wait_until(lambda: (self.look(), condition())[1], what)
-
-    def press_ctrl_c(self) -> None:
-        """Press Ctrl+C: the terminal itself makes a signal of it."""
-        os.write(self.master, b"\x03")
-
     def wait_for_end(self) -> int:
         """Wait for the orchestrator's end, and return its exit code."""
-        return int(self.wait_for(lambda: self._read("code"), "the orchestrator's end"))
+        return int(self.wait_for(lambda: self.read_note("code"), "the orchestrator's end"))
 
-    def has_ended(self) -> bool:
-        """Whether the orchestrator has ended."""
-        return bool(self._read("code"))
+    def close(self) -> None:
+        """Close the window, if it is open."""
+        if not self._is_closed:
+            super().close()
+        self._is_closed = True
 
     def check_restored(self) -> None:
         """Check that modes are as before, the cursor is shown, and no error was."""
-        screen = self.look()
+        self.read()
         assert termios.tcgetattr(self.slave) == self.modes
-        assert screen.rfind(b"\x1b[?25h") > screen.rfind(b"\x1b[?25l") >= 0
-        assert b"\x1b[?1049h" not in screen
-        assert b"Traceback" not in screen
-
-    def close(self) -> None:
-        """Close the terminal, as its window does."""
-        for descriptor in self._open:
-            os.close(descriptor)
-        self._open = []
+        assert self.raw.rfind(b"\x1b[?25h") > self.raw.rfind(b"\x1b[?25l") >= 0
+        assert b"\x1b[?1049h" not in self.raw
+        assert b"Traceback" not in self.raw
 
 
 @contextlib.contextmanager
-def run_in_terminal(workspace: Workspace, part: str, *words: str) -> Iterator[Terminal]:
-    """Run two workers with this part in a terminal, and wait until its board stands."""
-    for stream in ("A", "B"):
-        workspace.database.add_stream(stream)
+def run_in_terminal(workspace: Workspace, part: str, *words: str) -> Iterator[tuple[ShellTerminal, list[int]]]:
+    """Run two workers with this part in a terminal; yield it when its board stands, with the PIDs of the workers."""
+    workspace.database.add_streams("A", "B")
     workspace.play(part)
-    terminal = Terminal(workspace, *words, *NO_POLL)
-    try:
+    terminal = ShellTerminal(workspace, *words, *NO_POLL)
+    with contextlib.ExitStack() as stack:
+        stack.callback(terminal.close)
+        stack.callback(terminal.process.wait)
+        stack.callback(terminal.process.kill)
         terminal.wait_for(lambda: sorted(workspace.starts()) == ["A", "B"], "the workers")
-        terminal.wait_for(lambda: b"\x1b[?25l" in terminal.screen, "the board")
-        yield terminal
-    finally:
-        terminal.shell.kill()
-        terminal.shell.wait()
-        terminal.close()
+        terminal.wait_for(lambda: b"\x1b[?25l" in terminal.raw, "the board")
+        yield terminal, [workspace.wait_for_worker(stream) for stream in "AB"]
 
 
 LEFT = b"Orchestrator ended; 2 workers left running. Stop: python orchestrate.py stop"
@@ -937,131 +863,83 @@ def test_fault_22_a_signal_in_a_terminal_restores_it_and_leaves_the_workers(
     workspace: Workspace, signum: int | None, code: int
 ) -> None:
     """Row 22: Ctrl+C as a key, SIGTERM and SIGHUP as signals."""
-    with run_in_terminal(workspace, "until=never") as terminal:
-        workers = own_processes(workspace.root)
+    with run_in_terminal(workspace, "until=never") as (terminal, workers):
         if signum is None:
-            terminal.press_ctrl_c()
+            terminal.press(b"\x03")
         else:
             os.kill(terminal.pid, signum)
         assert terminal.wait_for_end() == code
         terminal.check_restored()
-        assert terminal.screen.splitlines()[-1].endswith(LEFT)
-        assert len(workers) == 2
-        assert all(is_running(worker.pid) for worker in workers)
+        assert terminal.raw.splitlines()[-1].endswith(LEFT)
+        assert still_running(*workers) == workers
 
 
 def test_fault_22_an_impatient_ctrl_c_changes_nothing(workspace: Workspace) -> None:
     """Row 22: pressed again and again until it ends, it ends as after one."""
-    with run_in_terminal(workspace, "until=never") as terminal:
-        workers = own_processes(workspace.root)
+    with run_in_terminal(workspace, "until=never") as (terminal, workers):
 
-        def press_until_end() -> bool:
-            terminal.press_ctrl_c()
-            return terminal.has_ended()
+        def press_until_end() -> str:
+            terminal.press(b"\x03")
+            return terminal.read_note("code")
 
         terminal.wait_for(press_until_end, "the end")
         terminal.check_restored()
         # Old Pythons give SIGINT back to the system before they are gone: for a shell both are 130.
         assert terminal.wait_for_end() in (130, -signal.SIGINT)
-        assert LEFT in terminal.screen
-        assert [is_running(worker.pid) for worker in workers] == [True, True]
+        assert LEFT in terminal.raw
+        assert still_running(*workers) == workers
 
 
 def test_fault_22_with_stop_on_exit_the_second_ctrl_c_kills(workspace: Workspace) -> None:
     """Row 22: the first one asks the workers, which ignore it; the second one does not ask."""
-    with run_in_terminal(workspace, "stubborn hang", "--stop-on-exit") as terminal:
-        terminal.wait_for(lambda: len(workspace.children()) == 2, "the workers' children")
-        pids = [process.pid for process in own_processes(workspace.root)]
-        terminal.press_ctrl_c()
+    with run_in_terminal(workspace, "stubborn hang", "--stop-on-exit") as (terminal, workers):
+        children = workspace.wait_for_children(2)
+        terminal.press(b"\x03")
         terminal.wait_for(lambda: len(workspace.events("worker_stopping")) == 2, "the polite attempt")
         assert workspace.events("worker_killed") == []
-        terminal.press_ctrl_c()
+        terminal.press(b"\x03")
         assert terminal.wait_for_end() == 130
         terminal.check_restored()
-        assert len(pids) == 4
-        assert [pid for pid in pids if is_running(pid)] == []
+        assert still_running(*workers, *children) == []
 
 
 def test_fault_22_a_closed_terminal_ends_the_orchestrator_and_leaves_the_workers(workspace: Workspace) -> None:
     """Row 22: the window is closed; the next start takes the workers over."""
-    with run_in_terminal(workspace, "until=go all") as terminal:
-        workers = own_processes(workspace.root)
+    with run_in_terminal(workspace, "until=go all") as (terminal, workers):
         terminal.close()
         wait_until(lambda: not is_running(terminal.pid), "the orchestrator's end")
         assert [event["signal"] for event in workspace.events("run_left")] == [signal.SIGHUP]
-        assert [is_running(worker.pid) for worker in workers] == [True, True]
-        run = workspace.popen("start", *NO_POLL)
-        wait_until(lambda: len(workspace.events("worker_adopted")) == 2, "the workers to be taken over")
-        touch(workspace, "go")
-        assert run.wait(timeout=20) == 0
+        assert still_running(*workers) == workers
+        run = workspace.start()
+        workspace.wait_for_event("worker_adopted", 2)
+        run.finish("go")
         assert sorted(workspace.starts()) == ["A", "B"]
 
 
 MEGABYTE = 1_000_000
 
 
-class Output:
-    """What a process says while it runs: stdout and stderr in one."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.text = ""
-        self._thread = threading.Thread(target=self._read, args=(process.stdout,), daemon=True)
-        self._thread.start()
-
-    def _read(self, stream: Any) -> None:
-        with contextlib.suppress(ValueError):  # closed by the fixture
-            for line in stream:
-                self.text += line
-
-    def wait_to_end(self) -> str:
-        """Wait for the process to close its output, and return all of it."""
-        self._thread.join(timeout=30)
-        assert not self._thread.is_alive()
-        return self.text
-
-
-def start_run(workspace: Workspace, *words: str, **options: Any) -> tuple[subprocess.Popen[str], Output]:
-    """Start a run whose output is read as it comes."""
-    run = workspace.popen("start", *NO_POLL, *words, stderr=subprocess.STDOUT, **options)
-    return run, Output(run)
-
-
-def finish_run(run: subprocess.Popen[str], output: Output, seconds: float = 60) -> tuple[int, str]:
-    """Wait for the end of a run, and return its exit code and its output."""
-    code = run.wait(timeout=seconds)
-    return code, output.wait_to_end()
-
-
-def find_states(workspace: Workspace, **options: Any) -> dict[str, str]:
-    """The state of each stream, as `status --json` has it."""
-    status = json.loads(workspace.run("status", "--json", **options).stdout)
-    return {stream["id"]: stream["state"] for stream in status["streams"]}
-
-
 # ── 19 to 22: a worker's end ──────────────────────────────────────────────────────────────────────────────────────────
-
-
-def check_growing_pauses(workspace: Workspace, pauses: list[float]) -> None:
-    """Check that each restart was announced with such a pause, within a tenth, and did not come before its end."""
-    ends, starts = workspace.events("worker_ended"), workspace.events("worker_started")
-    delays = [end["delay"] for end in ends if end["verdict"] == "restart"]
-    assert [round(delay / pause, 0) for delay, pause in zip(delays, pauses)] == [1] * len(pauses)
-    assert all(0.89 * pause <= delay <= 1.11 * pause for delay, pause in zip(delays, pauses))
-    gaps = [start["clock"] - end["clock"] for end, start in zip(ends, starts[1:])]
-    assert len(gaps) == len(delays) == len(pauses)
-    assert all(gap >= delay - 0.01 for gap, delay in zip(gaps, delays)), "a worker started before its pause was over"
 
 
 def test_fault_19_a_worker_that_always_crashes_gets_growing_pauses_then_fails(workspace: Workspace) -> None:
     """Row 19, with real pauses."""
-    workspace.database.add_stream("A")
+    workspace.database.add_stream("A", "foundation")
+    workspace.database.add_stream("B", "parallel")
     workspace.play("die=9")
-    done = workspace.run("start", "--max-restarts", "3", *NO_POLL)
-    assert done.returncode == 1, done.stderr
-    assert len(workspace.starts("A")) == 4
-    check_growing_pauses(workspace, [1, 2, 4])
-    assert done.stdout.splitlines()[-1].startswith("A failed: gave up after 3 restarts")
-    assert find_states(workspace) == {"A": "failed"}
+    out = workspace.complete("--max-restarts", "3", code=1)
+    assert workspace.starts() == ["A"] * 4
+    check_pauses(workspace, "A", [1, 2, 4])
+    ends = [(end["exit_code"], end["verdict"]) for end in workspace.events("worker_ended")]
+    assert ends == [*[(-9, "restart")] * 3, (-9, "failed")]
+    assert out.splitlines()[-2:] == [
+        "A failed: gave up after 3 restarts without a completed task; last: killed by SIGKILL",
+        "B never ran: it waits for A",
+    ]
+    log = (workspace.state / "logs" / "A.log").read_text()
+    for number, pause in ((1, 1), (2, 2), (3, 4)):
+        assert f"Restarting worker for A ({number}/3) in {pause}s: killed by SIGKILL" in log
+    assert workspace.states()["A"] == "failed"
     assert own_processes(workspace.root) == []
 
 
@@ -1070,57 +948,42 @@ def test_fault_19_the_default_is_ten_restarts_and_the_pause_has_an_end(workspace
     """Row 19, with the default of --max-restarts and pauses of a fiftieth."""
     workspace.database.add_stream("A")
     workspace.play("exit=3")
-    script = hasten(workspace, BACKOFF_FIRST="0.02", BACKOFF_MAX="1.2")
-    done = workspace.run("start", *NO_POLL, script=script)
-    assert done.returncode == 1, done.stderr
+    out = workspace.complete(code=1, script=hasten(workspace, BACKOFF_FIRST="0.02", BACKOFF_MAX="1.2"))
     assert len(workspace.starts("A")) == 11
-    check_growing_pauses(workspace, [0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.2, 1.2, 1.2, 1.2])
-    assert "exit code 3" in done.stdout.splitlines()[-1]
+    check_pauses(workspace, "A", [0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.2, 1.2, 1.2, 1.2])
+    assert "exit code 3" in out.splitlines()[-1]
+    assert {end["exit_code"] for end in workspace.events("worker_ended")} == {3}
 
 
 @pytest.mark.slow
 def test_fault_20_a_worker_that_completes_one_task_a_run_completes_all_of_30(workspace: Workspace) -> None:
     """Row 20: each completed task refills a budget of one restart, and resets the pause, whatever the exit code."""
     workspace.play("next exit=0", B="next exit=1")
-    for stream in "AB":
-        workspace.database.add_stream(stream, tasks=30)
-    script = hasten(workspace, BACKOFF_FIRST="0.02")
-    done = workspace.run("start", "--max-restarts", "1", *NO_POLL, script=script, timeout=100)
-    assert done.returncode == 0, done.stdout
+    workspace.database.add_streams("A", "B", tasks=30)
+    workspace.complete("--max-restarts", "1", script=hasten(workspace, BACKOFF_FIRST="0.02"), timeout=100)
     for stream in "AB":
         assert len(workspace.starts(stream)) == 30
-        ends = [end for end in workspace.events("worker_ended") if end["stream"] == stream]
+        ends = workspace.events("worker_ended", stream=stream)
         assert [end["restarts"] for end in ends[:-1]] == [1] * 29
         assert max(end["delay"] for end in ends) < 0.023
         assert [end["completed"] for end in ends] == list(range(1, 31))
 
 
-def remove_file(claude: Path) -> None:
-    claude.unlink()
+LOSSES: dict[str, Callable[[Path], object]] = {
+    "no file": Path.unlink,
+    "no run bit": lambda claude: claude.chmod(0o644),
+    "no folder": lambda claude: shutil.rmtree(claude.parent),
+}
 
 
-def take_run_bit(claude: Path) -> None:
-    claude.chmod(0o644)
-
-
-def remove_folder(claude: Path) -> None:
-    shutil.rmtree(claude.parent)
-
-
-LOSSES = (remove_file, take_run_bit, remove_folder)
-
-
-@pytest.mark.parametrize("lose", LOSSES)
-def test_fault_21_a_claude_that_is_not_there_is_said_before_anything_starts(
-    workspace: Workspace, lose: Callable[[Path], None]
-) -> None:
+@pytest.mark.parametrize("loss", LOSSES)
+def test_fault_21_a_claude_that_is_not_there_is_said_before_anything_starts(workspace: Workspace, loss: str) -> None:
     """Row 21."""
     workspace.database.add_stream("A")
-    lose(workspace.claude)
+    LOSSES[loss](workspace.claude)
     done = workspace.run("start", "--claude", str(workspace.claude), *NO_POLL)
     assert done.returncode == 2
-    what = "is not executable" if lose is take_run_bit else "command not found"
-    assert what in done.stderr
+    assert ("is not executable" if loss == "no run bit" else "command not found") in done.stderr
     assert workspace.events() == []
 
 
@@ -1128,52 +991,43 @@ def test_fault_21_an_interpreter_that_is_lost_fails_the_stream_at_once(workspace
     """Row 21: claude is there and executable, and what its first line names is not; nothing ran before."""
     workspace.database.add_stream("A")
     workspace.claude.write_text("#!/no/such/node\n")
-    done = workspace.run("start", *NO_POLL)
-    assert done.returncode == 1, done.stdout
+    assert "A failed" in workspace.complete(code=1).splitlines()[-1]
     assert len(workspace.events("worker_started")) == 1
-    assert "A failed" in done.stdout.splitlines()[-1]
 
 
 # ── 23: logs ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def rotate(log: Path) -> None:
-    log.rename(log.with_name("rotated"))
-
-
-def truncate(log: Path) -> None:
-    os.truncate(log, 0)
-
-
-def delete(log: Path) -> None:
-    log.unlink()
-
-
-@pytest.mark.parametrize(("disturb", "is_lossless"), [(rotate, True), (truncate, False), (delete, True)])
+@pytest.mark.parametrize(
+    ("disturb", "is_lossless"),
+    [
+        (lambda log: log.rename(log.with_name("rotated")), True),
+        (lambda log: os.truncate(log, 0), False),
+        (Path.unlink, True),
+    ],
+    ids=["rotated", "truncated", "deleted"],
+)
 def test_fault_23_logs_goes_on_following(
-    workspace: Workspace, disturb: Callable[[Path], None], is_lossless: bool
+    workspace: Workspace, disturb: Callable[[Path], object], is_lossless: bool
 ) -> None:
     """Row 23: three times over, with a worker that goes on printing."""
     workspace.database.add_stream("A")
     # After a truncation the log is shorter than before, which is the one thing to tell it by.
     words = [f"until=go{n} say={'-' * 3000} say=a{n} until=gate{n} say=b{n}" for n in range(3)]
     workspace.play(" ".join(words) + " all")
-    run, _ = start_run(workspace)
-    workspace.wait_for_worker("A")
+    run = workspace.start(wait="A")
     log = workspace.state / "logs" / "A.log"
-    reader = workspace.popen("logs", "A", stderr=subprocess.STDOUT, env={"PYTHONUNBUFFERED": "1"})
-    shown = Output(reader)
+    environ = {"PYTHONUNBUFFERED": "1"}
+    reader = Run(workspace, workspace.popen("logs", "A", stderr=subprocess.STDOUT, env=environ))
     for number in range(3):
         workspace.open_gate(f"go{number}")
-        wait_until(lambda line=f"a{number}\n": line in shown.text, f"a{number}")  # type: ignore[misc]
+        reader.wait_to_say(f"a{number}\n")
         disturb(log)
         workspace.open_gate(f"gate{number}")
-        wait_until(lambda line=f"b{number}\n": line in shown.text, f"b{number}")  # type: ignore[misc]
-    assert run.wait(timeout=20) == 0
-    wait_until(lambda: "A complete in" in shown.text, "the last line")
-    reader.send_signal(signal.SIGINT)
-    assert reader.wait(timeout=20) == 130
-    lines = [line for line in shown.wait_to_end().splitlines() if line[:1] in "ab"]
+        reader.wait_to_say(f"b{number}\n")
+    run.finish()
+    reader.wait_to_say("A complete in")
+    lines = [line for line in reader.end(signal.SIGINT, 130).splitlines() if line[:1] in "ab"]
     wanted = ["a0", "b0", "a1", "b1", "a2", "b2"]
     assert [line for line in dict.fromkeys(lines) if line in wanted] == wanted
     if is_lossless:
@@ -1269,91 +1123,87 @@ UNMEASURED = {"COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
 FULL_WORDS = (os.strerror(errno.ENOSPC), os.strerror(errno.EFBIG))
 
 
-def begin_full_run(workspace: Workspace, disk: Any, *words: str) -> tuple[subprocess.Popen[str], Output]:
+def begin_full_run(workspace: Workspace, disk: Any, *words: str) -> Run:
     """Start a run with the workers A and B, a blocked stream C and a stopped one D, and take away the room."""
-    for stream in "ABCD":
-        workspace.database.add_stream(stream, tasks=2)
+    workspace.database.add_streams(*"ABCD", tasks=2)
     workspace.database.set_status("blocked", "C")
     workspace.play("all", A="say=hello until=a all", B=["next until=b exit=1", "all"], D="sleep=600")
-    run, output = start_run(workspace, *words, env=UNMEASURED)
-    for stream in "ABD":
-        workspace.wait_for_worker(stream)
-    assert workspace.run("stop", "D").returncode == 0
-    wait_until(lambda: "D stopped" in output.text, "D to be stopped")
+    run = workspace.start(*words, wait="ABD", env=UNMEASURED)
+    workspace.run("stop", "D").check_returncode()
+    run.wait_to_say("D stopped")
     wait_until(lambda: "hello" in (workspace.state / "logs" / "A.log").read_text(), "a line in the log")
     wait_until(lambda: (workspace.state / "logs" / ".rendered.json").exists(), "all to be written")
-    disk.fill(run)
-    return run, output
+    disk.fill(run.process)
+    return run
+
+
+def let_b_end(workspace: Workspace, run: Run) -> None:
+    """Let a worker end, and wait until the run has said that it has no room to write that down."""
+    workspace.open_gate("b")
+    wait_until(lambda: any(words in run.text for words in FULL_WORDS) or not run.goes_on, "the failure to be said")
+    assert run.goes_on, f"the orchestrator gave up: {run.text}"
+
+
+def stop_on_full_disk(workspace: Workspace, disk: Any, *words: str) -> None:
+    """Check that a stop works where nothing can be written."""
+    stopped = workspace.run("stop", *words, preexec_fn=disk.limit_command(), env=UNMEASURED)
+    assert (stopped.returncode, "Traceback" in stopped.stderr) == (0, False), stopped.stderr
 
 
 def test_fault_24_a_full_disk_harms_no_worker_and_nothing_that_is_written(workspace: Workspace, disk: Any) -> None:
     """Row 24: a stream's state changes and a worker ends while there is no room; then there is room again."""
-    run, output = begin_full_run(workspace, disk)
-    a, journal = workspace.pid("A"), workspace.state / "events.jsonl"
+    run = begin_full_run(workspace, disk)
+    a, journal = run.pids["A"], workspace.state / "events.jsonl"
     before, started = journal.read_bytes(), len(workspace.starts())
     workspace.database.execute("UPDATE tasks SET blocked_reason = 'other' WHERE status = 'blocked'")
-    workspace.open_gate("b")
-    wait_until(
-        lambda: run.poll() is not None or any(words in output.text for words in FULL_WORDS), "the failure to be said"
-    )
-    assert run.poll() is None, f"the orchestrator gave up: {output.text}"
-    time.sleep(1)  # what must not happen needs its time: a crash at the next tick, a restart in a hurry
-    assert run.poll() is None, f"the orchestrator gave up: {output.text}"
-    assert "Traceback" not in output.text
+    let_b_end(workspace, run)
+    # What must not happen needs its time: a crash at the next tick, a restart in a hurry.
+    let_pass(1, run)
+    assert "Traceback" not in run.text
     assert is_running(a)
     assert (workspace.pid("A"), (workspace.state / "pids" / "D.stop").exists()) == (a, True)
     assert journal.read_bytes().startswith(before)
     assert len(workspace.starts()) - started <= 1, "restarts in a hurry"
-    disk.empty(run)
+    disk.empty(run.process)
     workspace.open_gate("a")
-    wait_until(lambda: find_states(workspace).get("B") == "complete", "B to be complete", 60)
+    wait_until(lambda: workspace.states().get("B") == "complete", "B to be complete", 60)
     workspace.database.execute("UPDATE tasks SET status = 'pending' WHERE status = 'blocked'")
-    wait_until(lambda: set(find_states(workspace).values()) == {"complete", "stopped"}, "all to be complete", 60)
-    assert run.poll() is None
+    wait_until(lambda: set(workspace.states().values()) == {"complete", "stopped"}, "all to be complete", 60)
+    assert run.goes_on
     assert workspace.starts("A") == ["A"]
     told = read_journal(journal)
     assert {e["stream"] for e in told if e["event"] == "worker_ended" and e["verdict"] == "complete"} >= {"B", "C"}
     assert [e["stream"] for e in told if e["event"] == "worker_started"].count("A") == 1
-    run.send_signal(signal.SIGTERM)
-    assert run.wait(timeout=20) == 143
+    run.end(signal.SIGTERM, 143)
 
 
 def test_fault_24_a_run_that_stops_its_workers_ends_on_a_full_disk_too(workspace: Workspace, disk: Any) -> None:
     """Row 24: a worker has ended, and neither its log nor the journal can say so."""
-    run, output = begin_full_run(workspace, disk, "--stop-on-exit")
-    workspace.open_gate("b")
-    wait_until(lambda: any(words in output.text for words in FULL_WORDS), "the failure to be said")
-    run.send_signal(signal.SIGINT)
-    assert run.wait(timeout=30) == 130
+    run = begin_full_run(workspace, disk, "--stop-on-exit")
+    let_b_end(workspace, run)
+    run.end(signal.SIGINT, 130, seconds=30)
     assert own_processes(workspace.root) == []
 
 
 def test_fault_24_stop_status_and_logs_work_on_a_full_disk(workspace: Workspace, disk: Any) -> None:
     """Row 24: beside the orchestrator."""
-    run, output = begin_full_run(workspace, disk)
-    a, limit = workspace.pid("A"), disk.limit_command()
-    states = find_states(workspace, preexec_fn=limit, env=UNMEASURED)
-    assert states == {"A": "working", "B": "working", "C": "blocked", "D": "stopped"}
-    logs = workspace.run("logs", "--no-follow", "A", preexec_fn=limit, env=UNMEASURED)
-    assert (logs.returncode, logs.stderr, "hello" in logs.stdout) == (0, "", True)
-    stopped = workspace.run("stop", "A", preexec_fn=limit, env=UNMEASURED)
-    assert not is_running(a), stopped.stderr
-    assert (stopped.returncode, "Traceback" in stopped.stderr) == (0, False), stopped.stderr
-    assert run.poll() is None, f"the orchestrator gave up: {output.text}"
-    stopped = workspace.run("stop", preexec_fn=limit, env=UNMEASURED)
-    assert (stopped.returncode, "Traceback" in stopped.stderr) == (0, False), stopped.stderr
+    run = begin_full_run(workspace, disk)
+    options = {"preexec_fn": disk.limit_command(), "env": UNMEASURED}
+    assert workspace.states(**options) == {"A": "working", "B": "working", "C": "blocked", "D": "stopped"}
+    assert "hello" in workspace.check("logs", "--no-follow", "A", **options)
+    stop_on_full_disk(workspace, disk, "A")
+    assert not is_running(run.pids["A"])
+    assert run.goes_on, f"the orchestrator gave up: {run.text}"
+    stop_on_full_disk(workspace, disk)
     assert own_processes(workspace.root) == []
-    assert "Traceback" not in output.text
+    assert "Traceback" not in run.text
 
 
 def test_fault_24_stop_works_on_a_full_disk_without_an_orchestrator(workspace: Workspace, disk: Any) -> None:
     """Row 24: nobody else writes down what was stopped."""
-    run, _ = begin_full_run(workspace, disk)
-    run.kill()
-    run.wait(timeout=20)
-    stopped = workspace.run("stop", preexec_fn=disk.limit_command(), env=UNMEASURED)
-    assert own_processes(workspace.root) == [], stopped.stderr
-    assert (stopped.returncode, "Traceback" in stopped.stderr) == (0, False), stopped.stderr
+    begin_full_run(workspace, disk).kill()
+    stop_on_full_disk(workspace, disk)
+    assert own_processes(workspace.root) == []
 
 
 @pytest.mark.parametrize("room", [0, 1, 3000])
@@ -1362,9 +1212,7 @@ def test_fault_24_a_file_that_does_not_fit_is_an_error_and_leaves_the_old_one(tm
     path = tmp_path / "A.pid"
     path.write_text("old\n")
     code = (
-        "import resource, sys, pathlib\n"
-        f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
-        "import orchestrate\n"
+        f"{IMPORT}import pathlib, resource\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"
         "try:\n"
         f"    orchestrate.write_file(pathlib.Path({str(path)!r}), 'new\\n' * 1000)\n"
@@ -1397,57 +1245,56 @@ def lock_database(database: TaskDatabase) -> Repair:
     return locker.communicate
 
 
-def delete_database(database: TaskDatabase) -> Repair:
-    away = database.path.with_name("away")
-    database.path.rename(away)
-    return lambda: away.rename(database.path)
+def move_away(path: Path) -> Repair:
+    """Let a file or a folder be somewhere else."""
+    away = path.with_name("away")
+    path.rename(away)
+    return lambda: away.rename(path)
 
 
-def corrupt_database(content: Callable[[bytes], bytes]) -> Callable[[TaskDatabase], Repair]:
-    def corrupt(database: TaskDatabase) -> Repair:
-        good = database.path.read_bytes()
-        database.path.write_bytes(content(good))
-        return lambda: database.path.write_bytes(good)
-
-    return corrupt
+def overwrite(path: Path, content: Callable[[bytes], bytes]) -> Repair:
+    """Let a file hold what is made of its content."""
+    good = path.read_bytes()
+    path.write_bytes(content(good))
+    return lambda: path.write_bytes(good)
 
 
-BREAKS = {
+BREAKS: dict[str, Callable[[TaskDatabase], Repair]] = {
     "locked": lock_database,
-    "deleted": delete_database,
-    "garbage for a header": corrupt_database(lambda good: b"\xde\xad" * 50 + good[100:]),
-    "all garbage": corrupt_database(lambda good: b"\x00\xff" * (len(good) // 2)),
-    "empty": corrupt_database(lambda good: good[:0]),
+    "deleted": lambda database: move_away(database.path),
+    "deleted with its folder": lambda database: move_away(database.path.parent),
+    "garbage for a header": lambda database: overwrite(database.path, lambda good: b"\xde\xad" * 50 + good[100:]),
+    "all garbage": lambda database: overwrite(database.path, lambda good: b"\x00\xff" * (len(good) // 2)),
+    "empty": lambda database: overwrite(database.path, lambda good: good[:0]),
     # With the counter of its changes, at byte 24, as a write that was cut off leaves it.
-    "half of it": corrupt_database(lambda good: good[:24] + b"\xff" * 4 + good[28:4096] + b"\xff" * (len(good) - 4096)),
+    "half of it": lambda database: overwrite(
+        database.path, lambda good: good[:24] + b"\xff" * 4 + good[28:4096] + b"\xff" * (len(good) - 4096)
+    ),
 }
 
 
 @pytest.mark.parametrize("fault", BREAKS)
 def test_fault_25_nothing_is_decided_while_the_database_can_not_be_read(workspace: Workspace, fault: str) -> None:
     """Row 25: a worker ends meanwhile, and what follows waits for a good read. The lock lasts longer than patience."""
-    workspace.database.execute("PRAGMA journal_mode = DELETE")  # in WAL mode a reader is never locked out
-    for stream in "AB":
-        workspace.database.add_stream(stream)
+    if fault != "deleted with its folder":
+        workspace.database.execute("PRAGMA journal_mode = DELETE")  # in WAL mode a reader is never locked out
+    workspace.database.add_streams("A", "B")
     workspace.play(A=["until=a exit=1", "all"], B="until=b all")
-    run, output = start_run(workspace, "--poll-interval", "0.5")
-    a, b = workspace.wait_for_worker("A"), workspace.wait_for_worker("B")
+    run = workspace.start("--poll-interval", "0.5", wait="AB")
+    a, b = run.pids.values()
     since = time.monotonic()
     repair = BREAKS[fault](workspace.database)
-    wait_until(lambda: workspace.events("database_unreadable"), "the orchestrator to notice")
+    workspace.wait_for_event("database_unreadable")
     workspace.open_gate("a")
     wait_until(lambda: not is_running(a), "A's worker to end")
-    patience = 8 if fault == "locked" else 2
-    wait_until(lambda: run.poll() is not None or time.monotonic() > since + patience, "the time to pass")
-    assert run.poll() is None, output.text
+    let_pass((8 if fault == "locked" else 2) - (time.monotonic() - since), run)
     assert (workspace.starts("A"), workspace.events("worker_ended"), is_running(b)) == (["A"], [], True)
     shown = workspace.run("status")
     assert ("Traceback" in shown.stderr, shown.returncode in (0, 2)) == (False, True)
     repair()
-    wait_until(lambda: workspace.events("database_readable"), "the orchestrator to go on")
-    workspace.open_gate("b")
-    code, out = finish_run(run, output)
-    assert (code, workspace.starts("A"), workspace.starts("B")) == (0, ["A", "A"], ["B"]), out
+    workspace.wait_for_event("database_readable")
+    out = run.finish("b")
+    assert (workspace.starts("A"), workspace.starts("B")) == (["A", "A"], ["B"]), out
     assert "The database can't be read; nothing starts until it can" in out
     assert "The database can be read again" in out
     assert "Restarting worker for A (1/10)" in out
@@ -1458,34 +1305,29 @@ def test_fault_25_a_long_write_into_a_write_ahead_log_is_no_fault_at_all(workspa
     workspace.database.add_stream("A")
     workspace.play("sleep=0.2 all")
     repair = lock_database(workspace.database)
-    run, output = start_run(workspace)
-    workspace.wait_for_worker("A")
-    assert find_states(workspace) == {"A": "working"}
+    run = workspace.start(wait="A")
+    assert workspace.states() == {"A": "working"}
     repair()
-    assert finish_run(run, output)[0] == 0, output.text
+    run.finish()
     assert workspace.events("database_unreadable") == []
 
 
 def test_fault_25_another_file_in_its_place_is_read_and_followed(workspace: Workspace, tmp_path: Path) -> None:
     """Row 25: A goes on, B is gone, C is new. The other file comes by a rename."""
-    for stream in "AB":
-        workspace.database.add_stream(stream)
+    workspace.database.add_streams("A", "B")
     other = TaskDatabase(tmp_path / "other" / "tasks.db")
     other.execute("PRAGMA journal_mode = DELETE")
-    for stream in "AC":
-        other.add_stream(stream)
+    other.add_streams("A", "C")
     workspace.play("all", A="until=a all", B="sleep=600")
-    run, output = start_run(workspace)
-    a, b = workspace.wait_for_worker("A"), workspace.wait_for_worker("B")
+    run = workspace.start(wait="AB")
     for end in ("-wal", "-shm"):
         workspace.database.path.with_name(f"tasks.db{end}").unlink()
     other.path.replace(workspace.database.path)
-    wait_until(lambda: not is_running(b), "the worker of the vanished stream to be stopped")
-    wait_until(lambda: "C complete in" in output.text, "the new stream")
-    assert is_running(a)
-    workspace.open_gate("a")
-    code, out = finish_run(run, output)
-    assert (code, workspace.starts("A"), workspace.starts("B")) == (0, ["A"], ["B"]), out
+    wait_until(lambda: not is_running(run.pids["B"]), "the worker of the vanished stream to be stopped")
+    run.wait_to_say("C complete in")
+    assert is_running(run.pids["A"])
+    out = run.finish("a")
+    assert (workspace.starts("A"), workspace.starts("B")) == (["A"], ["B"]), out
     assert "Stopping the worker of B: its stream is no longer in the database" in out
 
 
@@ -1496,18 +1338,14 @@ def test_fault_25_malformed_metadata_is_passed_over_and_said(workspace: Workspac
     odd = ["null", "1", '"A"', "[]", '["A"]', '{"streamId": null}', '{"x": {"streamId": "A"}}']
     workspace.database.add_stream("A")
     workspace.play("until=a all")
-    run, output = start_run(workspace)
-    a = workspace.wait_for_worker("A")
+    run = workspace.start(wait="A")
     for number, metadata in enumerate([*wrong, *odd, None]):
         workspace.database.add_row(f"odd-{number}", "pending", metadata)
-    said = f"Warning: {len(wrong)} tasks skipped: the metadata is not valid JSON"
-    wait_until(lambda: said in output.text or run.poll() is not None, said)
-    assert is_running(a)
-    status = json.loads(workspace.run("status", "--json").stdout)
-    assert [stream["id"] for stream in status["streams"]] == ["A"]
-    workspace.open_gate("a")
-    code, out = finish_run(run, output)
-    assert (code, workspace.starts()) == (0, ["A"]), out
+    run.wait_to_say(f"Warning: {len(wrong)} tasks skipped: the metadata is not valid JSON")
+    assert is_running(run.pids["A"])
+    assert list(workspace.states()) == ["A"]
+    run.finish("a")
+    assert workspace.starts() == ["A"]
 
 
 @pytest.mark.parametrize("value", ["[1, 2]", '{"a": 1}', "0", "true", '"\\u0000"', '"\\ud800"', "1e999"])
@@ -1515,61 +1353,71 @@ def test_fault_25_an_id_of_another_kind_is_an_id_like_any_other(workspace: Works
     """Row 25: such a stream's worker can't find its tasks by that id; the run must not break, and ends."""
     workspace.database.add_row("odd", "pending", f'{{"streamId": {value}}}')
     workspace.database.add_stream("A")
-    workspace.play("all")
     done = workspace.run("start", "--max-restarts", "0", *NO_POLL)
     assert (done.returncode in (0, 1), "Traceback" in done.stderr) == (True, False), done.stderr
-    assert find_states(workspace)["A"] == "complete"
+    assert workspace.states()["A"] == "complete"
 
 
 GARBAGE = [
     b"",
+    b'{"event": "state", "stream": "A", "state": "BLOCKED", "reason": "", "clock": NaN}',
+    b"[1]",
     b"{",
     b"\xff\xfe\x00",
     b"[" * 200_000,
     b'{"event": "worker_started"}',
+    b'{"event": "start_requested"}',
+    b'{"event": "start_requested", "stream": "A"}',
     b'{"event": 7}',
     b"null",
     b"1e999",
+    b'{"version": 1, "event": "worker_en',
 ]
 
 
 def test_fault_26_a_journal_that_ends_in_half_a_line_or_holds_garbage_is_read_past_it(workspace: Workspace) -> None:
-    """Row 26: the worker that the journal tells of is taken over, and every command goes on working."""
+    """Row 26: the worker that the journal tells of is taken over, and every command goes on working.
+
+    The garbage stands there before the first run, comes between two, and in the middle of the second one.
+    """
     workspace.database.add_stream("A", tasks=2)
     workspace.play(A="next until=a all")
-    run, _ = start_run(workspace)
-    a = workspace.wait_for_worker("A")
-    wait_until(lambda: workspace.events("state"), "a line behind the start")
-    run.kill()
-    run.wait(timeout=20)
     journal = workspace.state / "events.jsonl"
-    with journal.open("ab") as file:
-        file.write(b"\n".join([*GARBAGE, b'{"version": 1, "event": "worker_en']))
-    half = len(journal.read_bytes().splitlines())
-    assert find_states(workspace) == {"A": "working"}
-    assert workspace.run("logs", "--no-follow").returncode == 0
-    run, output = start_run(workspace)
-    wait_until(lambda: "Took over the worker of A" in output.text, "the worker to be taken over")
-    workspace.open_gate("a")
-    code, out = finish_run(run, output)
-    assert (code, workspace.starts(), is_running(a)) == (0, ["A"], False), out
-    kinds = [json.loads(line)["event"] for line in journal.read_bytes().splitlines()[half:]]
-    assert (kinds[0], kinds[-1]) == ("run_started", "run_ended")
-    assert workspace.run("stop").returncode == 0
+
+    def add_garbage(end: bytes = b"") -> int:
+        with journal.open("ab") as file:
+            file.write(b"\n".join(GARBAGE) + end)
+        return len(journal.read_bytes().splitlines())
+
+    def kinds_since(place: int) -> list[str]:
+        return [json.loads(line)["event"] for line in journal.read_bytes().rpartition(b"\n")[0].splitlines()[place:]]
+
+    workspace.state.mkdir()
+    half = add_garbage()
+    first = workspace.start(wait="A")
+    wait_until(lambda: "state" in kinds_since(half), "a line behind the start")
+    first.kill()
+    lines = journal.read_bytes().splitlines()
+    assert (lines[half - 1], kinds_since(half)[0]) == (GARBAGE[-1], "run_started")
+    half = add_garbage()
+    assert workspace.states() == {"A": "working"}
+    workspace.run("logs", "--no-follow").check_returncode()
+    run = workspace.start()
+    run.wait_to_say("Took over the worker of A")
+    before = kinds_since(half)
+    within = add_garbage(b"\n")
+    run.finish("a")
+    assert (workspace.starts(), is_running(first.pids["A"])) == (["A"], False), run.text
+    assert (before[0], kinds_since(within)[-1]) == ("run_started", "run_ended")
+    workspace.run("stop").check_returncode()
 
 
 # ── 27 to 29: sizes and names ─────────────────────────────────────────────────────────────────────────────────────────
 
 ODD_IDS = [
     "../../etc/x", "a/b", "-rf", ".", "..", "", "x" * 300, "🚀 Ünï", "two\nlines", "\x1b[31mred\x1b]0;title\x07",
-    "[red]x[/]", "a b'\"$(x)`",
+    "[red]x[/]", "a b'\"$(x)`", "orchestrator", "[red]x[/]\x1b[31m\n",
 ]  # fmt: skip
-
-
-def assert_harmless(text: str) -> None:
-    """Check that a text holds no control character but the newline that ends its own lines."""
-    found = {char for char in text if char != "\n" and (ord(char) < 32 or 127 <= ord(char) < 160)}
-    assert found == set(), f"control characters: {found}"
 
 
 def list_files(folder: Path) -> set[Path]:
@@ -1579,11 +1427,10 @@ def list_files(folder: Path) -> set[Path]:
 @pytest.mark.slow
 def test_fault_27_odd_stream_ids_are_safe_names_and_reach_the_right_worker(workspace: Workspace) -> None:
     """Row 27: all of them at once."""
-    for stream in ODD_IDS:
-        workspace.database.add_stream(stream)
+    workspace.database.add_streams(*ODD_IDS)
     workspace.play("until=gate all")
     before = list_files(workspace.root.parent)
-    run, output = start_run(workspace, "--max-workers", str(len(ODD_IDS)))
+    run = workspace.start("--max-workers", str(len(ODD_IDS)))
     wait_until(lambda: len(workspace.starts()) == len(ODD_IDS), "all workers")
     assert set(workspace.starts()) == set(ODD_IDS)
     for stream in ODD_IDS:
@@ -1591,16 +1438,11 @@ def test_fault_27_odd_stream_ids_are_safe_names_and_reach_the_right_worker(works
     pids = [path.read_text().strip() for path in (workspace.state / "pids").glob("*.pid")]
     assert sorted(pids) == sorted(str(pid) for _, word, pid, _ in workspace.times() if word == "start")
     for words in (["status"], ["status", "--dashboard"], ["logs", "--no-follow"]):
-        shown = workspace.run(*words)
-        assert (shown.returncode, shown.stderr) == (0, "")
-        assert_harmless(shown.stdout)
+        assert_harmless(workspace.check(*words))
     names = [line.split(" │ ")[0][6:] for line in workspace.run("status").stdout.splitlines() if " │ " in line]
     assert {"../../etc/x", "two␊lines", "␛[31mred␛]0;title␇", "[red]x[/]"} <= set(names)
-    assert set(find_states(workspace)) == set(ODD_IDS)
-    workspace.open_gate("gate")
-    code, out = finish_run(run, output)
-    assert code == 0, out
-    assert_harmless(out)
+    assert set(workspace.states()) == set(ODD_IDS)
+    assert_harmless(run.finish("gate", seconds=60))
     fresh = {path.parent for path in list_files(workspace.root.parent) - before}
     state = workspace.state
     database = workspace.database.path.parent
@@ -1609,27 +1451,25 @@ def test_fault_27_odd_stream_ids_are_safe_names_and_reach_the_right_worker(works
     logs = {path.name for path in (state / "logs").glob("*.log")}
     assert len(logs) == len(ODD_IDS)
     assert all(len(name.encode()) < 200 and name.isprintable() for name in logs)
+    assert {"-rf.log", "a%2Fb.log", "%.log", "%6Frchestrator.log"} <= logs
 
 
 @pytest.mark.slow
 def test_fault_27_a_command_for_an_odd_id_means_that_stream(workspace: Workspace) -> None:
     """Row 27: `start`, `stop` and `logs` by name, one after another; a stream that is not named is left alone."""
     named = ["../../etc/x", "-rf", "", "x" * 300, "two\nlines\x1b[31m", "[red]x[/]"]
-    for stream in [*named, "other"]:
-        workspace.database.add_stream(stream)
+    workspace.database.add_streams(*named, "other")
     workspace.play("sleep=600")
-    run, _ = start_run(workspace, "--max-workers", "99", "--", *named)
+    run = workspace.start("--max-workers", "99", "--", *named)
     wait_until(lambda: set(workspace.starts()) == set(named), "the workers")
     living = set(named)
     for stream in named:
         for words in (["logs", "--no-follow", "--", stream], ["stop", "--", stream]):
-            done = workspace.run(*words)
-            assert (done.returncode, done.stderr) == (0, ""), words
-            assert_harmless(done.stdout)
+            assert_harmless(workspace.check(*words))
         living.remove(stream)
         assert {p.info["environ"]["ORCHESTRATE_STREAM"] for p in own_processes(workspace.root)} == living
-    assert find_states(workspace) == {**dict.fromkeys(named, "stopped"), "other": "idle"}
-    assert run.poll() is None
+    assert workspace.states() == {**dict.fromkeys(named, "stopped"), "other": "idle"}
+    assert run.goes_on
 
 
 RAW_BYTES = (
@@ -1651,13 +1491,11 @@ def run_flood(workspace: Workspace, megabytes: int) -> int:
     stream = f"A{megabytes}"
     workspace.database.add_stream(stream)
     workspace.play(f"flood={megabytes} raw={RAW_BYTES.hex()} until=gate{megabytes} all")
-    run, output = start_run(workspace, stream)
+    run = workspace.start(stream)
     log = workspace.state / "logs" / f"{stream}.log"
     wait_until(lambda: log.exists() and b"last words\n" in log.read_bytes(), "all to be rendered", 90)
     peak = read_peak(run.pid)
-    workspace.open_gate(f"gate{megabytes}")
-    code, out = finish_run(run, output)
-    assert code == 0, out
+    run.finish(f"gate{megabytes}", seconds=60)
     return peak
 
 
@@ -1666,14 +1504,13 @@ def test_fault_28_a_flood_in_one_line_costs_little_memory_and_loses_nothing(work
     least = run_flood(workspace, 0)
     most = run_flood(workspace, 200)
     assert most - least <= 64 << 20, f"{(most - least) >> 20} MB for rendering"
-    digest = hashlib.sha256()
+    digest, found = hashlib.sha256(), hashlib.sha256()
     for _ in range(200):
         digest.update(b"x" * MEGABYTE)
     digest.update(RAW_BYTES)
     raw = workspace.state / "logs" / "A200.jsonl"
     assert raw.stat().st_size == 200 * MEGABYTE + len(RAW_BYTES)
     with raw.open("rb") as file:
-        found = hashlib.sha256()
         for block in iter(lambda: file.read(MEGABYTE), b""):
             found.update(block)
     assert found.hexdigest() == digest.hexdigest()
@@ -1687,18 +1524,15 @@ def test_fault_28_logs_shows_a_flood_within_little_memory(workspace: Workspace, 
     """Row 28: the reader's side, without an orchestrator that has rendered it."""
     workspace.database.add_stream("A")
     workspace.play("sleep=600")
-    run, _ = start_run(workspace)
-    workspace.wait_for_worker("A")
-    run.kill()
-    run.wait(timeout=20)
+    workspace.start(wait="A").kill()
     peaks = []
+    shown = workspace.root.parent / "shown"
     for content, end in ((b"small\nend\n", b"end"), (b"x" * MEGABYTE * 200 + b"\nfinis\n", b"finis")):
         with (workspace.state / "logs" / "A.jsonl").open("ab") as raw:
             raw.write(content)
-        shown = workspace.root.parent / "shown"
         with shown.open("wb") as out:
             reader = workspace.popen(*words, "A", stdout=out, env={"PYTHONUNBUFFERED": "1"})
-        wait_until(lambda path=shown, last=end: ends_with(path, last), "the last line", 90)  # type: ignore[misc]
+        wait_until(lambda last=end: ends_with(shown, last), "the last line", 90)  # type: ignore[misc]
         peaks.append(read_peak(reader.pid))
         reader.terminate()
         reader.wait(timeout=20)
@@ -1734,7 +1568,7 @@ def fill_database(database: TaskDatabase, streams: int, tasks: int) -> None:
 def test_fault_29_a_thousand_streams_with_100_000_tasks_are_counted_planned_and_run(workspace: Workspace) -> None:
     """Row 29; its speed is the benchmark's."""
     fill_database(workspace.database, 1000, 100)
-    streams = json.loads(workspace.run("status", "--json").stdout)["streams"]
+    streams = workspace.status()["streams"]
     assert len(streams) == 1000
     counts = {"total": 95, "pending": 45, "in_progress": 0, "blocked": 0, "completed": 50, "cancelled": 5}
     assert all((stream["tasks"], stream["percent"]) == (counts, 52) for stream in streams)
@@ -1742,52 +1576,50 @@ def test_fault_29_a_thousand_streams_with_100_000_tasks_are_counted_planned_and_
     assert [stream["id"] for stream in streams] == order, "not in the order of the phases and numbers"
     plan = workspace.run("start", "--dry-run").stdout.splitlines()
     assert [line[12:].split()[0] for line in plan if line.startswith(("found", "para", "integ"))] == order
-    done = workspace.run("start", "--phase", "foundation", *NO_POLL, timeout=100)
-    assert done.returncode == 0, done.stdout
+    out = workspace.complete("--phase", "foundation", timeout=100)
     assert workspace.starts() == order[:2]
-    assert done.stdout.splitlines()[-1] == "all complete: 2 streams, 190 tasks"
+    assert out.splitlines()[-1] == "all complete: 2 streams, 190 tasks"
 
 
 # ── 30 to 32: waiting ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_fault_30_nothing_restarts_while_all_is_blocked_and_a_worker_comes_at_once_after(workspace: Workspace) -> None:
+@pytest.mark.parametrize("code", [1, 0])
+def test_fault_30_nothing_restarts_while_all_is_blocked_and_a_worker_comes_at_once_after(
+    workspace: Workspace, code: int
+) -> None:
     """Row 30: without a restart to spend, and with a poll interval of ten minutes."""
     workspace.database.add_stream("A", tasks=3)
-    workspace.play(A=["next block=key exit=1", "until=a all"])
-    run, output = start_run(workspace, "--max-restarts", "0")
-    wait_until(lambda: workspace.events("run_waiting"), "the run to wait")
-    assert find_states(workspace) == {"A": "blocked"}
+    workspace.play(A=[f"next block=key exit={code}", "until=a all"])
+    run = workspace.start("--max-restarts", "0")
+    assert workspace.wait_for_event("run_waiting")["reason"] == "A is blocked: key (TASK-2, TASK-3)"
+    assert workspace.states() == {"A": "blocked"}
+    assert "Blocked: key (TASK-2, TASK-3)" in workspace.run("status").stdout
     workspace.database.execute("UPDATE tasks SET blocked_reason = 'another' WHERE status = 'blocked'")
-    wait_until(lambda: "A blocked: another" in output.text, "the new reason to be said")
+    run.wait_to_say("A blocked: another")
     assert workspace.starts() == ["A"]
     unblocked_at = time.monotonic()
     workspace.database.execute("UPDATE tasks SET status = 'pending' WHERE id = 'TASK-3'")  # one of two
-    second = wait_until(lambda: workspace.events("worker_started")[1:], "a worker")[0]
+    second = workspace.wait_for_event("worker_started", 2)
     assert second["clock"] - unblocked_at < 10  # generous on a busy machine; the poll interval is not the cause
-    workspace.open_gate("a")
-    code, out = finish_run(run, output)
-    assert (code, workspace.starts()) == (0, ["A", "A"]), out
+    run.finish("a")
+    assert workspace.starts() == ["A", "A"]
     assert [end["restarts"] for end in workspace.events("worker_ended")] == [0, 0]
 
 
 @pytest.mark.slow
 def test_fault_31_a_usage_limit_of_one_worker_keeps_all_from_starting_until_its_reset(workspace: Workspace) -> None:
     """Row 31: without a restart to spend. B ends in the pause, C goes on through it, D appears in it."""
-    for stream in "ABC":
-        workspace.database.add_stream(stream)
+    workspace.database.add_streams("A", "B", "C")
     workspace.play("all", A=["limit=10", "all"], B=["until=b limit=8", "all"], C="until=c all")
-    run, output = start_run(workspace, "--max-restarts", "0")
-    c = workspace.wait_for_worker("C")
-    wait_until(lambda: workspace.events("run_paused"), "the pause")
+    run = workspace.start("--max-restarts", "0", wait="C")
+    workspace.wait_for_event("run_paused")
     workspace.open_gate("b")
     workspace.database.add_stream("D")
-    wait_until(lambda: len(workspace.events("worker_ended")) == 2, "the end of B's worker")
-    wait_until(lambda: find_states(workspace).get("D") == "paused", "D to wait with the others")
-    assert is_running(c)
-    workspace.open_gate("c")
-    code, out = finish_run(run, output)
-    assert code == 0, out
+    workspace.wait_for_event("worker_ended", 2)
+    wait_until(lambda: workspace.states().get("D") == "paused", "D to wait with the others")
+    assert is_running(run.pids["C"])
+    run.finish("c", seconds=60)
     reset = max(event["clock"] + event["delay"] for event in workspace.events("run_paused"))
     started = [(e["stream"], e["clock"]) for e in workspace.events("worker_started")]
     assert sorted(stream for stream, _ in started) == ["A", "A", "B", "B", "C", "D"]
@@ -1835,44 +1667,36 @@ def scarce_processes(pid: int) -> Iterator[None]:
         group.rmdir()
 
 
-def check_failed_starts(workspace: Workspace, limit: Callable[[int], Any], words: str) -> None:
-    """Let a worker end where another can't be started; check that this is counted, paused for and recovered from."""
-    for stream in "AB":
-        workspace.database.add_stream(stream)
+@pytest.mark.parametrize(
+    ("limit", "number"),
+    [(lambda pid: scarce_files(pid, 3), errno.EMFILE), (scarce_processes, errno.EAGAIN)],
+    ids=["files", "processes"],
+)
+def test_fault_32_no_process_to_be_had_is_a_failed_start(
+    workspace: Workspace, limit: Callable[[int], Any], number: int
+) -> None:
+    """Row 32: counted, paused for, recovered from. There is enough for all that the loop does, not for a pipe."""
+    workspace.database.add_streams("A", "B")
     workspace.play(A=["until=a exit=1", "all"], B="until=b all")
-    run, output = start_run(workspace, "--max-restarts", "6")
-    workspace.wait_for_worker("A")
-    b = workspace.wait_for_worker("B")
-    wait_until(lambda: [e for e in workspace.events("state") if e["state"] == "RUNNING"][1:], "both to be shown")
+    run = workspace.start("--max-restarts", "6", wait="AB")
+    workspace.wait_for_event("state", 2, state="RUNNING")
+
+    def failed_starts() -> list[dict[str, Any]]:
+        return [end for end in workspace.events("worker_ended") if os.strerror(number) in end["ending"]]
+
     with limit(run.pid):
         workspace.open_gate("a")
-        wait_until(lambda: run.poll() is not None or len(ends_of(workspace, words)) >= 2, "two failed starts")
-        assert run.poll() is None, f"the orchestrator gave up: {output.text}"
-        assert (workspace.starts("A"), is_running(b)) == (["A"], True)
-    wait_until(lambda: len(workspace.starts("A")) == 2 or run.poll() is not None, "a worker for A", 60)
-    workspace.open_gate("b")
-    code, out = finish_run(run, output)
-    assert (code, workspace.starts("A"), workspace.starts("B")) == (0, ["A", "A"], ["B"]), out
-    failed = ends_of(workspace, words)
+        wait_until(lambda: not run.goes_on or len(failed_starts()) >= 2, "two failed starts")
+        assert run.goes_on, f"the orchestrator gave up: {run.text}"
+        assert (workspace.starts("A"), is_running(run.pids["B"])) == (["A"], True)
+    wait_until(lambda: len(workspace.starts("A")) == 2 or not run.goes_on, "a worker for A", 60)
+    out = run.finish("b", seconds=60)
+    assert (workspace.starts("A"), workspace.starts("B")) == (["A", "A"], ["B"]), out
+    failed = failed_starts()
     assert [end["restarts"] for end in failed] == list(range(2, 2 + len(failed)))
     delays = [end["delay"] for end in failed]
     assert delays == sorted(delays)
     assert delays[0] >= 1.8
-
-
-def ends_of(workspace: Workspace, words: str) -> list[dict[str, Any]]:
-    """The ends of workers, in the journal, that were for this reason."""
-    return [end for end in workspace.events("worker_ended") if words in end["ending"]]
-
-
-def test_fault_32_too_many_open_files_at_a_spawn_is_a_failed_start(workspace: Workspace) -> None:
-    """Row 32, EMFILE: there is enough for all that the loop does, and not for a child's pipe."""
-    check_failed_starts(workspace, lambda pid: scarce_files(pid, 3), os.strerror(errno.EMFILE))
-
-
-def test_fault_32_no_process_to_be_had_is_a_failed_start(workspace: Workspace) -> None:
-    """Row 32, EAGAIN."""
-    check_failed_starts(workspace, scarce_processes, os.strerror(errno.EAGAIN))
 
 
 @pytest.mark.parametrize("spare", [0, 1, 2])
@@ -1880,17 +1704,14 @@ def test_fault_32_the_loop_lives_where_hardly_a_file_can_be_opened(workspace: Wo
     """Row 32: not a single file, or one or two; a worker ends meanwhile."""
     workspace.database.add_stream("A")
     workspace.play(A=["until=a exit=1", "all"])
-    run, output = start_run(workspace)
-    a = workspace.wait_for_worker("A")
-    wait_until(lambda: workspace.events("state"), "the loop to run")
+    run = workspace.start(wait="A")
+    workspace.wait_for_event("state")
     with scarce_files(run.pid, spare):
         workspace.open_gate("a")
-        wait_until(lambda: not is_running(a), "the worker to end")
-        since = time.monotonic()
-        wait_until(lambda: run.poll() is not None or time.monotonic() > since + 2, "some ticks")
-        assert run.poll() is None, f"the orchestrator gave up: {output.text}"
-    code, out = finish_run(run, output)
-    assert (code, workspace.starts("A")) == (0, ["A", "A"]), out
+        wait_until(lambda: not is_running(run.pids["A"]), "the worker to end")
+        let_pass(2, run)
+    run.finish(seconds=60)
+    assert workspace.starts("A") == ["A", "A"]
 
 
 # ── 42 to 45: the API, the login and the program, as they come and go ────────────────────────────────────────────────
@@ -1908,7 +1729,7 @@ def prepare_endings(workspace: Workspace, *causes: str, cost: float = 0.0) -> li
     A reset that was ahead is ahead again.
     """
     lines: dict[str, Any] = {}
-    parts: dict[str, list[str]] = {}
+    parts: dict[str, str | list[str]] = {}
     for number, record in enumerate(r for r in RECORDS if SCENARIOS[r["scenario"]].cause in causes):
         words = []
         for place, line in enumerate(record["lines"]):
@@ -1918,11 +1739,10 @@ def prepare_endings(workspace: Workspace, *causes: str, cost: float = 0.0) -> li
                 line["total_cost_usd"] = cost
             lines[f"{number}-{place}"] = line
             words.append(f"print={number}-{place}")
-        name = f"S{number}"
-        workspace.database.add_stream(name)
-        parts[name] = [" ".join([*words, f"exit={record['code']}"]), "all"]
-    (workspace.root / "lines.json").write_text(json.dumps(lines))
-    workspace.play(**parts)  # type: ignore[arg-type]
+        parts[f"S{number}"] = [" ".join([*words, f"exit={record['code']}"]), "all"]
+    workspace.database.add_streams(*parts)
+    workspace.write_lines(**lines)
+    workspace.play("all", **parts)
     return list(parts)
 
 
@@ -1931,23 +1751,21 @@ def test_fault_42_a_usage_limit_in_every_form_and_version_is_a_pause(workspace: 
     """Row 42: as four versions print it, as JSON and as text; the first of them pauses the run for all."""
     names = prepare_endings(workspace, "LIMIT")
     assert len(names) == 56
-    run = workspace.popen("start", "--max-workers", "60", "--max-restarts", "0", *NO_POLL)
+    run = workspace.start("--max-workers", "60", "--max-restarts", "0")
     wait_until(lambda: len(workspace.events("worker_ended")) == len(names), "all ends", seconds=60)
     assert {(end["verdict"], end["restarts"]) for end in workspace.events("worker_ended")} == {("paused", 0)}
     assert 895 < max(pause["delay"] for pause in workspace.events("run_paused")) < 7202
     assert sorted(workspace.starts()) == sorted(names)
-    kill(run)
+    run.kill()
 
 
 def test_fault_42_a_limit_in_text_and_exit_code_0_is_a_pause_too(workspace: Workspace) -> None:
     """Row 42: with a shortened pause, since no event tells the reset."""
     workspace.database.add_stream("A")
     workspace.play(A=["print=limit exit=0", "print=prose exit=0", "all"])
-    lines = {"limit": "You've hit your limit · resets 3pm (UTC)", "prose": "I read: You've hit your limit · resets 3pm"}
-    (workspace.root / "lines.json").write_text(json.dumps(lines))
-    script = hasten(workspace, LIMIT_PAUSE="1.0")
-    done = workspace.run("start", "--output-format", "text", *NO_POLL, script=script)
-    assert done.returncode == 0
+    limit = "You've hit your limit · resets 3pm"
+    workspace.write_lines(limit=f"{limit} (UTC)", prose=f"I read: {limit}")
+    workspace.complete("--output-format", "text", script=hasten(workspace, LIMIT_PAUSE="1.0"))
     assert [end["verdict"] for end in workspace.events("worker_ended")] == ["paused", "restart", "complete"]
 
 
@@ -1962,23 +1780,22 @@ def test_fault_42_a_limit_of_a_subagent_pauses_its_stream_alone(workspace: Works
     for line in lines:
         if line.get("rate_limit_info", {}).get("status") == "rejected":
             line["rate_limit_info"]["resetsAt"] = resets_at
-    (workspace.root / "lines.json").write_text(json.dumps({str(n): line for n, line in enumerate(lines)}))
+    workspace.write_lines(**{str(n): line for n, line in enumerate(lines)})
     workspace.database.add_stream("A")
     workspace.database.add_stream("B", tasks=3)
     printed = " ".join(f"print={n}" for n in range(len(lines)))
     workspace.play(A=[printed, "all"], B="next sleep=0.2 exit=1")
-    run, output = start_run(workspace, "--max-restarts", "1")
-    (end,) = wait_until(lambda: [e for e in workspace.events("worker_ended") if e["stream"] == "A"], "the end of A")
+    run = workspace.start("--max-restarts", "1")
+    end = wait_for_ends(workspace, "A", 1)
     assert (end["verdict"], end["restarts"]) == ("limited", 0)
     shown = workspace.run("status").stdout
     assert "│ Paused for " in shown
     assert "a subagent hit the seven day opus limit" in shown
-    code, out = finish_run(run, output)
-    assert code == 0, out
+    out = run.finish(seconds=60)
     assert workspace.events("run_paused") == []
     assert re.search(r"A paused for \ds: exit code 0, a subagent hit the seven day opus limit", out)
-    begun = [e for e in workspace.events("worker_started") if e["stream"] == "A"]
-    assert read_time(begun[1]["time"]) >= resets_at
+    _, begun = workspace.events("worker_started", stream="A")
+    assert read_moment(begun) >= resets_at
     assert "The last worker ended: exit code 0, a subagent hit the seven day opus limit" in workspace.argv("A")[1][-1]
 
 
@@ -1988,22 +1805,20 @@ def test_fault_43_an_outage_in_every_form_and_version_is_tried_again(workspace: 
     """Row 43: as four versions print it, as JSON and as text, before and after paid work."""
     names = prepare_endings(workspace, "OUTAGE", cost=cost)
     assert len(names) == 96
-    done = workspace.run("start", "--max-workers", "99", "--max-restarts", "0", *NO_POLL, timeout=110)
-    assert done.returncode == 0, done.stdout
+    out = workspace.complete("--max-workers", "99", "--max-restarts", "0", timeout=110)
     ends = [(end["verdict"], end["cause"], end["restarts"]) for end in workspace.events("worker_ended")]
     assert sorted(ends) == sorted([("restart", "OUTAGE", 0), ("complete", "OTHER", 0)] * len(names))
-    assert done.stdout.count("Trying S") == len(names)
+    assert out.count("Trying S") == len(names)
 
 
 def test_fault_43_an_outage_after_paid_work_is_free_five_times(workspace: Workspace) -> None:
     """Row 43: and from the sixth time on it spends a restart, until a task is completed. The pauses are shortened."""
     result = {"type": "result", "is_error": True, "result": "API Error: 529 Overloaded.", "total_cost_usd": 0.1}
-    (workspace.root / "lines.json").write_text(json.dumps({"down": result}))
+    workspace.write_lines(down=result)
     workspace.database.add_stream("A", tasks=2)
     workspace.play(A=[*["print=down exit=1"] * 6, "next print=down exit=1", *["print=down exit=1"] * 9])
     script = hasten(workspace, BACKOFF_FIRST="0.01", BACKOFF_MAX="0.05")
-    done = workspace.run("start", "--max-restarts", "2", *NO_POLL, script=script)
-    assert done.returncode == 1
+    workspace.complete("--max-restarts", "2", code=1, script=script)
     ends = [(end["verdict"], end["restarts"]) for end in workspace.events("worker_ended")]
     free = ("restart", 0)
     assert ends == [*[free] * 5, ("restart", 1), *[free] * 5, ("restart", 1), ("restart", 2), ("failed", 2)]
@@ -2013,16 +1828,14 @@ def test_fault_44_a_login_that_fails_once_while_others_work_is_tried_again(works
     """Row 44: A works on the same login. B is refused once, C for ever. The minutes are shortened."""
     refused = {"type": "result", "is_error": True, "api_error_status": 401, "result": "Failed to authenticate."}
     answer = {"type": "assistant", "message": {"model": "opus", "content": [{"type": "text", "text": "Hello"}]}}
-    (workspace.root / "lines.json").write_text(json.dumps({"refused": refused, "answer": answer}))
-    for name in ("A", "B", "C"):
-        workspace.database.add_stream(name)
+    workspace.write_lines(refused=refused, answer=answer)
+    workspace.database.add_streams("A", "B", "C")
     no = "until=answered sleep=0.6 print=refused exit=1"
     workspace.play(A="print=answer write=answered until=go all", B=[no, "all"], C=no)
-    run, output = start_run(workspace, "--max-restarts", "0", script=hasten(workspace, LOGIN_PAUSE="0.5"))
-    wait_until(lambda: "C failed" in output.text, "C to fail")
-    touch(workspace, "go")
-    code, out = finish_run(run, output)
-    assert (code, find_states(workspace)) == (1, {"A": "complete", "B": "complete", "C": "failed"})
+    run = workspace.start("--max-restarts", "0", script=hasten(workspace, LOGIN_PAUSE="0.5"))
+    run.wait_to_say("C failed")
+    out = run.finish("go", code=1, seconds=60)
+    assert workspace.states() == {"A": "complete", "B": "complete", "C": "failed"}
     assert workspace.starts("C") == ["C"] * 4
     assert out.count("Trying C again in 0s: exit code 1: Failed to authenticate.") == 3
     assert {end["restarts"] for end in workspace.events("worker_ended")} == {0}
@@ -2030,39 +1843,37 @@ def test_fault_44_a_login_that_fails_once_while_others_work_is_tried_again(works
 
 def test_fault_44_in_text_mode_a_completed_task_shows_that_the_login_is_good(workspace: Workspace) -> None:
     """Row 44: nothing else does, while a worker lives. A is refused after its first task, B beside it before any."""
-    (workspace.root / "lines.json").write_text(json.dumps({"no": "Failed to authenticate. API Error: 401 expired"}))
+    workspace.write_lines(no="Failed to authenticate. API Error: 401 expired")
     workspace.database.add_stream("A", tasks=2)
     workspace.database.add_stream("B")
     workspace.play(A=["next until=go print=no exit=1", "all"], B=["until=worked print=no exit=1", "all"])
     script = hasten(workspace, LOGIN_PAUSE="0.2")
-    run, output = start_run(workspace, "--output-format", "text", "--max-restarts", "0", script=script)
+    run = workspace.start("--output-format", "text", "--max-restarts", "0", script=script)
     wait_until(lambda: workspace.database.execute("SELECT 1 FROM tasks WHERE status = 'completed'"), "a task")
-    touch(workspace, "worked")
-    wait_until(lambda: "Trying B again" in output.text, "B's next try")
-    touch(workspace, "go")
-    code, out = finish_run(run, output)
-    assert (code, find_states(workspace)) == (0, {"A": "complete", "B": "complete"}), out
+    workspace.open_gate("worked")
+    run.wait_to_say("Trying B again")
+    out = run.finish("go", seconds=60)
+    assert workspace.states() == {"A": "complete", "B": "complete"}
     assert "Trying A again" in out
 
 
 def test_fault_44_a_login_that_was_never_good_fails_at_once(workspace: Workspace) -> None:
     """Row 44: nobody has worked on it in this run; that of the night before says nothing."""
     workspace.database.add_stream("A")
-    workspace.play("all")
-    assert workspace.run("start", *NO_POLL).returncode == 0
+    workspace.complete()
     workspace.database.add_stream("B")
     workspace.play(B="print=no exit=1")
-    (workspace.root / "lines.json").write_text(json.dumps({"no": "Not logged in · Please run /login"}))
+    workspace.write_lines(no="Not logged in · Please run /login")
     done = workspace.run("start", *NO_POLL)
     assert done.stdout.splitlines()[-1] == "B failed: exit code 1: Not logged in · Please run /login"
     assert workspace.starts("B") == ["B"]
 
 
 @contextlib.contextmanager
-def replaced(program: Path, lose: Callable[[Path], None]) -> Iterator[None]:
+def replaced(program: Path, loss: str) -> Iterator[None]:
     """Let a program be lost while the context lasts, as in the middle of an update; then it is there again."""
     kept = program.read_bytes()
-    lose(program)
+    LOSSES[loss](program)
     yield
     program.parent.mkdir(exist_ok=True)
     program.write_bytes(kept)
@@ -2081,16 +1892,16 @@ def written(program: Path, _: object) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("disturb", "lose", "words"),
+    ("disturb", "loss", "words"),
     [
-        (replaced, remove_file, "command not found"),
-        (replaced, take_run_bit, "is not executable"),
-        (replaced, remove_folder, "command not found"),
-        (written, None, "Text file busy"),
+        (replaced, "no file", "command not found"),
+        (replaced, "no run bit", "is not executable"),
+        (replaced, "no folder", "command not found"),
+        (written, "", "Text file busy"),
     ],
 )
 def test_fault_45_a_claude_that_is_away_for_some_seconds_fails_no_stream(
-    workspace: Workspace, disturb: Callable[..., Any], lose: Callable[[Path], None] | None, words: str
+    workspace: Workspace, disturb: Callable[..., Any], loss: str, words: str
 ) -> None:
     """Row 45: in the middle of a run. A script is never busy, so an executable stands before that of the tests."""
     workspace.database.add_stream("A", tasks=2)
@@ -2098,14 +1909,11 @@ def test_fault_45_a_claude_that_is_away_for_some_seconds_fails_no_stream(
     program = workspace.root.parent / "program" / "claude"
     program.parent.mkdir()
     shutil.copy2(str(shutil.which("env")), program)
-    run, output = start_run(workspace, "--claude", f"{program} {workspace.claude}", "--max-restarts", "1")
-    workspace.wait_for_worker("A")
-    with disturb(program, lose):
+    run = workspace.start("--claude", f"{program} {workspace.claude}", "--max-restarts", "1", wait="A")
+    with disturb(program, loss):
         workspace.open_gate("gate")
-        wait_until(lambda: output.text.count("Trying A again") >= 2, "two more tries")
-    code, out = finish_run(run, output)
-    assert code == 0, out
-    assert words in out
+        run.wait_to_say("Trying A again", 2)
+    assert words in run.finish(seconds=60)
     *tries, last = (end["restarts"] for end in workspace.events("worker_ended"))
     assert (set(tries), last) == ({1}, 0)  # that of the worker that ended with 1, before
     assert workspace.starts("A") == ["A", "A"]
@@ -2116,18 +1924,16 @@ def test_fault_45_a_worker_that_lives_for_some_time_shows_that_claude_can_be_exe
     workspace.database.add_stream("A")
     workspace.play(A="until=late burn=3 until=go all")
     script = hasten(workspace, CPU_INTERVAL="0.5")
-    run, output = start_run(workspace, "--output-format", "text", script=script)
-    workspace.wait_for_worker("A")
+    run = workspace.start("--output-format", "text", script=script, wait="A")
     path = workspace.state / "pids" / "A.pid"
     before = path.stat().st_mtime_ns
-    touch(workspace, "late")
+    workspace.open_gate("late")
     wait_until(lambda: path.stat().st_mtime_ns != before, "a look at its CPU time, which is a sign of life")
-    with replaced(workspace.claude, remove_file):
+    with replaced(workspace.claude, "no file"):
         workspace.database.add_stream("B")
-        wait_until(lambda: "Trying B again" in output.text, "a try")
-    touch(workspace, "go")
-    code, out = finish_run(run, output)
-    assert (code, find_states(workspace)) == (0, {"A": "complete", "B": "complete"}), out
+        run.wait_to_say("Trying B again")
+    run.finish("go", seconds=60)
+    assert workspace.states() == {"A": "complete", "B": "complete"}
 
 
 def test_fault_45_a_claude_that_stays_away_fails_its_stream_after_two_minutes(workspace: Workspace) -> None:
@@ -2135,107 +1941,50 @@ def test_fault_45_a_claude_that_stays_away_fails_its_stream_after_two_minutes(wo
     workspace.database.add_stream("A", tasks=2)
     workspace.database.add_stream("B")
     workspace.play(A="next until=gate exit=1", B="until=late all")
-    script = hasten(workspace, BACKOFF_FIRST="0.01", BACKOFF_MAX="0.05")
-    run, output = start_run(workspace, script=script)
-    workspace.wait_for_worker("A")
-    b = workspace.wait_for_worker("B")
+    run = workspace.start(script=hasten(workspace, BACKOFF_FIRST="0.01", BACKOFF_MAX="0.05"), wait="AB")
     workspace.claude.unlink()
     workspace.open_gate("gate")
-    wait_until(lambda: "A failed" in output.text, "A to fail")
-    assert is_running(b), "the other worker was harmed"
-    workspace.open_gate("late")
-    code, out = finish_run(run, output)
+    run.wait_to_say("A failed")
+    assert is_running(run.pids["B"]), "the other worker was harmed"
+    out = run.finish("late", code=1, seconds=60)
     remedy = "Install Claude Code (npm install -g @anthropic-ai/claude-code) or add it to PATH"
     reason = f"claude: command not found. {remedy}; --claude CMD names another command."
-    assert (code, out.splitlines()[-1]) == (1, f"A failed: {reason}")
+    assert out.splitlines()[-1] == f"A failed: {reason}"
     assert out.count("Trying A again") == 7
-    assert find_states(workspace) == {"A": "failed", "B": "complete"}
+    assert workspace.states() == {"A": "failed", "B": "complete"}
 
 
 # ── 33: worktrees that can't be had ───────────────────────────────────────────────────────────────────────────────────
+
+FOREIGN = "is no worktree of this repository. Look at what it holds, and move it away."
+
+
+# What stands where stream A's worktree belongs, as the shell makes it, and the reason why A fails. $TREE is that place,
+# $OUT a folder beside the project.
+SPOILS = {
+    "a folder": ('mkdir -p "$TREE"; echo mine > "$TREE/notes.md"', f"$TREE {FOREIGN}"),
+    "a file": ('mkdir -p "$TREE/.."; rmdir "$TREE"; echo mine > "$TREE"', f"$TREE {FOREIGN}"),
+    "a link": ('mkdir -p "$TREE" "$OUT"; rmdir "$TREE"; echo mine > "$OUT/notes.md"; ln -s "$OUT" "$TREE"',
+               f"$OUT {FOREIGN}"),
+    "another repository": ('git clone --quiet . "$TREE"', f"$TREE {FOREIGN}"),
+    "lost its .git": ('git worktree add --quiet -b stream/A "$TREE"; echo mine > "$TREE/new.py"; rm "$TREE/.git"',
+                      "$TREE is a worktree that has lost its .git. Look at what it holds, and move it away."),
+    "checked out elsewhere": ('git worktree add --quiet -b stream/A "$OUT"',
+                              "branch stream/A is checked out in $OUT. Switch to another one there."),
+    "checked out in the root": ("git switch --quiet -c stream/A",
+                                "branch stream/A is checked out in $PWD. Switch to another one there."),
+    "on another branch": ('git worktree add --quiet -b mine "$TREE"',
+                          "the worktree $TREE is on branch mine, not on stream/A. git switch stream/A there."),
+    "on no branch": ('git worktree add --quiet --detach "$TREE"',
+                     "the worktree $TREE is on no branch, not on stream/A. git switch stream/A there."),
+    "locked and not there": ('git worktree add --quiet --lock -b stream/A "$TREE"; rm -r "$TREE"',
+                             "the worktree $TREE is locked, and is not there. git worktree unlock, or mount it."),
+}  # fmt: skip
 
 
 def find_worktree(workspace: Workspace) -> Path:
     """Where the worktree of stream A belongs."""
     return workspace.root / ".claude" / "worktrees" / "A"
-
-
-def occupy_folder(workspace: Workspace) -> str:
-    """Let the folder hold somebody's files."""
-    folder = find_worktree(workspace)
-    folder.mkdir(parents=True)
-    (folder / "notes.md").write_text("mine\n")
-    return f"{folder} is no worktree of this repository. Look at what it holds, and move it away."
-
-
-def occupy_with_a_file(workspace: Workspace) -> str:
-    """Let a file stand where the folder belongs."""
-    folder = find_worktree(workspace)
-    folder.parent.mkdir(parents=True)
-    folder.write_text("mine\n")
-    return f"{folder} is no worktree of this repository. Look at what it holds, and move it away."
-
-
-def occupy_with_a_link(workspace: Workspace) -> str:
-    """Let a link to somebody's folder stand where the folder belongs."""
-    folder = find_worktree(workspace)
-    target = workspace.root.parent / "mine"
-    target.mkdir()
-    (target / "notes.md").write_text("mine\n")
-    folder.parent.mkdir(parents=True)
-    folder.symlink_to(target)
-    return f"{target} is no worktree of this repository. Look at what it holds, and move it away."
-
-
-def occupy_with_another_repository(workspace: Workspace) -> str:
-    """Let a clone stand where the worktree belongs."""
-    folder = find_worktree(workspace)
-    workspace.git("clone", "--quiet", str(workspace.root), str(folder))
-    return f"{folder} is no worktree of this repository. Look at what it holds, and move it away."
-
-
-def take_git_away(workspace: Workspace) -> str:
-    """Let a worktree lose the file that makes it one."""
-    folder = find_worktree(workspace)
-    workspace.git("worktree", "add", "--quiet", "-b", "stream/A", str(folder))
-    (folder / "new.py").write_text("mine\n")
-    (folder / ".git").unlink()
-    return f"{folder} is a worktree that has lost its .git. Look at what it holds, and move it away."
-
-
-def check_out_elsewhere(workspace: Workspace) -> str:
-    """Let the branch be checked out in another worktree."""
-    other = workspace.root.parent / "elsewhere"
-    workspace.git("worktree", "add", "--quiet", "-b", "stream/A", str(other))
-    return f"branch stream/A is checked out in {other}. Switch to another one there."
-
-
-def check_out_in_the_root(workspace: Workspace) -> str:
-    """Let the branch be the one that the project itself is on."""
-    workspace.git("switch", "--quiet", "-c", "stream/A")
-    return f"branch stream/A is checked out in {workspace.root}. Switch to another one there."
-
-
-def switch_away(workspace: Workspace) -> str:
-    """Let the worktree be on another branch before the stream's first worker comes."""
-    folder = find_worktree(workspace)
-    workspace.git("worktree", "add", "--quiet", "-b", "mine", str(folder))
-    return f"the worktree {folder} is on branch mine, not on stream/A. git switch stream/A there."
-
-
-def detach(workspace: Workspace) -> str:
-    """Let the worktree be on no branch."""
-    folder = find_worktree(workspace)
-    workspace.git("worktree", "add", "--quiet", "--detach", str(folder))
-    return f"the worktree {folder} is on no branch, not on stream/A. git switch stream/A there."
-
-
-def lock_and_lose(workspace: Workspace) -> str:
-    """Let the worktree be locked, as one on a disk that is not mounted now."""
-    folder = find_worktree(workspace)
-    workspace.git("worktree", "add", "--quiet", "--lock", "-b", "stream/A", str(folder))
-    shutil.rmtree(folder)
-    return f"the worktree {folder} is locked, and is not there. git worktree unlock, or mount it."
 
 
 def read_everything(workspace: Workspace) -> tuple[str, str, dict[str, str]]:
@@ -2245,29 +1994,24 @@ def read_everything(workspace: Workspace) -> tuple[str, str, dict[str, str]]:
     return trees, workspace.git("for-each-ref"), {str(path): path.read_text() for path in files}
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        occupy_folder, occupy_with_a_file, occupy_with_a_link, occupy_with_another_repository, take_git_away,
-        check_out_elsewhere, check_out_in_the_root, switch_away, detach, lock_and_lose,
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("spoil", SPOILS)
 def test_fault_33_a_worktree_that_can_not_be_had_fails_its_stream_at_once_and_nothing_is_deleted(
-    workspace: Workspace, spoil: Callable[[Workspace], str]
+    workspace: Workspace, spoil: str
 ) -> None:
     """Row 33: in the way, no worktree, checked out elsewhere, locked; a sibling is not held up."""
     workspace.make_repository()
-    for stream in ("A", "B"):
-        workspace.database.add_stream(stream)
-    reason = spoil(workspace)
+    workspace.database.add_streams("A", "B")
+    places = {"TREE": str(find_worktree(workspace)), "OUT": str(workspace.root.parent / "elsewhere")}
+    script, reason = SPOILS[spoil]
+    subprocess.run(["sh", "-e", "-c", script], cwd=workspace.root, env=workspace.environment(**places), check=True)
+    reason = Template(reason).substitute(places, PWD=workspace.root)
     trees, refs, files = read_everything(workspace)
     workspace.play("commit=b.py all")
-    done = workspace.run("start", *NO_POLL)
-    assert (done.returncode, done.stderr) == (1, "")
-    assert f"A failed: {reason}" in done.stdout
-    assert [event["reason"] for event in workspace.events("worker_ended") if event["stream"] == "A"] == [reason]
+    out = workspace.complete(code=1)
+    assert f"A failed: {reason}" in out
+    assert [event["reason"] for event in workspace.events("worker_ended", stream="A")] == [reason]
     assert workspace.starts() == ["B"]
-    assert find_states(workspace) == {"A": "failed", "B": "complete"}
+    assert workspace.states() == {"A": "failed", "B": "complete"}
     workspace.run("clean")
     after = read_everything(workspace)
     assert trees in after[0]
@@ -2286,11 +2030,10 @@ def test_fault_33_a_worktree_that_is_dirty_or_locked_is_used_as_it_is(workspace:
     (folder / "README.md").write_text("changed\n")
     (folder / "new.py").write_text("new\n")
     workspace.play("commit=a.py all")
-    done = workspace.run("start", *NO_POLL)
-    assert (done.returncode, done.stderr) == (0, "")
+    out = workspace.complete()
     assert workspace.git("status", "--porcelain", cwd=folder) == " M README.md\n?? new.py\n"
     assert (folder / "a.py").read_text() == "A\n"
-    assert "stream/A  # 1 commit to merge, 1 file changed, 2 files uncommitted\n" in done.stdout
+    assert "stream/A  # 1 commit to merge, 1 file changed, 2 files uncommitted\n" in out
 
 
 def test_fault_33_without_git_the_parallel_streams_fail_with_the_reason_and_the_others_work(
@@ -2300,36 +2043,34 @@ def test_fault_33_without_git_the_parallel_streams_fail_with_the_reason_and_the_
     workspace.make_repository()
     workspace.database.add_stream("F", "foundation")
     workspace.database.add_stream("A")
-    done = workspace.run("start", *NO_POLL, env={"PATH": str(workspace.bin)})
-    assert (done.returncode, done.stderr) == (1, "")
-    assert "A failed: git: command not found" in done.stdout
-    assert done.stdout.count("Warning: git can't be asked: git: command not found") == 1
+    without = {"PATH": str(workspace.bin)}
+    out = workspace.complete(code=1, env=without)
+    assert "A failed: git: command not found" in out
+    assert out.count("Warning: git can't be asked: git: command not found") == 1
     assert workspace.starts() == ["F"]
-    alone = workspace.run("start", "--no-worktrees", *NO_POLL, env={"PATH": str(workspace.bin)})
-    assert (alone.returncode, workspace.starts()) == (0, ["F", "A"])
+    workspace.run("start", "--no-worktrees", *NO_POLL, env=without).check_returncode()
+    assert workspace.starts() == ["F", "A"]
 
 
 def test_fault_33_a_git_that_vanishes_in_a_run_fails_what_starts_then_and_nothing_else(workspace: Workspace) -> None:
     """Row 33: the siblings that are at work finish, and what they made stays."""
     workspace.make_repository()
-    for stream in ("A", "B"):
-        workspace.database.add_stream(stream)
+    workspace.database.add_streams("A", "B")
     workspace.database.add_stream("C", streamDependencies=["B"])
     workspace.play(A="commit=a.py until=go.txt all", B="until=next.txt all")
     tools = workspace.root.parent / "tools"
     tools.mkdir()
     for name in ("git", "rm", "mkdir"):
         (tools / name).symlink_to(shutil.which(name) or "")
-    run = workspace.popen("start", *NO_POLL, env={"PATH": f"{workspace.bin}:{tools}"})
+    run = workspace.start(env={"PATH": f"{workspace.bin}:{tools}"})
     worktree = find_worktree(workspace)
     wait_until(lambda: (worktree / "a.py").exists() and "B" in workspace.starts(), "the work of A")
     wait_until(lambda: "A:_a.py" in workspace.git("log", "--format=%s", "stream/A"), "the commit of A")
     (tools / "git").unlink()
-    touch(workspace, "next.txt")
+    workspace.open_gate("next.txt")
     wait_for_ends(workspace, "C", 1)
-    touch(workspace, "go.txt")
-    assert run.wait(timeout=20) == 1
-    assert find_states(workspace) == {"A": "complete", "B": "complete", "C": "failed"}
+    run.finish("go.txt", code=1)
+    assert workspace.states() == {"A": "complete", "B": "complete", "C": "failed"}
     assert workspace.starts("C") == []
     assert (worktree / "a.py").read_text() == "A\n"
 
@@ -2341,52 +2082,56 @@ def test_fault_33_a_git_that_vanishes_in_a_run_fails_what_starts_then_and_nothin
 def test_fault_34_the_worker_of_a_stream_that_goes_is_stopped_with_its_tree(
     workspace: Workspace, is_archived: bool
 ) -> None:
-    """Row 34: and where the stream comes back, a worker does."""
-    for stream in "AB":
-        workspace.database.add_stream(stream)
-    workspace.play(A=["spawn setsid sleep=600", "all"], B="until=b all")
-    run, output = start_run(workspace)
-    a, b = workspace.wait_for_worker("A"), workspace.wait_for_worker("B")
-    children = wait_until(lambda: len(workspace.left_behind("A")) == 2 and workspace.left_behind("A"), "the children")
+    """Row 34: and where the stream comes back, a worker does; meanwhile a new one is picked up."""
+    workspace.database.add_streams("A", "B")
+    workspace.play(A=["spawn setsid sleep=600", "all"], B="until=b all", New="all")
+    run = workspace.start(wait="AB")
+    a, b = run.pids.values()
+    children = workspace.wait_for_children(2)
     rows = workspace.database.execute("SELECT * FROM tasks WHERE id = 'TASK-1'")
     change = "UPDATE tasks SET archived = 1 WHERE id = ?" if is_archived else "DELETE FROM tasks WHERE id = ?"
     workspace.database.execute(change, "TASK-1")
-    wait_until(lambda: not any(is_running(pid) for pid in (a, *children.values())), "the worker's tree to end")
-    wait_until(lambda: "A is over: its stream is no longer in the database" in output.text, "that to be said")
+    workspace.database.add_stream("New")
+    wait_until(lambda: "New" in workspace.starts(), "a worker of the new stream")
+    wait_until(lambda: still_running(a, *children) == [], "the worker's tree to end")
+    run.wait_to_say("A is over: its stream is no longer in the database")
     assert (workspace.pid("A"), workspace.pid("B"), is_running(b)) == (0, b, True)
-    assert "Stopping the worker of A: its stream is no longer in the database" in output.text
+    assert "Stopping the worker of A: its stream is no longer in the database" in run.text
     assert workspace.starts("A") == ["A"]
     if is_archived:
         workspace.database.execute("UPDATE tasks SET archived = 0")
     else:
         marks = ", ".join("?" * len(rows[0]))
         workspace.database.execute(f"INSERT INTO tasks VALUES ({marks})", *rows[0])
-    wait_until(lambda: "A complete in" in output.text, "A to be worked on again")
-    workspace.open_gate("b")
-    code, out = finish_run(run, output)
-    assert (code, workspace.starts("A")) == (0, ["A", "A"]), out
+    run.wait_to_say("A complete in")
+    run.finish("b", seconds=60)
+    assert workspace.starts("A") == ["A", "A"]
 
 
-@pytest.mark.parametrize("way", ["spawn", "setsid", "daemon", "bare", "spawn setsid daemon bare"])
+@pytest.mark.parametrize(
+    ("way", "code"),
+    [("spawn", 0), ("setsid", 0), ("daemon", 0), ("bare", 0), ("spawn setsid daemon bare", 0), ("spawn setsid", 1)],
+)
 def test_fault_35_what_a_worker_leaves_behind_is_stopped_before_its_stream_goes_on(
-    workspace: Workspace, way: str
+    workspace: Workspace, way: str, code: int
 ) -> None:
     """Row 35: in its group, in a session of its own, a daemon, one without an environment, and all of them at once."""
     workspace.database.add_stream("A", tasks=2)
-    workspace.play(A=[f"{way} next exit=0", "survivors all"])
-    run, output = start_run(workspace)
+    workspace.play(A=[f"{way} next exit={code}", "survivors all"])
+    run = workspace.start()
     try:
-        code, out = finish_run(run, output)
+        out = run.finish(seconds=60)
     finally:
         pids = workspace.left_behind("A")
         alive = {name: pid for name, pid in pids.items() if is_running(pid)}
         for pid in alive.values():
             psutil.Process(pid).kill()  # one that nothing else can find any more
     words = [word for name, word, _, _ in workspace.times() if name == "A" and word.startswith("survivors")]
-    assert (code, set(pids)) == (0, set(way.split())), out
+    assert set(pids) == set(way.split()), out
     assert alive == {}
     assert words == ["survivors []"], "the next worker started beside what the last one had left"
-    assert "Stopping processes of A: the worker ended and left them running" in out
+    said = "Stopping processes of A: the worker ended and left them running"
+    assert out.index(said) < out.index("attempt 2")
 
 
 def test_fault_35_what_a_complete_stream_leaves_behind_is_gone_before_the_next_phase(workspace: Workspace) -> None:
@@ -2394,18 +2139,13 @@ def test_fault_35_what_a_complete_stream_leaves_behind_is_gone_before_the_next_p
     workspace.database.add_stream("F", "foundation")
     workspace.database.add_stream("P")
     workspace.play(F="spawn setsid daemon all", P="all")
-    run, output = start_run(workspace)
-    code, out = finish_run(run, output)
-    assert code == 0, out
-    assert not any(is_running(pid) for pid in workspace.left_behind("F").values())
-    kinds = [
-        (e["event"], e.get("stream")) for e in workspace.events("worker_stopping", "worker_ended", "worker_started")
-    ]
-    assert (
-        kinds.index(("worker_stopping", "F"))
-        < kinds.index(("worker_ended", "F"))
-        < kinds.index(("worker_started", "P"))
-    )
+    workspace.start().finish(seconds=60)
+    assert still_running(*workspace.children()) == []
+    events = workspace.events("worker_stopping", "worker_ended", "worker_started")
+    kinds = [(event["event"], event.get("stream")) for event in events]
+    wanted = [("worker_stopping", "F"), ("worker_ended", "F"), ("worker_started", "P")]
+    places = [kinds.index(kind) for kind in wanted]
+    assert places == sorted(places)
 
 
 # ── Where an orchestrator may find itself ─────────────────────────────────────────────────────────────────────────────
@@ -2418,13 +2158,8 @@ def first_process(workspace: Workspace) -> Iterator[tuple[subprocess.Popen[str],
     if os.geteuid() or subprocess.run(["unshare", *inside, "true"], check=False).returncode:
         pytest.skip("no PID namespaces here")
     words = ["unshare", *inside, "--kill-child", sys.executable, str(SCRIPT), "start", "--no-worktrees"]
-    options = {
-        "cwd": workspace.root,
-        "env": workspace.environment(),
-        "text": True,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-    }
+    options: dict[str, Any] = {"cwd": workspace.root, "env": workspace.environment(), "text": True}
+    options.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process = subprocess.Popen(words, **options)
     try:
         (first,) = wait_until(lambda: psutil.Process(process.pid).children(), "PID 1")
@@ -2478,15 +2213,14 @@ def test_a_lock_that_somebody_has_overwritten_is_signed_again(workspace: Workspa
     """Else nobody could see the orchestrator, nor stop it."""
     workspace.database.add_stream("A")
     workspace.play("hang")
-    process = workspace.popen("start")
-    workspace.wait_for_worker("A")
+    run = workspace.start(wait="A")
     lock = workspace.state / "orchestrator.pid"
-    for text in ("garbage\n", "", f"{process.pid}0\n"):
+    for text in ("garbage\n", "", f"{run.pid}0\n"):
         lock.write_text(text)
-        wait_until(lambda: lock.read_text() == f"{process.pid}\n", "its PID in the lock")
+        wait_until(lambda: lock.read_text() == f"{run.pid}\n", "its PID in the lock")
     done = workspace.run("stop", "--timeout", "1")
-    assert (done.returncode, done.stdout.splitlines()[0]) == (0, f"Orchestrator stopped (PID {process.pid}).")
-    assert process.wait(20) == 128 + signal.SIGTERM
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, f"Orchestrator stopped (PID {run.pid}).")
+    run.finish(code=128 + signal.SIGTERM)
 
 
 def test_a_stop_works_on_a_disk_that_has_become_read_only(workspace: Workspace) -> None:
@@ -2497,13 +2231,12 @@ def test_a_stop_works_on_a_disk_that_has_become_read_only(workspace: Workspace) 
         pytest.skip("no mounts here")
     workspace.database.add_stream("A")
     workspace.play("hang")
-    process = workspace.popen("start")
-    workspace.wait_for_worker("A")
+    run = workspace.start(wait="A")
     words = [*inside, f'{begin} && "$@"', "sh", sys.executable, str(SCRIPT), "stop", "--timeout", "1"]
     options: dict[str, Any] = {"cwd": workspace.root, "env": workspace.environment(), "text": True, "timeout": 60}
     done = subprocess.run(words, check=False, capture_output=True, **options)
     assert done.returncode == 0, done
     assert re.fullmatch("Warning: .*/events.jsonl': the journal does not tell of this stop\n", done.stderr)
     assert re.search(r"^A stopped \(PID \d+\)\.$", done.stdout, re.MULTILINE)
-    assert process.wait(20) == 128 + signal.SIGTERM
+    run.finish(code=128 + signal.SIGTERM)
     assert own_processes(workspace.root) == []
