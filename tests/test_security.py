@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import pty
 import re
-import select
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from support import SCRIPT, Workspace
-
-NO_POLL = ("--poll-interval", "600")
+from support import NO_POLL, Workspace, assert_harmless
+from test_terminal import open_terminal
 
 # What a terminal would obey: colours, a title, the clipboard, a link, a report of itself, and what hides a line.
 ESCAPES = {
@@ -35,35 +28,18 @@ ESCAPES = {
 EVERYTHING = " ".join(ESCAPES.values())
 MARKUP = "[red]x[/] [bold][link=http://evil.example]y[/link] [/] :bomb: [on red"
 
-# Control characters but the newline, in both ranges; and the marks that turn the direction of text.
-_OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
-
-def assert_harmless(text: str) -> None:
-    """Check that nothing in a text would be obeyed by a terminal."""
-    assert sorted(set(_OBEYED.findall(text))) == []
-
-
-def hostile_text() -> str:
-    return f"{EVERYTHING} {MARKUP}"
-
-
-def fit(text: str) -> str:
-    """A text as the store gives it: a NUL can stand in no argument."""
-    return text.replace("\0", "\ufffd")
+HOSTILE = f"{EVERYTHING} {MARKUP}"
 
 
 def prepare_hostile(workspace: Workspace) -> str:
     """Fill a project with hostile ids, names, titles, reasons and output; return the id of the main stream."""
-    stream = f"S {hostile_text()}"
-    workspace.database.add_stream(stream, tasks=2, streamName=f"name {hostile_text()}")
+    text, stream = HOSTILE, f"S {HOSTILE}"
+    workspace.database.add_stream(stream, tasks=2, streamName=f"name {text}")
     workspace.database.add_stream("blocked", streamName=MARKUP)
     workspace.database.execute(
-        "UPDATE tasks SET status = 'blocked', blocked_reason = ?, title = ? WHERE id = 'TASK-3'",
-        hostile_text(),
-        hostile_text(),
+        "UPDATE tasks SET status = 'blocked', blocked_reason = ?, title = ? WHERE id = 'TASK-3'", text, text
     )
-    text = hostile_text()
     tools = [{"type": "text", "text": text}, {"type": "tool_use", "name": text, "input": {"command": text, text: text}}]
     failure = [{"type": "tool_result", "is_error": True, "content": [{"text": text}]}]
     denials = [{"tool_name": text, "tool_input": {text: text}}]
@@ -78,9 +54,9 @@ def prepare_hostile(workspace: Workspace) -> str:
         "limit": {"type": "rate_limit_event", "rate_limit_info": limit},
         "result": result,
     }
-    (workspace.root / "lines.json").write_text(json.dumps(lines))
+    workspace.write_lines(**lines)
     workspace.play(" ".join(f"print={name}" for name in lines) + " exit=1")
-    return fit(stream)
+    return stream.replace("\0", "\ufffd")  # as the store gives it: a NUL can stand in no argument
 
 
 SHOWN = [["status"], ["status", "--dashboard"], ["status", "--json"], ["logs", "--no-follow", "-n", "500"]]
@@ -89,11 +65,10 @@ SHOWN = [["status"], ["status", "--dashboard"], ["status", "--json"], ["logs", "
 def test_hostile_text_is_shown_and_never_obeyed(workspace: Workspace) -> None:
     """Ids, names, titles, reasons, plain output, every kind of event: in a run, and in all that shows it."""
     stream = prepare_hostile(workspace)
-    done = workspace.run("start", "--max-restarts", "1", "--exit-on-blocked", *NO_POLL)
-    assert (done.returncode, done.stderr) == (1, "")
-    assert_harmless(done.stdout)
-    assert "␛[31;1mEVIL" in done.stdout
-    assert MARKUP in done.stdout
+    out = workspace.complete("--max-restarts", "1", "--exit-on-blocked", code=1)
+    assert_harmless(out)
+    assert "␛[31;1mEVIL" in out
+    assert MARKUP in out
     assert workspace.starts() == [stream, stream]
     for words in [*SHOWN, ["start", "--dry-run"]]:
         shown = workspace.run(*words)
@@ -111,33 +86,6 @@ def test_hostile_text_as_json_is_one_object_a_line_and_harmless(workspace: Works
     assert_harmless(done.stdout)
 
 
-def run_on_terminal(workspace: Workspace, *words: str) -> str:
-    """Run a command on a terminal of its own, and return what that got."""
-    main, side = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *words],
-        cwd=workspace.root,
-        env=workspace.environment(TERM="xterm-256color"),
-        stdin=side,
-        stdout=side,
-        stderr=side,
-        start_new_session=True,
-    )
-    os.close(side)
-    content = b""
-    deadline = time.monotonic() + 60
-    with contextlib.suppress(OSError):  # the other end is closed: all is read
-        while time.monotonic() < deadline:
-            if select.select([main], [], [], 0.2)[0]:
-                block = os.read(main, 65536)
-                content += block
-                if not block:
-                    break
-    os.close(main)
-    assert process.wait(timeout=20) in (0, 1)
-    return content.decode("utf-8", "replace")
-
-
 @pytest.mark.parametrize(
     "words", [["start", "--max-restarts", "0", "--exit-on-blocked"], *SHOWN], ids=["start", *(w[-1] for w in SHOWN)]
 )
@@ -146,7 +94,9 @@ def test_on_a_terminal_only_our_own_sequences_arrive(workspace: Workspace, words
     prepare_hostile(workspace)
     if words[0] != "start":
         assert workspace.run("start", "--max-restarts", "0", "--exit-on-blocked").returncode == 1
-    shown = run_on_terminal(workspace, *words)
+    with open_terminal(workspace, (80, 25), *words) as terminal:
+        assert terminal.wait_for_end() in (0, 1)
+        shown = terminal.raw.decode("utf-8", "replace")
     assert "EVIL" in shown
     rest = re.sub(r"\x1b\[[0-9;?]*[mKABGHJhl]", "", shown)  # colours, the cursor, the board
     assert "\x1b" not in rest
@@ -181,10 +131,8 @@ def test_names_titles_and_reasons_of_a_megabyte_cost_nothing_but_room(workspace:
     workspace.play(A=["next begin exit=1", "block all exit=0", "all"], B="all")
     workspace.database.add_stream("C")
     workspace.database.execute("UPDATE tasks SET status = 'blocked', blocked_reason = ? WHERE id = 'TASK-4'", LONG)
-    done = workspace.run("start", "--exit-on-blocked", "--notify", "true", *NO_POLL)
-    assert (done.returncode, done.stderr) == (1, "")
-    states = json.loads(workspace.run("status", "--json").stdout)["streams"]
-    assert {s["id"]: s["state"] for s in states} == {"A": "complete", "B": "complete", "C": "blocked"}
+    workspace.complete("--exit-on-blocked", "--notify", "true", code=1)
+    assert workspace.states() == {"A": "complete", "B": "complete", "C": "blocked"}
     assert workspace.run("status").returncode == workspace.run("logs", "--no-follow").returncode == 0
 
 
@@ -258,23 +206,13 @@ def test_an_mcp_json_gives_workers_nothing_but_the_place_of_the_database(workspa
     """Its other variables are the server's: one that could make a worker run another program does not reach it."""
     workspace.database.add_stream("A")
     (workspace.root / ".mcp.json").write_text(server({"LD_PRELOAD": "/evil.so", "PATH": "/evil", "BASH_ENV": "/evil"}))
-    workspace.claude.write_text(
-        f"#!{sys.executable}\nimport json, os\nopen('env.json', 'w').write(json.dumps(dict(os.environ)))\n"
-    )
-    workspace.run("start", "--max-restarts", "0", *NO_POLL)
-    env = json.loads((workspace.root / "env.json").read_text())
+    workspace.play("facts all")
+    workspace.complete()
+    env = json.loads((workspace.root / "facts.json").read_text())["env"]
     assert not [value for value in env.values() if "evil" in value]
 
 
 # ── The state folder ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def assert_refused(done: subprocess.CompletedProcess[str], path: Path) -> None:
-    """Check that a command was refused with one clear error about a path, and nothing of a traceback."""
-    assert (done.returncode, done.stderr[:8]) == (2, "[ERROR] "), (done.returncode, done.stdout, done.stderr)
-    assert str(path) in done.stderr
-    assert len(done.stderr.splitlines()) >= 2, "no remedy"
-    assert "Traceback" not in done.stderr
 
 
 COMMANDS: list[list[str]] = [["start"], ["start", "--detach"], ["stop"], ["stop", "A"]]
@@ -287,50 +225,46 @@ def prepare_state(workspace: Workspace) -> None:
         folder.mkdir(mode=0o700)
 
 
-def describe(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """The mode and the content of everything in a folder, itself included."""
-    paths = [folder, *sorted(folder.rglob("*"))]
-    return {str(path): (path.lstat().st_mode, path.read_bytes() if path.is_file() else b"") for path in paths}
+def describe(path: Path) -> dict[str, tuple[int, bytes]]:
+    """The mode and the content of a file, or of everything in a folder, itself included; nothing where nothing is."""
+    paths = [inner for inner in [path, *sorted(path.rglob("*"))] if os.path.lexists(inner)]
+    return {str(inner): (inner.lstat().st_mode, inner.read_bytes() if inner.is_file() else b"") for inner in paths}
+
+
+def lead_elsewhere(path: Path, victim: Path) -> None:
+    """Let a link to somebody's folder, or to a file in it, stand where a folder or a file of ours belongs."""
+    victim.mkdir(mode=0o755)
+    for name, text in (("A.pid", "1\n"), ("A.log", "precious\n"), ("file", "12345\n")):
+        (victim / name).write_text(text)
+        (victim / name).chmod(0o644)
+    is_folder = path.is_dir()
+    for inner in [*path.rglob("*"), path] if is_folder else ():
+        inner.rmdir()
+    path.symlink_to(victim if is_folder else victim / "file")
+
+
+def open_to_everybody(folder: Path, _: Path) -> None:
+    """Let others write there: a journal, a link, a PID. Closing it now would not make it trustworthy."""
+    folder.chmod(0o777)
+
+
+def give_away(folder: Path, _: Path) -> None:
+    """Let the folder be another user's."""
+    if os.geteuid():
+        pytest.skip("only root can make a folder another user's")
+    os.chown(folder, 54321, 54321)
 
 
 @pytest.mark.parametrize("name", ["", "pids", "logs"])
-def test_a_state_folder_that_is_a_link_is_refused_and_what_it_leads_to_is_unharmed(
-    workspace: Workspace, tmp_path: Path, name: str
+@pytest.mark.parametrize("spoil", [lead_elsewhere, open_to_everybody, give_away])
+def test_a_state_folder_that_is_a_link_or_others_have_power_over_is_refused(
+    workspace: Workspace, tmp_path: Path, name: str, spoil: Callable[[Path, Path], None]
 ) -> None:
     prepare_state(workspace)
-    victim = tmp_path / "victim"
-    victim.mkdir()
-    victim.chmod(0o755)
-    (victim / "A.pid").write_text("1\n")
-    (victim / "A.log").write_text("precious\n")
-    link = workspace.state / name if name else workspace.state
-    for path in [*link.rglob("*"), link]:
-        path.rmdir()
-    link.symlink_to(victim)
-    before = describe(victim)
+    folder, victim = workspace.state / name, tmp_path / "victim"
+    spoil(folder, victim)
     for words in COMMANDS:
-        check_state_attack(workspace, link, words, lambda: describe(victim) == before)
-
-
-@pytest.mark.parametrize("name", ["", "pids", "logs"])
-def test_a_state_folder_that_others_can_write_to_is_refused(workspace: Workspace, name: str) -> None:
-    """What lies in it may be anybody's: a journal, a link, a PID. Closing it now would not make it trustworthy."""
-    prepare_state(workspace)
-    folder = workspace.state / name if name else workspace.state
-    folder.chmod(0o777)
-    for words in COMMANDS:
-        check_state_attack(workspace, folder, words, folder.is_dir)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder another user's")
-@pytest.mark.parametrize("name", ["", "pids", "logs"])
-def test_a_state_folder_of_another_user_is_refused(workspace: Workspace, name: str) -> None:
-    prepare_state(workspace)
-    folder = workspace.state / name if name else workspace.state
-    os.chown(folder, 54321, 54321)
-    assert_refused(workspace.run("start"), folder)
-    assert workspace.starts() == []
-    os.chown(folder, 0, 0)
+        check_state_attack(workspace, folder, victim, words)
 
 
 FILES = [
@@ -339,56 +273,38 @@ FILES = [
 ]  # fmt: skip
 
 
-def check_state_attack(workspace: Workspace, path: Path, words: list[str], is_unharmed: Callable[[], bool]) -> None:
-    """Run a command with something hostile in the place of a file; it must be refused, and nobody harmed."""
+def check_state_attack(workspace: Workspace, path: Path, victim: Path, words: list[str]) -> None:
+    """Run a command with something hostile in a path's place; it must be refused in clear words, and nobody harmed."""
+    before = describe(path), describe(victim)
     done = workspace.run(*words, timeout=15)
-    assert is_unharmed(), f"{words} has written through {path.name}: {done.stdout}{done.stderr}"
-    assert_refused(done, path)
+    assert (describe(path), describe(victim)) == before, f"{words} has written through {path.name}: {done}"
+    assert (done.returncode, done.stderr[:8]) == (2, "[ERROR] "), done
+    assert str(path) in done.stderr
+    assert len(done.stderr.splitlines()) >= 2, "no remedy"
+    assert "Traceback" not in done.stderr
     assert workspace.starts() == []
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_state_file_that_is_a_link_is_refused_and_what_it_leads_to_is_unharmed(
-    workspace: Workspace, tmp_path: Path, name: str
+@pytest.mark.parametrize(
+    ("spoil", "commands"),
+    [
+        (lead_elsewhere, COMMANDS),
+        (lambda path, victim: path.symlink_to(victim), [["start"]]),
+        (lambda path, _: os.mkfifo(path), [["start"]]),
+        (lambda path, _: path.mkdir(), [["start"]]),
+    ],
+    ids=["link", "dangling link", "pipe", "folder"],
+)
+def test_a_state_file_that_is_no_file_is_refused_and_harms_and_hangs_nothing(
+    workspace: Workspace, tmp_path: Path, name: str, spoil: Callable[[Path, Path], None], commands: list[list[str]]
 ) -> None:
+    """What a link leads to stays as it was, or is not made; a pipe that nobody reads would hold up who opens it."""
     prepare_state(workspace)
-    victim = tmp_path / "victim.txt"
-    victim.write_text("12345\n")
-    victim.chmod(0o644)
-    link = workspace.state / name
-    link.symlink_to(victim)
-    for words in COMMANDS:
-        check_state_attack(
-            workspace, link, words, lambda: (victim.read_text(), victim.stat().st_mode & 0o777) == ("12345\n", 0o644)
-        )
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_dangling_link_makes_no_file_elsewhere(workspace: Workspace, tmp_path: Path, name: str) -> None:
-    prepare_state(workspace)
-    victim = tmp_path / "not-there"
-    (workspace.state / name).symlink_to(victim)
-    check_state_attack(workspace, workspace.state / name, ["start"], lambda: not victim.exists())
-
-
-def make_pipe(path: Path) -> None:
-    os.mkfifo(path)
-
-
-def make_folder(path: Path) -> None:
-    path.mkdir()
-
-
-@pytest.mark.parametrize("make", [make_pipe, make_folder])
-@pytest.mark.parametrize("name", FILES)
-def test_a_state_file_that_is_no_file_is_refused_and_hangs_nothing(
-    workspace: Workspace, name: str, make: Callable[[Path], None]
-) -> None:
-    """A pipe that nobody reads would hold up whoever opens it."""
-    prepare_state(workspace)
-    path = workspace.state / name
-    make(path)
-    check_state_attack(workspace, path, ["start"], path.exists)
+    path, victim = workspace.state / name, tmp_path / "victim"
+    spoil(path, victim)
+    for words in commands:
+        check_state_attack(workspace, path, victim, words)
 
 
 def test_the_programs_own_folder_and_files_are_no_others_business(workspace: Workspace) -> None:
