@@ -360,6 +360,10 @@ class Workspace:
         rows = [json.loads(line) for line in (self.root / "argv.txt").read_text().splitlines()]
         return [words for name, words in rows if name == stream]
 
+    def facts(self) -> Any:
+        """What a worker has noted about itself with `facts`."""
+        return json.loads((self.root / "facts.json").read_text())
+
     def open_gate(self, name: str) -> None:
         """Let the workers go on that wait with `await=NAME`."""
         (self.root / name).touch()
@@ -380,7 +384,7 @@ class Workspace:
     def popen(self, *words: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
         """Start the command line as a process that the fixture ends, should the test not do it."""
         process = subprocess.Popen(
-            [sys.executable, str(options.pop("script", LAUNCHER)), *words],
+            [*options.pop("prefix", ()), sys.executable, str(options.pop("script", LAUNCHER)), *words],
             cwd=options.pop("cwd", self.root),
             env=self.environment(**(env or {})),
             stdin=options.pop("stdin", subprocess.DEVNULL),
@@ -546,13 +550,13 @@ class Run:
         self.process.wait()
 
 
+# Control characters but the newline, in both ranges; and the marks that turn the direction of text.
+_OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
 def assert_harmless(text: str) -> None:
     """Check that nothing in a text would be obeyed by a terminal: the newline is the only control character in it."""
     assert sorted(set(_OBEYED.findall(text))) == []
-
-
-# Control characters but the newline, in both ranges; and the marks that turn the direction of text.
-_OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def own_processes(root: Path) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -37,11 +36,6 @@ def test_phases_run_in_order_and_each_as_the_guide_says(workspace: Workspace) ->
     assert own_processes(workspace.root) == []
 
 
-def read_facts(workspace: Workspace) -> Any:
-    """What a worker has noted about itself."""
-    return json.loads((workspace.root / "facts.json").read_text())
-
-
 def test_a_worker_gets_what_the_contract_says(workspace: Workspace) -> None:
     workspace.database.add_stream("Stream-B", "parallel", streamName="api-implementation")
     workspace.play("facts all")
@@ -52,7 +46,7 @@ def test_a_worker_gets_what_the_contract_says(workspace: Workspace) -> None:
     own = ("KEPT", "CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CODE_SESSION_ACCESS_TOKEN", "CLAUDE_CODE_MAX_RETRIES")
     nested = dict.fromkeys((*session.split(), *own), "1")
     workspace.complete(env=nested)
-    facts = read_facts(workspace)
+    facts = workspace.facts()
     guide = (SCRIPT.parent / "tests" / "worker-prompt.txt").read_text()
     flags = ["--print", "--dangerously-skip-permissions", "--output-format", "stream-json", "--verbose", "-p"]
     assert facts["argv"] == [*flags, guide]
@@ -71,7 +65,7 @@ def test_how_long_subagents_are_waited_for_is_the_users_own_word_where_there_is_
     workspace.database.add_stream("A")
     workspace.play("facts all")
     workspace.complete(env={"CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS": "1200000"})
-    assert read_facts(workspace)["env"]["CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS"] == "1200000"
+    assert workspace.facts()["env"]["CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS"] == "1200000"
 
 
 def test_text_output_is_the_guides_exact_command(workspace: Workspace) -> None:
@@ -136,23 +130,6 @@ def test_nohup_stays_in_force(workspace: Workspace) -> None:
     workspace.play("sleep=1 all")
     run = workspace.start(wait="A", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     run.end(signal.SIGHUP, 0)
-
-
-@pytest.mark.parametrize("lose_pid_file", [False, True])
-def test_start_after_a_kill_takes_the_workers_over(workspace: Workspace, lose_pid_file: bool) -> None:
-    workspace.database.add_stream("A")
-    workspace.play("say=hello setsid until=go all")
-    first = workspace.start(wait="A")
-    first.kill()
-    if lose_pid_file:
-        (workspace.state / "pids" / "A.pid").unlink()
-    second = workspace.start()
-    workspace.wait_for_event("worker_adopted")
-    out = second.finish("go", seconds=60)
-    assert f"Took over the worker of A that still runs (PID {first.pids['A']})" in out
-    assert workspace.starts() == ["A"]
-    assert own_processes(workspace.root) == []
-    assert (workspace.state / "logs" / "A.log").read_text().splitlines().count("hello") == 1
 
 
 def test_stop_takes_everything_down_and_nothing_comes_back(workspace: Workspace) -> None:

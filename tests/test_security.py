@@ -208,8 +208,7 @@ def test_an_mcp_json_gives_workers_nothing_but_the_place_of_the_database(workspa
     (workspace.root / ".mcp.json").write_text(server({"LD_PRELOAD": "/evil.so", "PATH": "/evil", "BASH_ENV": "/evil"}))
     workspace.play("facts all")
     workspace.complete()
-    env = json.loads((workspace.root / "facts.json").read_text())["env"]
-    assert not [value for value in env.values() if "evil" in value]
+    assert not [value for value in workspace.facts()["env"].values() if "evil" in value]
 
 
 # ── The state folder ──────────────────────────────────────────────────────────────────────────────────────────────────
