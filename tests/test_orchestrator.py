@@ -119,8 +119,9 @@ def test_a_failed_parallel_stream_lets_its_siblings_finish_and_integration_does_
 def test_a_signal_ends_the_orchestrator_and_leaves_the_workers(workspace: Workspace, signum: int, code: int) -> None:
     workspace.database.add_streams("A", "B")
     workspace.play("sleep=60 all")
-    run = workspace.start(wait="AB", stderr=None)
+    run = workspace.start(wait="AB", stderr=subprocess.PIPE)
     out = run.end(signum, code, seconds=10)
+    assert run.process.communicate()[1] == ""
     assert out.splitlines()[-1] == "Orchestrator ended; 2 workers left running. Stop: python orchestrate.py stop"
     assert all(is_running(pid) for pid in run.pids.values())
 
