@@ -53,7 +53,7 @@ NO_POLL = ("--poll-interval", "600")
 # The program as a module, so that a script can stand between its import and its start.
 PATHS = [str(SCRIPT.parent), str(SCRIPT.parent / "tests")]
 IMPORT = f"import os, signal, sys\nsys.path[:0] = {PATHS}\nimport orchestrate\n"
-RUN = "code = orchestrate.main()\norchestrate.flush_output()\nsys.exit(code)\n"
+RUN = "orchestrate.run_script()\n"
 
 # The schema of Task Copilot's server 2.7.0, as far as a stream's tasks need it.
 SCHEMA = """
