@@ -242,18 +242,24 @@ Headless orchestration of this project's Task Copilot streams. What is asked for
 
 Run `orchestrate.py` with `python3`; where that lacks packages, the error names the command that installs them.
 
-**generate**: call `stream_list`; without streams, stop: @agent-ta must first give each task `streamId`, `streamName`
-and `streamPhase` (foundation, parallel or integration) in its metadata. Then run these, and show all that they print:
+## generate
+
+Call `stream_list`. Without streams, stop: @agent-ta must first give each task `streamId`, `streamName` and
+`streamPhase` (foundation, parallel or integration) in its metadata. Then run these, and show all that they print:
 `python3 .claude/orchestrator/orchestrate.py generate`,
 `python3 .claude/orchestrator/orchestrate.py doctor` (for each line that is not in order, name its remedy), and
-`python3 .claude/orchestrator/orchestrate.py start --dry-run`. Do not start it:
-the user does that, in a terminal of their own.
+`python3 .claude/orchestrator/orchestrate.py start --dry-run`. Do not start it: the user does that, in a terminal of
+their own.
 
-**status**: run `python3 .claude/orchestrator/orchestrate.py status` and show it. Name each stream that is blocked,
-failed or stopped, with its reason; for a failed one also the end of
+## status
+
+Run `python3 .claude/orchestrator/orchestrate.py status` and show it. Name each stream that is blocked, failed or
+stopped, with its reason; for a failed one also the end of
 `python3 .claude/orchestrator/orchestrate.py logs STREAM --no-follow`.
 
-**Anything else, or nothing**. Say what the two words above do.
+## Anything else, or nothing
+
+Say what the two words above do.
 """
 
 WORKER_PROMPT = """\

@@ -22,7 +22,7 @@ import pytest
 from support import SCRIPT, TaskDatabase, Workspace, is_running, own_processes, wait_until
 from test_terminal import open_terminal
 
-from orchestrate import Project, TaskStore, check_server, has_user_server
+from orchestrate import Project, TaskStore, check_server
 
 # ── The demo ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -417,13 +417,6 @@ def test_on_a_terminal_a_demo_is_a_live_board_that_ctrl_c_takes_down(workspace: 
         assert list(temporary.iterdir()) == []
 
 
-def test_a_worker_of_a_demo_is_no_command_for_people(workspace: Workspace) -> None:
-    assert "demo-worker" not in workspace.run("--help").stdout
-    done = workspace.run("demo-worker")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[0] == "[ERROR] this is a worker of a demo: python orchestrate.py demo"
-
-
 # ── The installation ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 # The words of the guide.
@@ -806,18 +799,13 @@ def expect_healthy(workspace: Workspace) -> str:
     user = "root, in a sandbox (IS_SANDBOX)" if is_root() else f"no root (user id {os.geteuid()})"
     return f"""\
 ✓ Python        {sys.version.split()[0]} ({sys.executable}); {packages}
-✓ Claude        2.1.330 (Claude Code) ({workspace.claude})
-✓ User          {user}
-✓ Project       {workspace.root}
-✓ Disk          N GiB free
+✓ Claude        2.1.330 (Claude Code) ({workspace.claude}), run as {user}
+✓ Project       {workspace.root}; N GiB free
 ✓ Git           {git}, main
 ✓ Orchestrator  none runs
-✓ Task Copilot  task-copilot, from .mcp.json (sh server.js)
-✓ /continue     {workspace.root}/.claude/commands/continue.md
-✓ Database      {workspace.database.path}
-✓ Schema        version 10
-✓ Streams       2 streams: 1 foundation, 1 parallel
-✓ Tasks         0 of 3 completed
+✓ Task Copilot  task-copilot, from .mcp.json (sh server.js); /continue: {workspace.root}/.claude/commands/continue.md
+✓ Database      {workspace.database.path}; version 10
+✓ Streams       2 streams: 1 foundation, 1 parallel; 0 of 3 tasks completed
 
 Ready. Start: python orchestrate.py start
 """
@@ -826,7 +814,7 @@ Ready. Start: python orchestrate.py start
 def test_a_healthy_project_is_a_line_each_and_exit_code_0(healthy: Workspace) -> None:
     done = healthy.run("doctor")
     assert (done.returncode, done.stderr) == (0, "")
-    text = re.sub(r"(?m)^(. Disk +)[\d.]+ GiB free$", r"\1N GiB free", done.stdout)
+    text = re.sub(r"[\d.]+ GiB free", "N GiB free", done.stdout)
     expected = expect_healthy(healthy)
     if "2.38 foresees" in text:  # an old git on this machine is a warning
         pytest.skip("git is older than 2.38")
@@ -1007,7 +995,7 @@ ROWS: list[Any] = [
      "Run: claude update"),
     (silence_claude, "Claude", "warning", "{claude} does not answer --help",
      "Whether workers can use it is not known; try it by hand."),
-    pytest.param(leave_sandbox, "User", "error", "claude refuses --dangerously-skip-permissions for root",
+    pytest.param(leave_sandbox, "Claude", "error", "claude refuses --dangerously-skip-permissions for root",
                  "Run as another user, or in a sandbox of your own say so: export IS_SANDBOX=1", marks=AS_ROOT),
     (put_file_for_state, "Project", "error", "{state} is no folder of its own", "Look at what it is, and remove it."),
     (put_file_for_logs, "Project", "error", "{state}/logs is no folder of its own",
@@ -1042,8 +1030,8 @@ ROWS: list[Any] = [
      "Repair it, or name the database with --db."),
     (shout_in_mcp, "Task Copilot", "error",
      "the task-copilot server of .mcp.json can't be started: there is no sh\x1b[31m\x07", SERVER),
-    (remove_continue, "/continue", "warning", "no such command in .claude/commands",
-     "The prompt begins with it: run /setup-project, or write your own."),
+    (remove_continue, "Task Copilot", "warning", "; no /continue in .claude/commands",
+     "The prompt begins with /continue: run /setup-project, or write your own."),
     (remove_database, "Database", "error",
      "Task Copilot database not found: {database}\nalso tried: {fallback}", PROTOCOL),
     pytest.param(forbid_database, "Database", "doctor",
@@ -1053,11 +1041,11 @@ ROWS: list[Any] = [
                  marks=AS_USER),
     (rename_database, "Database", "warning",
      "a Task Copilot server reads tasks.db, not other.db, in its folder", "Name the file tasks.db."),
-    (break_database, "Schema", "error", "SQLite query failed: file is not a database", UNREADABLE),
+    (break_database, "Database", "error", "SQLite query failed: file is not a database", UNREADABLE),
     (remove_table, "Streams", "error", "SQLite query failed: no such table: tasks", UNREADABLE),
-    (advance_schema, "Schema", "warning", "version 11",
+    (advance_schema, "Database", "warning", "; version 11",
      "This program was tried with versions up to 10: look for a newer one."),
-    (remove_schema, "Schema", "ok", "without a version", None),
+    (remove_schema, "Database", "ok", "; without a version", None),
     (remove_streams, "Streams", "error", "No streams found in Task Copilot database",
      "Work with @agent-ta to organize tasks into streams: each task's metadata needs a streamId."),
     (misname_phase, "Streams", "error", 'Stream-C: task TASK-4 has the unknown phase "later"', STREAMS),
@@ -1066,8 +1054,8 @@ ROWS: list[Any] = [
     (depend_on_nothing, "Streams", "error", "Stream-C: it depends on Nowhere, and no stream has that id", STREAMS),
     (add_many, "Streams", "warning", "7 streams: 1 foundation, 6 parallel",
      "More than 5 parallel streams are hard to merge: split them into phases."),
-    (add_strays, "Tasks", "warning",
-     "0 of 3 completed; 1 open task without a stream; 1 task skipped: the metadata is not valid JSON",
+    (add_strays, "Streams", "warning",
+     "; 0 of 3 tasks completed; 1 open task without a stream; 1 task skipped: the metadata is not valid JSON",
      "Correct their metadata (streamId, streamName, streamPhase): no worker gets what has no stream."),
 ]  # fmt: skip
 NAMES = [(row.values if hasattr(row, "values") else row)[0].__name__ for row in ROWS]
@@ -1092,14 +1080,17 @@ def test_doctor_names_what_is_wrong_and_its_remedy_and_start_says_the_same(
         for folder in (healthy.root / ".claude", healthy.database.path.parent):
             folder.chmod(0o755)
     check = checks[subject]
+    is_fatal = level in ("error", "doctor")
     check["found"] = re.sub(r"\n +", "\n", check["found"])
+    if not is_fatal and found.format(**names) in check["found"]:
+        check["found"] = found  # beside what is as it should be
     assert check == {
         "subject": subject,
-        "level": "error" if level == "doctor" else level,
-        "found": found.format(**names),
+        "level": "error" if is_fatal else level,
+        "found": found.format(**names) if is_fatal else found,
         "remedy": remedy and remedy.format(**names),
     }
-    assert code == (1 if level in ("error", "doctor") else 0)
+    assert code == is_fatal
     if started is not None:
         said = f"[ERROR] {found}\n{remedy}\n".format(**names)
         said = said.replace("\x1b", "␛").replace("\x07", "␇").replace("\nalso tried", "\n        also tried")
@@ -1116,7 +1107,7 @@ def test_a_remedy_stands_under_what_is_wrong(healthy: Workspace) -> None:
     for name, check in checks.items():
         symbol = {"ok": "✓", "warning": "!", "error": "✗"}[check["level"]]
         lines += [f"{symbol} {name:<12}  {check['found']}", *([" " * 16 + check["remedy"]] if check["remedy"] else [])]
-    lines += ["", "A run would fail: 3 errors (2 warnings)."]
+    lines += ["", "A run would fail: 3 errors (1 warning)."]
     expected = [re.sub(r"[\d.]+ GiB", "N GiB", line) for line in lines]
     assert re.sub(r"[\d.]+ GiB", "N GiB", done.stdout).splitlines() == expected
 
@@ -1143,7 +1134,7 @@ def test_on_a_narrow_terminal_no_line_is_wider_than_it(healthy: Workspace) -> No
         "                be started: there is no dist/index.js",
         "                Install Task Copilot (npm install && npm run",
         "                build in its folder), or correct .mcp.json.",
-        "✓ /continue     " + lines[start + 4][16:],
+        "✓ Database      " + lines[start + 4][16:],
     ]
 
 
@@ -1200,9 +1191,8 @@ def test_a_claude_that_hangs_holds_the_doctor_up_for_a_moment_only(healthy: Work
 
 def test_a_launcher_of_claude_is_asked_too(healthy: Workspace) -> None:
     _, checks = examine(healthy, "--claude", f"nice -n 5 {shlex.quote(str(healthy.claude))}")
-    assert checks["Claude"] == {
-        "subject": "Claude", "level": "ok", "found": f"2.1.330 (Claude Code) ({shutil.which('nice')})", "remedy": None,
-    }  # fmt: skip
+    assert checks["Claude"]["found"].startswith(f"2.1.330 (Claude Code) ({shutil.which('nice')}), run as ")
+    assert (checks["Claude"]["level"], checks["Claude"]["remedy"]) == ("ok", None)
 
 
 @pytest.mark.parametrize(
@@ -1220,7 +1210,8 @@ def test_a_launcher_of_claude_is_asked_too(healthy: Workspace) -> None:
 def test_a_server_of_the_user_is_one_too(workspace: Workspace, settings: object, is_there: bool) -> None:
     text = json.dumps(settings).replace("ROOT", str(workspace.root))
     (workspace.home / ".claude.json").write_text(text)
-    assert has_user_server(Project(workspace.root), workspace.home) is is_there
+    check = examine(workspace)[1]["Task Copilot"]
+    assert check["found"].startswith("task-copilot, from ~/.claude.json; ") is is_there
 
 
 @pytest.mark.parametrize("folder", [".claude/commands/continue.md", ".claude/skills/continue/SKILL.md"])
@@ -1229,8 +1220,8 @@ def test_the_continue_command_may_be_the_users_own(healthy: Workspace, folder: s
     path = healthy.home / folder
     path.parent.mkdir(parents=True)
     path.write_text("go on\n")
-    check = examine(healthy)[1]["/continue"]
-    assert (check["level"], check["found"]) == ("ok", str(path))
+    check = examine(healthy)[1]["Task Copilot"]
+    assert (check["level"], check["found"].partition("; /continue: ")[2]) == ("ok", str(path))
 
 
 @pytest.mark.parametrize(
@@ -1254,8 +1245,8 @@ def test_a_doctor_in_an_empty_folder_has_a_line_for_everything_that_it_can_look_
     levels = {check["subject"]: check["level"] for check in json.loads(done.stdout)["checks"]}
     assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
     assert levels == {
-        "Python": "ok", "Claude": "error", "User": "ok", "Project": "ok", "Disk": levels["Disk"], "Git": "warning",
-        "Orchestrator": "ok", "Task Copilot": "warning", "/continue": "warning", "Database": "error",
+        "Python": "ok", "Claude": "error", "Project": levels["Project"], "Git": "warning",
+        "Orchestrator": "ok", "Task Copilot": "warning", "Database": "error", "Streams": "error",
     }  # fmt: skip
 
 
@@ -1316,7 +1307,7 @@ def test_a_schema_without_a_version_that_can_be_read_has_none(workspace: Workspa
 
 def test_settings_of_the_user_that_are_nested_too_deeply_have_no_server(workspace: Workspace) -> None:
     (workspace.home / ".claude.json").write_text("[" * 100_000)
-    assert not has_user_server(Project(workspace.root), workspace.home)
+    assert examine(workspace)[1]["Task Copilot"]["found"].startswith("no task-copilot server in ")
 
 
 def test_a_package_without_a_version_is_said_and_no_traceback(healthy: Workspace) -> None:

@@ -121,16 +121,15 @@ def test_find_database_takes_the_environment_then_the_servers_then_the_folders_n
 def test_a_server_without_an_environment_is_no_error(tmp_path: Path, server: object) -> None:
     found = orchestrate.read_server(make_project(tmp_path, server), {})
     assert found is not None
-    assert found.environment == {}
+    assert found[1] == {}
 
 
 def test_the_words_and_the_variables_of_a_server_are_expanded(tmp_path: Path) -> None:
     env = {"TASK_DB_PATH": "${BASE:-/x}/tasks", "WORKSPACE_ID": "$PROJECT_NAME", "OTHER": "1"}
     server = {"command": "node", "args": ["$HERE/index.js", "${NONE:-y}", 3], "env": env}
     found = orchestrate.read_server(make_project(tmp_path, server), {"HERE": "/srv"})
-    assert found is not None
-    assert found.words == ("node", "/srv/index.js", "y")
-    assert found.environment == {"TASK_DB_PATH": "/x/tasks", "WORKSPACE_ID": "my-project"}
+    words, variables = ["node", "/srv/index.js", "y"], {"TASK_DB_PATH": "/x/tasks", "WORKSPACE_ID": "my-project"}
+    assert found == (words, variables)
 
 
 def test_no_server_is_no_error(tmp_path: Path) -> None:
@@ -147,7 +146,7 @@ def test_a_broken_mcp_json_is_an_error_that_names_the_file_and_the_way_round_it(
         orchestrate.find_database(project, None, {}, tmp_path)
     assert "--db" in caught.value.remedy
     (tmp_path / "x.db").touch()
-    assert orchestrate.find_database(project, tmp_path / "x.db", {}, tmp_path).path == tmp_path / "x.db"
+    assert orchestrate.find_database(project, tmp_path / "x.db", {}, tmp_path) == tmp_path / "x.db"
 
 
 def test_find_database_falls_back_to_the_servers_name_for_no_name_and_leads_the_worker_there(tmp_path: Path) -> None:
@@ -157,8 +156,11 @@ def test_find_database_falls_back_to_the_servers_name_for_no_name_and_leads_the_
     path.parent.mkdir(parents=True)
     path.touch()
     found = orchestrate.find_database(project, None, {}, tmp_path)
-    assert found.path == path
-    assert found.environment == {"WORKSPACE_ID": digest, "TASK_DB_PATH": str(tmp_path / ".claude" / "tasks")}
+    assert found == path
+    assert orchestrate.database_variables(found) == {
+        "WORKSPACE_ID": digest,
+        "TASK_DB_PATH": str(tmp_path / ".claude" / "tasks"),
+    }
 
 
 def test_a_database_that_is_nowhere_is_an_error_that_names_every_path_and_the_remedy(tmp_path: Path) -> None:
@@ -199,12 +201,11 @@ def test_file_name_encodes_every_byte_that_is_not_plain(stream_id: str, name: st
 
 def test_a_streams_files_are_where_the_guide_says(tmp_path: Path) -> None:
     project, folder = Project(tmp_path), tmp_path / ".claude" / "orchestrator"
-    assert project.pid_file("Stream-B") == folder / "pids" / "Stream-B.pid"
-    assert project.stop_mark("Stream-B") == folder / "pids" / "Stream-B.stop"
-    assert project.log("Stream-B") == folder / "logs" / "Stream-B.log"
-    assert project.raw("Stream-B") == folder / "logs" / "Stream-B.jsonl"
+    places = {".pid": "pids", ".stop": "pids", ".log": "logs", ".jsonl": "logs"}
+    for suffix, place in places.items():
+        assert project.file("Stream-B", suffix) == folder / place / f"Stream-B{suffix}"
     assert (project.journal, project.lock) == (folder / "events.jsonl", folder / "orchestrator.pid")
-    assert project.log("orchestrator").name != "orchestrator.log"  # that is the orchestrator's own
+    assert project.file("orchestrator", ".log").name != "orchestrator.log"  # that is the orchestrator's own
 
 
 def test_file_name_shortens_a_long_id_and_keeps_its_beginning() -> None:
@@ -392,7 +393,7 @@ def test_blocked_reasons_keep_newlines_and_quotes(database: TaskDatabase) -> Non
         ("TASK-10", 'say "yes"\n\tor \\n'),
     ]
     assert stream.is_blocked
-    assert "no reason given" in stream.blocked_reasons[1]
+    assert "; no reason given (TASK-2); " in stream.block
 
 
 def test_tasks_at_work_are_named_and_others_are_not(database: TaskDatabase) -> None:
