@@ -1846,12 +1846,8 @@ class Tail:
             lines += self._read_on()
         return lines
 
-    @property
-    def is_within_a_line(self) -> bool:
-        return bool(self._line or self._skipped)
-
     def take_rest(self) -> list[tuple[int, str]]:
-        return [self._end_line()] if self.is_within_a_line else []
+        return [self._end_line()] if self._line or self._skipped else []
 
     def close(self) -> None:
         """Let go of the file."""
@@ -2057,7 +2053,7 @@ class Transcript:
         lines = self._tail.read()
         if self._tail.count != count:
             self.position = 0
-        self.signs += self._tail.is_within_a_line and self._tail.end != end
+        self.signs += not lines and self._tail.end != end  # within a line
         self._write([shown for line in lines for shown in self._render(*line)])
         return self._tail.is_drained
 
@@ -3323,7 +3319,8 @@ class Journal(Appender):
             size = self.path.stat().st_size
             if size == self._read_to:
                 return []
-            self._read_to = min(self._read_to, 0 if size < self._read_to else size)
+            if size < self._read_to:  # somebody has cut it
+                self._read_to = 0
             with self.path.open("rb") as file:
                 file.seek(self._read_to)
                 content = file.read()
