@@ -5632,72 +5632,56 @@ DEMO_WORKER = """\
 import json, os, pathlib, sqlite3, subprocess, sys, time
 
 stream, pause, cost = os.environ["ORCHESTRATE_STREAM"], float(sys.argv[1]), float(sys.argv[2])
-database = pathlib.Path(os.environ["TASK_DB_PATH"], os.environ["WORKSPACE_ID"], "tasks.db")
-has_git = pathlib.Path(".git").exists()
-
-
-def query(statement, *values):
-    connection = sqlite3.connect(str(database), timeout=10, isolation_level=None)
-    try:
-        return connection.execute(statement.replace("NOW", "strftime('%Y-%m-%dT%H:%M:%fZ')"), values).fetchall()
-    finally:
-        connection.close()
-
+path = pathlib.Path(os.environ["TASK_DB_PATH"], os.environ["WORKSPACE_ID"], "tasks.db")
+database = sqlite3.connect(str(path), timeout=10, isolation_level=None)
+OPEN = "json_extract(metadata, '$.streamId') = ? AND status IN ('pending', 'in_progress') ORDER BY rowid"
+TWIST = "coalesce(json_extract(metadata, '$.demo'), '')"  # what happens in a task beside the work; it is used up
+SET = "UPDATE tasks SET metadata = json_remove(metadata, '$.demo'), updated_at = strftime('%Y-%m-%dT%H:%M:%fZ'), "
 
 def say(kind, **more):
     print(json.dumps({"type": kind, **more}), flush=True)
-
 
 def use(tool, **arguments):
     say("assistant", message={"content": [{"type": "tool_use", "name": tool, "input": arguments}]})
     time.sleep(pause)
 
-
-def git(*words):
-    return subprocess.run(["git", *words], check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
-def update(task, twist, status, reason=None):  # and use up its twist, unless somebody else has done that meanwhile
-    query("UPDATE tasks SET status = ?, blocked_reason = ?, metadata = json_remove(metadata, '$.demo'), "
-          "updated_at = NOW WHERE id = ? AND coalesce(json_extract(metadata, '$.demo'), '') = ?",
-          status, reason, task, twist)
-
+def git(*words):  # where there is none, all work in one folder
+    if pathlib.Path(".git").exists():
+        return subprocess.run(["git", *words], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    return []
 
 say("system", subtype="init", model="simulated", cwd=os.getcwd(), tools=[])
-if has_git and stream == "Stream-D":
-    for branch in git("for-each-ref", "--format=%(refname:short)", "refs/heads/stream").split():
-        use("Bash", command=f"git merge --no-ff {branch}")
-        git("merge", "--quiet", "--no-ff", "--message", f"Merge {branch}", branch)
+for branch in git("for-each-ref", "--format=%(refname:short)", "refs/heads/stream") if stream == "Stream-D" else ():
+    use("Bash", command=f"git merge --no-ff {branch}")
+    git("merge", "--quiet", "--no-ff", "--message", f"Merge {branch}", branch)
 done = 0
 while True:
-    tasks = query("SELECT id, title, coalesce(json_extract(metadata, '$.demo'), '') FROM tasks WHERE json_extract("
-                  "metadata, '$.streamId') = ? AND status IN ('pending', 'in_progress') ORDER BY rowid", stream)
-    if not tasks:
+    row = database.execute(f"SELECT id, title, {TWIST} FROM tasks WHERE {OPEN}", [stream]).fetchone()
+    if row is None:
         break
-    task, title, twist = tasks[0]
+    task, title, twist = row
     if twist == "block":
         use("Grep", pattern="class .*Error")
-        update(task, twist, "blocked", "what does an error look like? Stream-B has to say")
+        why = "what does an error look like? Stream-B has to say"
+        database.execute(f"{SET} status = 'blocked', blocked_reason = ? WHERE id = ? AND {TWIST} = ?", (why, task, twist))
         continue
-    update(task, twist, "in_progress")
+    database.execute(f"{SET} status = 'in_progress' WHERE id = ?", [task])
     if twist == "crash":
         use("Bash", command="npm test")
         sys.exit("Error: connection reset by peer (this was arranged)")
-    path = pathlib.Path("src", title.lower().replace(" ", "-") + ".txt").resolve()
-    use("Write", file_path=str(path))
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(title + "\\n", encoding="utf-8")
-    if has_git:
-        git("add", str(path))
-        git("commit", "--quiet", "--allow-empty", "--message", title)
+    file = pathlib.Path("src", title.lower().replace(" ", "-") + ".txt").resolve()
+    use("Write", file_path=str(file))
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(title + "\\n", encoding="utf-8")
+    git("add", str(file))
+    git("commit", "--quiet", "--allow-empty", "--message", title)
     if twist == "unblock":  # what is blocked, and what would be
-        query("UPDATE tasks SET status = replace(status, 'blocked', 'pending'), blocked_reason = NULL, metadata = "
-              "json_remove(metadata, '$.demo'), updated_at = NOW WHERE status = 'blocked' OR "
-              "json_extract(metadata, '$.demo') = 'block'")
-    update(task, "", "completed")
+        database.execute(f"{SET} status = replace(status, 'blocked', 'pending'), blocked_reason = NULL "
+                         f"WHERE status = 'blocked' OR {TWIST} = 'block'")
+    database.execute(f"{SET} status = 'completed' WHERE id = ?", [task])
     done += 1
-result = "All that is open is blocked, or nothing is."
-say("result", subtype="success", is_error=False, result=result, num_turns=2 * done, total_cost_usd=done * cost)
+words = "All that is open is blocked, or nothing is."
+say("result", subtype="success", is_error=False, result=words, num_turns=2 * done, total_cost_usd=done * cost)
 """
 
 
@@ -5778,24 +5762,26 @@ def format_demo_end(project: Project, keep: bool, named: str) -> str:
     """Return what a demo has shown, where it lies, and what to type next; `named` is the option for its database."""
     python = shlex.quote(sys.executable)
     script = f"{python} .claude/orchestrator/orchestrate.py"
-    here = [
-        f"{script} {words}{named}" for words in ("status", "logs Stream-B --no-follow", "timeline --html night.html")
-    ]
-    lines = [
-        "What was arranged: a worker of Stream-B crashed, and another one went on.",
-        "Stream-C was blocked by a question, and went on once Stream-B had answered it.",
-        "Each worked on a branch of its own; Stream-D has merged them.\n"
-        if (project.root / ".git").exists()
-        else "There is no git: all worked in one folder, not on a branch of its own each.\n",
-        f"It lay in {project.root}, and is removed now.\n`demo --keep` leaves it.\n",
-        "In a project of your own, with streams in Task Copilot:",
-        f"  {python} {shlex.quote(str(Path(__file__).resolve()))} generate DIR",
-        *(f"  {command}" for command in ("cd DIR", f"{script} doctor", f"{script} start")),
-    ]
+    branches = "Each worked on a branch of its own; Stream-D has merged them."
+    if not (project.root / ".git").exists():
+        branches = "There is no git: all worked in one folder, not on a branch of its own each."
+    place = f"It lay in {project.root}, and is removed now.\n`demo --keep` leaves it."
     if keep:
-        look = [f"cd {shlex.quote(str(project.root))}", *here, "git log --graph --oneline"]
-        lines[3] = "\n".join(["Look around:", *(f"  {line}" for line in look), ""])
-    return "\n".join(lines)
+        looks = [f"{script} {w}{named}" for w in ("status", "logs Stream-B --no-follow", "timeline --html night.html")]
+        look = [f"cd {shlex.quote(str(project.root))}", *looks, "git log --graph --oneline"]
+        place = "\n".join(["Look around:", *(f"  {line}" for line in look)])
+    return f"""\
+What was arranged: a worker of Stream-B crashed, and another one went on.
+Stream-C was blocked by a question, and went on once Stream-B had answered it.
+{branches}
+
+{place}
+
+In a project of your own, with streams in Task Copilot:
+  {python} {shlex.quote(str(Path(__file__).resolve()))} generate DIR
+  cd DIR
+  {script} doctor
+  {script} start"""
 
 
 @cli.command("doctor")

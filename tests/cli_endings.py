@@ -193,6 +193,8 @@ def run_cli(claude: str, scenario: Scenario, output_format: str, folder: Path) -
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "CLAUDE_CODE_MAX_RETRIES": "1",
         "API_TIMEOUT_MS": "3000",
+        "TMPDIR": str(folder),
+        "CLAUDE_CODE_TMPDIR": str(folder),
         **({scenario.login: "dummy"} if scenario.login else {}),
     }
     with serve(scenario) as url:

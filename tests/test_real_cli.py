@@ -85,6 +85,8 @@ def use_real_cli(workspace: Workspace, api: ScriptedApi, claude: str) -> dict[st
         "ANTHROPIC_API_KEY": "dummy",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "ORCHESTRATE_START_POLL_INTERVAL": "600",
+        "TMPDIR": str(workspace.root.parent),  # where it leaves some folders behind
+        "CLAUDE_CODE_TMPDIR": str(workspace.root.parent),
     }
 
 
