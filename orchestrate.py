@@ -5663,7 +5663,8 @@ while True:
     if twist == "block":
         use("Grep", pattern="class .*Error")
         why = "what does an error look like? Stream-B has to say"
-        database.execute(f"{SET} status = 'blocked', blocked_reason = ? WHERE id = ? AND {TWIST} = ?", (why, task, twist))
+        database.execute(f"{SET} status = 'blocked', blocked_reason = ? WHERE id = ? AND {TWIST} = ?",
+                         (why, task, twist))
         continue
     database.execute(f"{SET} status = 'in_progress' WHERE id = ?", [task])
     if twist == "crash":
