@@ -53,17 +53,13 @@ import os
 import re
 import select
 import shlex
-import shutil
 import signal
-import socket
 import sqlite3
 import stat
 import subprocess
 import sys
-import textwrap
 import time
 import unicodedata
-import urllib.parse
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -83,11 +79,32 @@ if _missing:
     sys.exit(2)
 
 import click  # noqa: E402
-import psutil  # noqa: E402
+
+
+class _Later:
+    """A package whose names are imported when they are first used: short commands do without, and start sooner."""
+
+    def __init__(self, package: str, **homes: str) -> None:
+        self._package = package
+        self._homes = homes  # the modules of names that lie deeper in the package
+
+    def __getattr__(self, name: str) -> Any:
+        module = f"{self._package}.{self._homes[name]}" if name in self._homes else self._package
+        found = getattr(importlib.import_module(module), name)
+        setattr(self, name, found)
+        return found
+
 
 if TYPE_CHECKING:
+    import shutil
+    import textwrap
+
+    import psutil
     from rich.console import Console
     from rich.text import Text
+else:
+    psutil, shutil, textwrap = _Later("psutil"), _Later("shutil"), _Later("textwrap")
+rich: Any = _Later("rich", Console="console", Control="control", ControlType="segment", Live="live", Text="text")
 
 # ── 1. Constants ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -160,7 +177,7 @@ EXIT_INCOMPLETE, EXIT_NO_PROJECT = 3, 4  # of `status --check` alone
 WORKER_FLAGS = ["--print", "--dangerously-skip-permissions"]
 # What would mislead a program below us: the session of a Claude Code around us (seen in the environment of its Bash
 # tool), which a worker would take for its own; and a repository that is not the folder's.
-REMOVED_VARIABLES = re.compile(
+REMOVED_VARIABLES = (
     r"CLAUDECODE|CLAUDE_CODE_(ENTRYPOINT|EXECPATH|(SSE|CHILD|MESSAGING)_.*|SESSION_(?!ACCESS_TOKEN|START_).*)"
     r"|CLAUDE_(PID|EFFORT|PROJECT_DIR)|AI_AGENT|TRACE(PARENT|STATE)"
     r"|GIT_(DIR|WORK_TREE|INDEX_FILE|COMMON_DIR|OBJECT_DIRECTORY|NAMESPACE|PREFIX)"
@@ -1151,7 +1168,7 @@ class TaskStore:
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
-            uri = f"file:{urllib.parse.quote(bytes(self.path))}?mode=ro"
+            uri = f"{self.path.absolute().as_uri()}?mode=ro"
             self._connection = sqlite3.connect(uri, uri=True, timeout=self._busy_timeout, isolation_level=None)
             self._connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
         return self._connection
@@ -1689,10 +1706,10 @@ class Clock:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Clock:
-        self._receiver, self._sender = socket.socketpair()
+        self._receiver, self._sender = os.pipe()
         for end in (self._receiver, self._sender):
-            end.setblocking(False)
-        signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(self._sender, warn_on_full_buffer=False)
         handled: list[int] = [s for s in self._ENDING if signal.getsignal(s) is not signal.SIG_IGN]  # nohup stays so
         if self._draws:  # who draws on a terminal draws anew when that is resized, and leaves it as it was at Ctrl+Z
             handled += [signal.SIGWINCH, signal.SIGTSTP]
@@ -1705,8 +1722,8 @@ class Clock:
             # Who was asked to end does so: an impatient second Ctrl+C must not break into the last words.
             signal.signal(signum, signal.SIG_IGN if signum in self.signals else handler)
         signal.set_wakeup_fd(-1)
-        self._receiver.close()
-        self._sender.close()
+        os.close(self._receiver)
+        os.close(self._sender)
 
     def handle_signal(self, signum: int, _frame: object) -> None:
         """Record a signal that asks for the end, or Ctrl+Z."""
@@ -1730,7 +1747,7 @@ class Clock:
         """Wait that long, or until a signal comes."""
         if select.select([self._receiver], [], [], max(seconds, 0))[0]:
             with contextlib.suppress(BlockingIOError):
-                self._receiver.recv(4096)
+                os.read(self._receiver, 4096)
 
 
 def open_private(path: Path, flags: int) -> IO[bytes]:
@@ -2180,7 +2197,7 @@ class LogReader:
 
 # Processes.
 
-Tree = Dict[int, psutil.Process]
+Tree = Dict[int, "psutil.Process"]
 
 
 def is_alive(process: psutil.Process) -> bool:
@@ -2399,7 +2416,7 @@ def read_command(text: str, output_format: str, cwd: Path) -> Command:
 
 
 def keep_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in environ.items() if not REMOVED_VARIABLES.fullmatch(key)}
+    return {key: value for key, value in environ.items() if not re.fullmatch(REMOVED_VARIABLES, key)}
 
 
 def read_prompt_template(project: Project) -> str:
@@ -2450,10 +2467,10 @@ class GitError(OSError):
 
     def __init__(self, words: str, is_passing: bool = False) -> None:
         super().__init__(words)
-        self.is_passing = is_passing or bool(_PASSING_WORDS.search(words))
+        self.is_passing = is_passing or bool(re.search(_PASSING_WORDS, words))
 
 
-_PASSING_WORDS = re.compile(
+_PASSING_WORDS = (
     r"\.lock'|No space left|Disk quota|Cannot allocate|temporarily unavailable|Too many open|unable to create file"
 )
 
@@ -3999,25 +4016,6 @@ def stop_workers(project: Project, stream_ids: Iterable[str], selected: set[str]
 
 # ── 7. Rendering ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-
-class _Rich:
-    """rich's classes, each imported when it is first used: half of a short command's start would be theirs."""
-
-    _HOMES: Mapping[str, str] = {
-        "Console": "console",
-        "Control": "control",
-        "ControlType": "segment",
-        "Live": "live",
-        "Text": "text",
-    }
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(importlib.import_module(f"rich.{self._HOMES[name]}"), name)
-        setattr(self, name, found)
-        return found
-
-
-rich = _Rich()
 
 # One symbol and one colour for each state, wherever it is shown.
 _LOOKS: dict[StreamState, tuple[str, str]] = {
