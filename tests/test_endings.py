@@ -487,6 +487,7 @@ def test_a_login_or_a_program_that_was_there_in_this_run_is_tried_again_a_few_ti
     verdicts = end_again(ending, Record(restarts=4), tries + 1, history=History(has_executed=True, has_answer=True))
     assert [verdict.kind for verdict in verdicts] == [VerdictKind.RESTART] * tries + [VerdictKind.FAILED]
     assert {verdict.restarts for verdict in verdicts} == {4}
+    assert {verdict.reason for verdict in verdicts} == {ending.summary}
     assert [verdict.delay for verdict in verdicts[:-1]] == [pytest.approx(pause, rel=0.11) for pause in pauses]
     (first,) = end_again(ending, Record(), 1)
     assert first.kind is VerdictKind.FAILED  # nobody has shown that it can go well

@@ -626,6 +626,7 @@ def test_the_fold_knows_the_run() -> None:
     assert history.limits == Limits(max_workers=2, streams=frozenset({"A"}), phase=Phase.PARALLEL)
     assert (history.run_started_at, history.waiting) == (9.0, "for a person")
     assert history.after(STARTED).waiting == ""
+    assert history.after(BLOCKED).waiting == "for a person"
     ended = history.after(make_event("run_ended", reason="all complete"))
     assert (ended.waiting, ended.outcome, ended.after(BEGUN).outcome) == ("", "all complete", "")
 
@@ -656,6 +657,10 @@ def test_a_run_that_did_not_come_to_its_end_goes_on_in_its_pause_and_with_its_co
 def test_the_fold_knows_what_has_gone_well_in_the_run(facts: dict[str, Any], executed: bool, answered: bool) -> None:
     history = fold_events(History(), [{**ENDED, "completed": 0, **facts}])
     assert (history.has_executed, history.has_answer) == (executed, answered)
+    if not answered:  # a task that was archived or completed since the last look
+        known = History(records={"A": Record(fewest=2)})
+        assert known.after({**ENDED, **facts, "completed": 0, "open": 1}).has_answer
+        assert not known.after({**ENDED, **facts, "completed": 0, "open": 2}).has_answer
     ended = history.after({**ENDED, "completed": 0, "pid": 0, "cause": "PROGRAM"})
     assert (ended.has_executed, ended.has_answer) == (executed, answered)
 
