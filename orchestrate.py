@@ -3115,7 +3115,8 @@ class WorkerTable:
                 over.append(tracked)
         self._attempt(self._write_positions)
         now = self._clock.monotonic()
-        if over or any(now - tracked.cpu_read_at >= CPU_INTERVAL for tracked in self._tracked.values()):
+        living = [tracked for tracked in self._tracked.values() if tracked.worker.ending is None]
+        if over or any(now - tracked.cpu_read_at >= CPU_INTERVAL for tracked in living):
             self._scan(now)
         for tracked in over:  # how they ended, and what is left of their trees
             if tracked.worker.ending is None:
