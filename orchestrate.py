@@ -4536,7 +4536,7 @@ def format_timeline_html(timeline: Timeline) -> str:
                 began, took = format_duration(span.begin - timeline.begin), format_duration(span.end - span.begin)
                 cells = (stream_id, str(number), began, took, span.kind, span.words)
                 rows.append("<tr>" + "".join(f"<td>{_escape(cell, 300)}</td>" for cell in cells) + "</tr>")
-    places = [(seconds, 100 * seconds / timeline.length) for seconds in find_ticks(timeline.length, 5)]
+    places = [(seconds, 100 * seconds / timeline.length) for seconds in find_ticks(timeline.length, 4)]
     ticks = "".join(f'<span style="left:{at:.2f}%">{format_duration(seconds)}</span>' for seconds, at in places)
     kinds = [f'<span class="bar {kind}">{_OUTCOMES[kind][0]}</span> {kind}' for kind in _LEGEND]
     kinds += [f'<span class="bar {kind} hatched"></span> {kind}' for kind in _HATCHED]
@@ -4573,6 +4573,7 @@ h2 { font-size: 11px; font-weight: 400; margin: 12px 0 4px; border-bottom: 1px s
 table { border-collapse: collapse; margin-top: 1em; width: 100% }
 td, th { border-top: 1px solid var(--line); padding: 4px 8px; text-align: left; vertical-align: top }
 td:first-child { overflow-wrap: anywhere; min-width: 5em }
+td:nth-child(3), td:nth-child(4) { white-space: nowrap }
 @media (max-width: 600px) {
   .row { grid-template-columns: 1fr auto }
   .bars, .axis { grid-row: 2; grid-column: 1 / 3 }
