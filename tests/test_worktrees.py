@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
+import support
 from support import SCRIPT, Workspace, is_running, wait_until
-
-from orchestrate import Phase, Project, Stream, name_worktree
 
 # Longer than any test: whatever goes on without it was noticed by itself.
 NO_POLL = ("--poll-interval", "600")
@@ -138,17 +137,22 @@ def listing(folder: Path) -> dict[str, str]:
     return found
 
 
-def hasten(workspace: Workspace, **constants: str) -> Path:
-    """Make a copy of the program with other constants, where the real ones would take minutes; git ignores it."""
-    source = SCRIPT.read_text(encoding="utf-8")
-    for name, value in constants.items():
-        source, count = re.subn(rf"(?m)^{name} = ", f"{name} = {value}  # ", source)
-        assert count == 1, name
+def exclude(workspace: Workspace, pattern: str) -> None:
+    """Let git ignore these files, beside the tests' own."""
     with (workspace.root / ".git" / "info" / "exclude").open("a") as file:
-        file.write("/orchestrate.py\n")
-    script = workspace.root / "orchestrate.py"
-    script.write_text(source, encoding="utf-8")
-    return script
+        file.write(f"{pattern}\n")
+
+
+def hasten(workspace: Workspace, **constants: str) -> Path:
+    """Make a copy of the program with other constants, which git ignores."""
+    exclude(workspace, "/orchestrate.py")
+    return support.hasten(workspace, **constants)
+
+
+def shell(workspace: Workspace, script: str) -> None:
+    """Do what a person could type in the project; $A is the worktree of stream A."""
+    environment = workspace.environment(A=str(tree(workspace, "A")))
+    subprocess.run(["sh", "-ec", script], cwd=workspace.root, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
 def shadow_git(workspace: Workspace, script: str) -> Path:
@@ -202,11 +206,12 @@ def test_each_parallel_stream_works_in_a_worktree_of_its_own_and_the_others_in_t
         assert status(repository, tree(repository, stream)) == "?? here.py\n"
     assert (repository.root / "here.py").read_text() == "I\n"
     assert status(repository) == "A  here.py\n"  # nothing of ours
+    assert warnings(repository) == []  # the root was clean
 
 
-def test_the_root_is_clean_for_git_after_a_run(repository: Workspace) -> None:
+def test_the_root_is_clean_for_git_after_a_run_and_after_a_clean_up(repository: Workspace) -> None:
     add_streams(repository, "A")
-    run(repository)
+    assert run(repository).endswith("all complete: 1 stream, 1 task\n")  # without a command that merges
     assert status(repository) == ""
     assert repository.git("status", "--porcelain", "--ignored").split("\n")[:-1] == [
         "!! .claude/",
@@ -214,6 +219,8 @@ def test_the_root_is_clean_for_git_after_a_run(repository: Workspace) -> None:
         "!! parts.json",
         "!! worker-times.txt",
     ]
+    assert repository.run("clean").returncode == 0
+    assert status(repository) == ""
 
 
 def test_a_worktree_holds_what_is_in_git_and_nothing_else(workspace: Workspace) -> None:
@@ -250,18 +257,6 @@ def test_the_plan_names_the_folders_and_branches_and_makes_none(repository: Work
     assert listing(repository.root) == before
 
 
-def test_no_worktrees_lets_all_share_the_root_and_says_so(repository: Workspace) -> None:
-    add_streams(repository, "A", "B")
-    said = run(repository, "--no-worktrees")
-    assert sorted(places(repository)) == [("A", ".", None), ("B", ".", None)]
-    reason = f"No worktrees, all streams work in {repository.root}: --no-worktrees was given"
-    assert warnings(repository) == [reason]
-    assert said.count(reason) == 1
-    assert branches(repository) == ["main"]
-    assert not (repository.root / ".claude" / "worktrees").exists()
-    assert "Worktrees none: --no-worktrees was given" in repository.run("start", "--dry-run", "--no-worktrees").stdout
-
-
 # ── Names ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 ODD_IDS = [
@@ -272,22 +267,15 @@ ODD_IDS = [
 ]  # fmt: skip
 
 
-def test_every_id_has_a_branch_that_git_takes_and_a_folder_and_both_are_its_own(tmp_path: Path) -> None:
-    project = Project(tmp_path)
-    named = [name_worktree(project, Stream(stream_id, "name", Phase.PARALLEL)) for stream_id in ODD_IDS]
-    refs = "\n".join(branch for _, branch in named)
-    assert refs.count("\n") == len(ODD_IDS) - 1
-    bad = [
-        b for _, b in named if subprocess.run([GIT, "check-ref-format", "--branch", b], capture_output=True).returncode
-    ]
-    assert bad == []
-    for part in zip(*named):
-        assert len(set(part)) == len(ODD_IDS)
-    for folder, branch in named:
-        assert folder.parent == project.worktrees
-        assert branch.startswith("stream/")
-        assert len(os.fsencode(folder.name)) <= 255 - len(".lock")
-        assert len(os.fsencode(branch.split("/", 1)[1])) <= 255 - len(".lock")
+def test_every_id_has_a_branch_that_git_takes_and_a_folder_and_both_are_its_own(repository: Workspace) -> None:
+    add_streams(repository, *ODD_IDS)
+    planned = repository.run("start", "--dry-run").stdout
+    folders, refs = zip(*re.findall(r"(?m); in \.claude/worktrees/([^/\s]+) on stream/(\S+)$", planned))
+    assert len(set(folders)) == len(set(refs)) == len(ODD_IDS)
+    for name in (*folders, *refs):
+        assert len(os.fsencode(name)) <= 255 - len(".lock")
+    check = [GIT, "check-ref-format", "--branch"]
+    assert [r for r in refs if subprocess.run([*check, f"stream/{r}"], capture_output=True).returncode] == []
 
 
 @pytest.mark.slow
@@ -334,72 +322,34 @@ def test_a_second_run_goes_on_in_the_worktree_of_the_first(repository: Workspace
     assert status(repository, tree(repository, "A")) == "?? two.py\n"
 
 
-def test_a_worktree_without_own_commits_is_brought_forward_with_its_uncommitted_files(repository: Workspace) -> None:
-    add_streams(repository, "A")
-    put(add_worktree(repository, "A") / "mine.py", "")
-    forward = commit(repository, "main.py", "")
-    run(repository)
-    assert head(repository, "stream/A") == forward
-    assert (tree(repository, "A") / "main.py").exists()
-    assert status(repository, tree(repository, "A")) == "?? mine.py\n"
+# What a stream has committed, what a person has done since, whether the run brings its branch forward to HEAD, what the
+# worktree holds then, and what git has to say of it.
+LEFT: dict[str, tuple[str, str, bool, dict[str, str], str]] = {
+    "uncommitted": ("", "echo mine > $A/mine.py", True, {"main.py": "HEAD\n", "mine.py": "mine\n"}, "?? mine.py\n"),
+    "in the way": ("", "echo mine > $A/main.py", False, {"main.py": "mine\n"}, "?? main.py\n"),
+    "committed": ("a.py", "", False, {"a.py": "A\n"}, ""),
+    "only a branch": ("", "git worktree remove $A", True, {"main.py": "HEAD\n"}, ""),
+    "only a branch with a commit": ("a.py", "git worktree remove $A", False, {"a.py": "A\n"}, ""),
+    "gone": ("a.py", "rm -r $A", False, {"a.py": "A\n"}, ""),
+    "emptied": ("a.py", "rm -r $A; mkdir $A", False, {"a.py": "A\n"}, ""),
+    "never registered": ("a.py", "git worktree remove $A; mkdir $A", False, {"a.py": "A\n"}, ""),
+    "lost elsewhere": ("a.py", "git worktree move $A ../old; rm -r ../old", False, {"a.py": "A\n"}, ""),
+}
 
 
-def test_a_worktree_that_can_not_be_brought_forward_stays_as_it_is(repository: Workspace) -> None:
-    add_streams(repository, "A")
-    before = head(repository)
-    put(add_worktree(repository, "A") / "main.py", "mine\n")
-    commit(repository, "main.py", "")
-    run(repository)
-    assert head(repository, "stream/A") == before
-    assert (tree(repository, "A") / "main.py").read_text() == "mine\n"
-
-
-@pytest.mark.parametrize("has_commit", [False, True])
-def test_a_branch_without_a_worktree_is_used_and_brought_forward_where_it_has_no_own_commit(
-    repository: Workspace, has_commit: bool
+@pytest.mark.parametrize(("files", "script", "is_forward", "there", "said"), LEFT.values(), ids=LEFT)
+def test_a_run_goes_on_from_what_is_left_of_a_worktree_and_brings_forward_what_has_no_own_commit(
+    repository: Workspace, files: str, script: str, is_forward: bool, there: dict[str, str], said: str
 ) -> None:
     add_streams(repository, "A")
-    folder = add_worktree(repository, "A", *["a.py"] * has_commit)
+    folder = add_worktree(repository, "A", *files.split())
     before = head(repository, "stream/A")
-    repository.git("worktree", "remove", str(folder))
-    forward = commit(repository, "main.py", "")
+    shell(repository, script)
+    forward = commit(repository, "main.py", "HEAD\n")
     run(repository)
-    assert head(repository, "stream/A") == (before if has_commit else forward)
-    assert status(repository, folder) == ""
-    assert (folder / "main.py").exists() is not has_commit
-
-
-def test_a_worktree_with_own_commits_is_left_as_it_is(repository: Workspace) -> None:
-    add_streams(repository, "A")
-    add_worktree(repository, "A", "a.py")
-    before = head(repository, "stream/A")
-    commit(repository, "main.py", "")
-    run(repository)
-    assert head(repository, "stream/A") == before
-    assert status(repository, tree(repository, "A")) == ""
-
-
-def break_worktree(folder: Path, how: str) -> None:
-    """Take a worktree away behind git's back."""
-    shutil.rmtree(folder)
-    if how == "emptied":
-        folder.mkdir()
-
-
-@pytest.mark.parametrize("how", ["gone", "emptied", "never registered"])
-def test_a_worktree_whose_folder_is_gone_or_empty_is_made_anew_from_its_branch(repository: Workspace, how: str) -> None:
-    add_streams(repository, "A")
-    folder = add_worktree(repository, "A", "a.py")
-    before = head(repository, "stream/A")
-    if how == "never registered":
-        repository.git("worktree", "remove", str(folder))
-        folder.mkdir()
-    else:
-        break_worktree(folder, how)
-    run(repository)
-    assert head(repository, "stream/A") == before
-    assert (folder / "a.py").read_text() == "A\n"
-    assert status(repository, folder) == ""
+    assert head(repository, "stream/A") == (forward if is_forward else before)
+    assert {path.name: path.read_text() for path in folder.glob("*.py")} == there
+    assert status(repository, folder) == said
 
 
 def test_a_worktree_whose_first_filling_was_cut_off_is_filled_again(repository: Workspace) -> None:
@@ -700,14 +650,6 @@ def test_uncommitted_changes_of_the_root_are_said_once_with_their_names(reposito
     assert status(repository) == " M README.md\n?? new/\n"
 
 
-def test_a_clean_root_is_no_warning(repository: Workspace) -> None:
-    repository.database.add_stream("F", "foundation")
-    add_streams(repository, "A", "B")
-    repository.play("commit=a.py all")
-    run(repository)
-    assert warnings(repository) == []
-
-
 # ── What a worker is told ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -755,12 +697,6 @@ def test_a_dependent_parallel_stream_is_told_the_branches_that_it_depends_on(rep
     assert "Branches to merge" not in prompt(repository, "C")
 
 
-def test_a_worker_without_worktrees_is_told_nothing_of_them(workspace: Workspace) -> None:
-    add_streams(workspace, "A")
-    run(workspace)
-    assert prompt(workspace, "A") == ""
-
-
 # ── The end of a run ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -776,11 +712,6 @@ def test_a_run_without_integration_ends_with_the_commands_that_merge_and_their_c
         "  git merge --no-ff stream/it%27s%20D  # 1 commit to merge, 1 file changed\n"
     )
     assert status(repository) == ""
-
-
-def test_a_run_with_nothing_to_merge_ends_without_merge_commands(repository: Workspace) -> None:
-    add_streams(repository, "A")
-    assert run(repository).endswith("all complete: 1 stream, 1 task\n")
 
 
 def test_a_run_whose_integration_merged_everything_ends_without_merge_commands(repository: Workspace) -> None:
@@ -830,96 +761,94 @@ def state_of(workspace: Workspace) -> tuple[str, str, str, list[str]]:
     return head(workspace), status(workspace), workspace.git("diff", "HEAD"), there
 
 
+def refuse(workspace: Workspace, *words: str, code: int, **options: Any) -> str:
+    """Merge, check that it fails and leaves everything as it was, and return the errors."""
+    before, files = state_of(workspace), {k: v for k, v in listing(workspace.root).items() if k[:5] != ".git/"}
+    said = merge(workspace, *words, code=code, **options)
+    assert state_of(workspace) == before
+    assert {k: v for k, v in listing(workspace.root).items() if k[:5] != ".git/"} == files
+    return said
+
+
 def test_merge_merges_every_complete_stream_with_a_merge_commit_each(repository: Workspace) -> None:
     finish(repository, "A", "a.py")
     finish(repository, "B", "b1.py", "b2.py", streamName="What B is\nabout")
     finish(repository, "C")
     add_streams(repository, "D")
     add_worktree(repository, "D", "d.py")
+    put(repository.root / "new.py", "new\n")  # untracked: none of its business
     assert merge(repository, out=f"{merged('A')}Merged stream/B into main: 2 commits\n") == ""
     log = repository.git("log", "--first-parent", "--format=%s|%P").split("\n")[:-1]
     assert [line.split("|")[0] for line in log] == ["Merge B: What B is about", "Merge A: A name", "Begin"]
     assert [len(line.split("|")[1].split()) for line in log] == [2, 2, 0]
-    assert {path.name for path in repository.root.glob("*.py")} == {"a.py", "b1.py", "b2.py"}
-    assert status(repository) == ""
+    assert {path.name for path in repository.root.glob("*.py")} == {"a.py", "b1.py", "b2.py", "new.py"}
+    assert status(repository) == "?? new.py\n"
     assert merge(repository, out="Nothing to merge.\n") == ""
 
 
-def test_merge_takes_the_streams_that_are_named_alone(repository: Workspace) -> None:
+def test_merge_takes_the_streams_that_are_named_alone_and_goes_past_a_conflict(repository: Workspace) -> None:
     for stream in "ABC":
         finish(repository, stream, f"{stream}.py")
+    commit(repository, "B.py", "ours\n")
     assert merge(repository, "C", "A", out=merged("A", "C")) == ""
-    assert sorted(subjects(repository)) == ["Begin", "Write A.py", "Write C.py"]
+    assert sorted(subjects(repository)) == ["Begin", "Write A.py", "Write B.py", "Write C.py"]
+    assert (repository.root / "B.py").read_text() == "ours\n"
 
 
 def test_merge_refuses_a_named_stream_that_is_not_complete(repository: Workspace) -> None:
     finish(repository, "A", "a.py")
     finish(repository, "B", "b.py")
     repository.database.add_task("B")
-    before = state_of(repository)
-    said = merge(repository, "A", "B", code=2)
+    said = refuse(repository, "A", "B", code=2)
     assert said.startswith("[ERROR] B is not complete (1 of 2 tasks): its branch is not finished\n")
-    assert state_of(repository) == before
     assert merge(repository, out=merged("A")) == ""  # unnamed, it is only passed over
 
 
-@pytest.mark.parametrize("how", ["changed", "staged", "deleted"])
-def test_merge_refuses_a_tree_with_uncommitted_changes(repository: Workspace, how: str) -> None:
-    finish(repository, "A", "a.py")
-    if how == "deleted":
-        (repository.root / "README.md").unlink()
-    else:
-        put(repository.root / "README.md", "changed\n")
-        repository.git(*(["add", "README.md"] if how == "staged" else ["status"]))
-    before = state_of(repository)
-    said = merge(repository, code=2)
-    assert said == "[ERROR] The tree is not clean: README.md\nCommit or stash that first (git status).\n"
-    assert state_of(repository) == before
+OTHER = "git switch -qc other; echo theirs > {}; git add .; git commit -qm x; git switch -q main; {}"
+BEGUN = "[ -e .git/MERGE_HEAD ]"
+OURS = "echo ours > README.md; git commit -qam x; "
+THEIRS = "echo theirs > $A/README.md; git -C $A commit -qam x; "
+UNCLEAN = "The tree is not clean: {}\nCommit or stash that first (git status).\n"
+IN_THE_WAY = "stream/A was not merged, it would overwrite what git does not track: {}\nMove that away first.\n"
+CONFLICT = (
+    "stream/{0} was not merged, the tree is as it was: conflicts with main in {1}\n"
+    "Merge it by hand (git merge --no-ff stream/{0}, resolve, git commit), then go on: python orchestrate.py merge\n"
+)
+
+# What the branch has, what a person has done since, the exit code, and what is said.
+REFUSED = {
+    "changed": ("a.py", "echo x > README.md", 2, UNCLEAN.format("README.md")),
+    "staged": ("a.py", "echo x > README.md; git add README.md", 2, UNCLEAN.format("README.md")),
+    "deleted": ("a.py", "rm README.md", 2, UNCLEAN.format("README.md")),
+    "merging": ("a.py", OTHER.format("README.md", f"{OURS} ! git merge --no-commit --no-ff other; {BEGUN}"), 2,
+                UNCLEAN.format("README.md")),
+    "merging, clean": ("a.py", OTHER.format("other.py", f"{OURS} git merge -q --no-commit -s ours other; {BEGUN}"), 2,
+                       UNCLEAN.format("a merge that is not concluded")),
+    "detached": ("a.py", "git checkout -q --detach", 2,
+                 "No branch is checked out\nSwitch to the one to merge into: git switch BRANCH\n"),
+    "untracked": ("a.py", "echo mine > a.py", 1, IN_THE_WAY.format("a.py")),
+    "ignored": ("key.txt folder.txt/a.py", "echo secret > key.txt; echo mine > folder.txt", 1,
+                IN_THE_WAY.format("folder.txt, key.txt")),
+    "both write": ("a.py", f"{THEIRS} {OURS}", 1, CONFLICT.format("A", "README.md")),
+    "changed and deleted": ("a.py", f"{THEIRS} git rm -q README.md; git commit -qm x", 1,
+                            CONFLICT.format("A", "README.md")),
+    "deleted and changed": ("a.py", f"git -C $A rm -q README.md; git -C $A commit -qm x; {OURS}", 1,
+                            CONFLICT.format("A", "README.md")),
+    "file and folder": ("a.py new", "mkdir new; touch new/a.py; git add new; git commit -qm x", 1,
+                        CONFLICT.format("A", "new")),
+    "folder and file": ("a.py new/a.py", "touch new; git add new; git commit -qm x", 1, CONFLICT.format("A", "new")),
+}  # fmt: skip
 
 
-def test_merge_takes_untracked_files_for_none_of_its_business(repository: Workspace) -> None:
-    finish(repository, "A", "a.py")
-    put(repository.root / "new.py", "new\n")
-    assert merge(repository, out=merged("A")) == ""
-    assert status(repository) == "?? new.py\n"
-
-
-def test_merge_stops_where_an_untracked_file_is_in_the_way_and_leaves_it(repository: Workspace) -> None:
-    finish(repository, "A", "a.py")
-    put(repository.root / "a.py", "mine\n")
-    before = state_of(repository)
-    said = merge(repository, code=1)
-    assert said == (
-        "[ERROR] stream/A was not merged, it would overwrite what git does not track: a.py\nMove that away first.\n"
-    )
-    assert (repository.root / "a.py").read_text() == "mine\n"
-    assert state_of(repository) == before
-
-
-@pytest.mark.parametrize("is_clean", [False, True])
-def test_merge_never_ends_a_merge_that_the_user_has_begun(repository: Workspace, is_clean: bool) -> None:
-    finish(repository, "A", "a.py")
-    repository.git("branch", "other")
-    repository.git("switch", "--quiet", "other")
-    commit(repository, "README.md" if not is_clean else "other.py", "theirs\n")
-    repository.git("switch", "--quiet", "main")
-    commit(repository, "README.md", "ours\n")
-    words = ["merge", "--no-commit", "--no-ff", *(["--strategy=ours"] if is_clean else []), "other"]
-    subprocess.run([GIT, *words], cwd=repository.root, env=repository.environment(), capture_output=True, check=False)
-    before = state_of(repository)
-    assert "MERGE_HEAD" in before[3]
-    said = merge(repository, code=2)
-    what = "a merge that is not concluded" if is_clean else "README.md"
-    assert said.startswith(f"[ERROR] The tree is not clean: {what}\n")
-    assert state_of(repository) == before
-
-
-def test_merge_refuses_a_detached_head(repository: Workspace) -> None:
-    finish(repository, "A", "a.py")
-    repository.git("checkout", "--quiet", "--detach")
-    before = state_of(repository)
-    assert merge(repository, code=2).startswith("[ERROR] No branch is checked out\n")
-    assert state_of(repository) == before
+@pytest.mark.parametrize(("files", "script", "code", "said"), REFUSED.values(), ids=REFUSED)
+def test_merge_refuses_what_would_lose_something_and_restores_the_tree(
+    repository: Workspace, files: str, script: str, code: int, said: str
+) -> None:
+    finish(repository, "A", *files.split())
+    shell(repository, script)
+    put(repository.root / "beside.py", "")
+    refused = refuse(repository, code=code)
+    assert re.sub(r"(?<= in new)~\w+", "", refused) == f"[ERROR] {said}"  # where git puts the file is its own affair
 
 
 def test_merge_stops_at_a_conflict_with_the_tree_restored_and_goes_on_after_a_hand(repository: Workspace) -> None:
@@ -928,53 +857,12 @@ def test_merge_stops_at_a_conflict_with_the_tree_restored_and_goes_on_after_a_ha
     finish(repository, "C", "c.py")
     commit(repository, "both.py", "ours\n")
     said = merge(repository, code=1, out=merged("A"))
-    assert said == (
-        "[ERROR] stream/B was not merged, the tree is as it was: conflicts with main in both.py\n"
-        "Merge it by hand (git merge --no-ff stream/B, resolve, git commit), "
-        "then go on: python orchestrate.py merge\n"
-    )
+    assert said == f"[ERROR] {CONFLICT.format('B', 'both.py')}"
     assert subjects(repository, "HEAD^2") == ["Write a.py", "Begin"]  # what was merged before stays
     assert (status(repository), state_of(repository)[3]) == ("", [])
     assert (repository.root / "both.py").read_text() == "ours\n"
     repository.git("merge", "--quiet", "--no-ff", "--strategy-option=theirs", "--no-edit", "stream/B")
     assert merge(repository, out=merged("C")) == ""
-
-
-CLASHES: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "both write": ("write=README.md", lambda root: put(root / "README.md", "ours\n")),
-    "changed and deleted": ("write=README.md", lambda root: (root / "README.md").unlink()),
-    "deleted and changed": ("delete=README.md", lambda root: put(root / "README.md", "ours\n")),
-    "file and folder": ("write=new", lambda root: put(root / "new" / "a.py", "ours\n")),
-    "folder and file": ("write=new/a.py", lambda root: put(root / "new", "ours\n")),
-}
-
-
-@pytest.mark.parametrize("clash", CLASHES)
-def test_merge_restores_the_tree_whatever_the_conflict(repository: Workspace, clash: str) -> None:
-    theirs, change = CLASHES[clash]
-    folder = finish(repository, "A", "a.py")
-    verb, name = theirs.split("=")
-    if verb == "write":
-        commit(repository, name, "theirs\n", folder)
-    else:
-        repository.git("rm", "--quiet", name, cwd=folder)
-        repository.git("commit", "--quiet", "-m", "Delete", cwd=folder)
-    change(repository.root)
-    repository.git("add", "--all")
-    repository.git("commit", "--quiet", "-m", "Change")
-    put(repository.root / "untracked.py", "")
-    before, files = state_of(repository), {k: v for k, v in listing(repository.root).items() if k[:5] != ".git/"}
-    said = merge(repository, code=1)
-    assert said.startswith("[ERROR] stream/A was not merged, the tree is as it was: conflicts with main in ")
-    assert state_of(repository) == before
-    assert {k: v for k, v in listing(repository.root).items() if k[:5] != ".git/"} == files
-
-
-def test_merge_of_a_stream_that_is_named_goes_past_one_that_conflicts(repository: Workspace) -> None:
-    finish(repository, "A", "both.py")
-    finish(repository, "B", "b.py")
-    commit(repository, "both.py", "ours\n")
-    assert merge(repository, "B", out=merged("B")) == ""
 
 
 def test_merge_warns_of_what_a_branchs_worktree_holds_beside_it(repository: Workspace) -> None:
@@ -984,11 +872,6 @@ def test_merge_warns_of_what_a_branchs_worktree_holds_beside_it(repository: Work
         "Warning: stream/A (A): 1 commit to merge, 1 file changed, 1 file uncommitted\n"
         "Warning: mine (B): 1 commit to merge, 1 file changed, used instead of stream/B\n"
     )
-
-
-def test_merge_has_nothing_to_do_without_a_repository(workspace: Workspace) -> None:
-    add_streams(workspace, "A")
-    assert merge(workspace, out="Nothing to merge.\n") == ""
 
 
 @pytest.mark.parametrize(("stream", "phase"), [("F", "foundation"), ("A", None)])
@@ -1009,10 +892,8 @@ def test_merge_refuses_while_a_worker_works_where_it_merges_from_or_to(
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=20) == 130
     repository.database.set_status("completed", stream)
-    before = state_of(repository)
-    said = merge(repository, code=75)
+    said = refuse(repository, code=75)
     assert said.startswith(f"[ERROR] The worker of {stream} is still at work (PID {pid})\n")
-    assert state_of(repository) == before
 
 
 def test_merge_goes_on_while_a_worker_works_in_another_worktree(repository: Workspace) -> None:
@@ -1029,17 +910,15 @@ def test_merge_goes_on_while_a_worker_works_in_another_worktree(repository: Work
 def test_merge_without_an_identity_is_an_error_and_leaves_the_tree_as_it_was(repository: Workspace) -> None:
     finish(repository, "A", "a.py")
     repository.git("config", "user.useConfigOnly", "true")
-    before = state_of(repository)
     env = {f"GIT_{role}_{what}": "" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     script = put(
         repository.root.parent / "nobody.py",
         f"import os, sys\nfor name in {list(env)!r}: os.environ.pop(name, None)\n"
         f"os.execv(sys.executable, [sys.executable, {str(SCRIPT)!r}, *sys.argv[1:]])\n",
     )
-    said = merge(repository, code=1, script=script)
+    said = refuse(repository, code=1, script=script)
     assert said.startswith("[ERROR] stream/A was not merged, the tree is as it was: git merge: fatal: ")
     assert "no email was given" in said
-    assert state_of(repository) == before
 
 
 # ── clean ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1088,66 +967,55 @@ def test_clean_removes_what_is_merged_and_keeps_the_rest_and_says_why(repository
     assert (tree(repository, "D") / "README.md").read_text() == "changed\n"
 
 
-def test_clean_keeps_new_files_though_git_is_set_to_show_none(repository: Workspace) -> None:
-    new = put(finish(repository, "A") / "new.py", "work\n")
-    repository.git("config", "status.showUntrackedFiles", "no")
-    assert clean(repository) == ["Kept .claude/worktrees/A: nothing to merge, 1 file uncommitted"]
-    assert new.read_text() == "work\n"
+REMOVED = ["Removed worktree .claude/worktrees/A", "Removed branch stream/A: it is merged"]
+INNER = "git worktree add -q -b inner $A/inner.txt; touch $A/inner.txt/precious.py"
+SUBMODULE = "cd $A; git -c protocol.file.allow=always submodule -q update --init; [ -e vendored/inner.py ]"
+
+# What the branch has, what a person has done since, the branches afterwards, and what is said.
+CLEANED = {
+    "new file, hidden": ("", "touch $A/new.py; git config status.showUntrackedFiles no", "main stream/A",
+                         ["Kept .claude/worktrees/A: nothing to merge, 1 file uncommitted"]),
+    "locked": ("", "git worktree lock --reason 'on a stick' $A", "main stream/A",
+               ["Kept .claude/worktrees/A: it is locked"]),
+    "locked and not there": ("", "git worktree lock $A; rm -r $A", "main stream/A",
+                             ["Kept stream/A: it is checked out in .claude/worktrees/A, which is locked"]),
+    "checked out elsewhere": ("", "git worktree move $A ../elsewhere", "main stream/A",
+                              ["Kept stream/A: it is checked out in {parent}/elsewhere"]),
+    "checked out in the root": ("", "git worktree remove $A; git switch -q stream/A", "main stream/A",
+                                ["Kept stream/A: it is checked out in {parent}/my-project"]),
+    "detached": ("a.py", "git checkout -q --detach stream/A", "main stream/A",
+                 ["Kept .claude/worktrees/A: no branch is checked out, so nothing counts as merged"]),
+    "emptied": ("a.py", "rm -r $A; mkdir $A", "main stream/A",
+                ["Kept stream/A: 1 commit to merge, 1 file changed",
+                 "Kept .claude/worktrees/A: it is no worktree of this repository"]),
+    "gone": ("a.py", "rm -r $A", "main stream/A",
+             [f"{REMOVED[0]}, which is gone", "Kept stream/A: 1 commit to merge, 1 file changed"]),
+    "gone, merged": ("", "rm -r $A", "main", [f"{REMOVED[0]}, which is gone", REMOVED[1]]),
+    "another one in it": ("", INNER, "inner main stream/A",
+                          ["Kept .claude/worktrees/A: there are others in it: .claude/worktrees/A/inner.txt"]),
+    "a submodule in it": ("", SUBMODULE, "main stream/A",
+                          ["Kept .claude/worktrees/A: it has submodules, remove it by hand"]),
+    "no worktree": ("", "mkdir $A/../notes; touch $A/../notes/idea.md", "main",
+                    [*REMOVED, "Kept .claude/worktrees/notes: it is no worktree of this repository"]),
+    # `claude --worktree` makes its own in the same folder; a session may be at work in one without a commit yet.
+    "of no stream": ("", "git worktree add -q -b idea .claude/worktrees/idea", "idea main",
+                     [*REMOVED, "Kept .claude/worktrees/idea: it was not made by the orchestrator"]),
+}  # fmt: skip
 
 
-def test_clean_keeps_a_locked_worktree_and_its_branch(repository: Workspace) -> None:
-    folder = finish(repository, "A")
-    repository.git("worktree", "lock", "--reason", "on a stick", str(folder))
-    (line,) = clean(repository)
-    assert line.startswith("Kept .claude/worktrees/A: ")
-    assert "locked" in line
-    assert folder.exists()
-    assert branches(repository) == ["main", "stream/A"]
-
-
-def test_clean_keeps_a_locked_worktree_whose_folder_is_not_there(repository: Workspace) -> None:
-    folder = finish(repository, "A")
-    repository.git("worktree", "lock", str(folder))
-    shutil.rmtree(folder)
-    lines = clean(repository)
-    assert [line for line in lines if not line.startswith("Kept ")] == []
-    assert "locked" in " ".join(lines)
-    assert branches(repository) == ["main", "stream/A"]
-
-
-def test_clean_keeps_a_branch_that_is_checked_out_elsewhere(repository: Workspace) -> None:
-    repository.git("worktree", "move", str(finish(repository, "A")), str(repository.root.parent / "elsewhere"))
-    (line,) = clean(repository)
-    assert line.startswith("Kept stream/A: ")
-    assert str(repository.root.parent / "elsewhere") in line
-    assert branches(repository) == ["main", "stream/A"]
-
-
-def test_clean_keeps_the_branch_that_is_checked_out_in_the_root(repository: Workspace) -> None:
-    repository.git("worktree", "remove", str(finish(repository, "A")))
-    repository.git("switch", "--quiet", "stream/A")
-    (line,) = clean(repository)
-    assert line.startswith("Kept stream/A: ")
-    assert branches(repository) == ["main", "stream/A"]
-
-
-def test_clean_on_a_detached_head_keeps_the_only_branch_that_holds_commits(repository: Workspace) -> None:
-    finish(repository, "A", "a.py")
-    repository.git("checkout", "--quiet", "--detach", "stream/A")
-    lines = clean(repository)
-    assert [line for line in lines if not line.startswith("Kept ")] == []
-    assert branches(repository) == ["main", "stream/A"]
-
-
-def test_clean_leaves_a_worktree_that_no_stream_ever_had(repository: Workspace) -> None:
-    """`claude --worktree` makes its own in the same folder; a session may be at work in one without a commit yet."""
-    finish(repository, "A")
-    folder = repository.root / ".claude" / "worktrees" / "idea"
-    repository.git("worktree", "add", "--quiet", "-b", "worktree-idea", str(folder))
-    lines = clean(repository)
-    assert lines[:2] == ["Removed worktree .claude/worktrees/A", "Removed branch stream/A: it is merged"]
-    assert folder.exists()
-    assert branches(repository) == ["main", "worktree-idea"]
+@pytest.mark.parametrize(("files", "script", "left", "said"), CLEANED.values(), ids=CLEANED)
+def test_clean_removes_nothing_that_may_be_somebodys_work(
+    repository: Workspace, files: str, script: str, left: str, said: list[str]
+) -> None:
+    if script == SUBMODULE:
+        add_submodule(repository)
+    folder = finish(repository, "A", *files.split())
+    shell(repository, script)
+    before = listing(folder.parent)
+    assert clean(repository) == [line.format(parent=repository.root.parent) for line in said]
+    kept = {name: text for name, text in before.items() if REMOVED[0] not in said or name.split("/")[0] != "A"}
+    assert listing(folder.parent) == kept
+    assert branches(repository) == left.split()
 
 
 def test_clean_never_takes_the_projects_own_folder_for_a_worktree_of_a_stream(repository: Workspace) -> None:
@@ -1167,25 +1035,6 @@ def test_clean_never_removes_the_project_where_that_is_itself_a_linked_worktree(
     assert "dev" in branches(repository)
 
 
-def test_clean_removes_a_registered_worktree_whose_folder_is_gone(repository: Workspace) -> None:
-    shutil.rmtree(finish(repository, "A"))
-    shutil.rmtree(finish(repository, "B", "b.py"))
-    assert clean(repository) == [
-        "Removed worktree .claude/worktrees/A, which is gone",
-        "Removed worktree .claude/worktrees/B, which is gone",
-        "Removed branch stream/A: it is merged",
-        "Kept stream/B: 1 commit to merge, 1 file changed",
-    ]
-    assert repository.git("worktree", "list").count("\n") == 1
-
-
-def test_clean_keeps_an_emptied_worktree_with_its_branch_without_an_error(repository: Workspace) -> None:
-    break_worktree(finish(repository, "A", "a.py"), "emptied")
-    lines = clean(repository)
-    assert [line for line in lines if not line.startswith("Kept ")] == []
-    assert branches(repository) == ["main", "stream/A"]
-
-
 def test_clean_looks_after_the_worktrees_of_streams_that_are_gone_from_the_database(repository: Workspace) -> None:
     for stream, files in (("A", ["a.py"]), ("B", []), ("C", [])):
         put(finish(repository, stream, *files) / "x.txt", "ignored by git")
@@ -1197,22 +1046,6 @@ def test_clean_looks_after_the_worktrees_of_streams_that_are_gone_from_the_datab
         "Removed branch stream/B: it is merged",
         "Kept .claude/worktrees/C: nothing to merge, 1 file uncommitted",
     ]
-
-
-def test_clean_keeps_folders_that_are_no_worktrees(repository: Workspace) -> None:
-    finish(repository, "A")
-    stray = put(repository.root / ".claude" / "worktrees" / "notes" / "idea.md", "")
-    assert "Kept .claude/worktrees/notes: it is no worktree of this repository" in clean(repository)
-    assert stray.exists()
-
-
-def test_clean_keeps_a_worktree_with_work_in_a_submodule(repository: Workspace) -> None:
-    add_submodule(repository)
-    folder = finish(repository, "A")
-    repository.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "update", "--init", cwd=folder)
-    (line,) = clean(repository)
-    assert line.startswith("Kept .claude/worktrees/A: ")
-    assert (folder / "vendored" / "inner.py").exists()
 
 
 def test_clean_moves_logs_away_and_overwrites_none_on_the_same_day(workspace: Workspace) -> None:
@@ -1242,13 +1075,6 @@ def test_clean_has_nothing_to_do_where_nothing_ever_ran(workspace: Workspace) ->
     put(workspace.state / "orchestrate.py", "# a copy, as the README says\n")
     done = workspace.run("clean")
     assert (done.returncode, done.stdout, done.stderr) == (0, "Nothing to clean.\n", "")
-
-
-def test_clean_hides_the_archive_from_git(repository: Workspace) -> None:
-    add_streams(repository, "A")
-    run(repository)
-    assert repository.run("clean").returncode == 0
-    assert status(repository) == ""
 
 
 @pytest.mark.parametrize("who", ["orchestrator", "worker"])
@@ -1310,49 +1136,32 @@ def add_submodule(workspace: Workspace) -> None:
     workspace.git("commit", "--quiet", "-m", "Vendor")
 
 
-def make_no_repository(_: Workspace) -> None:
-    """Leave the project as it is."""
+COMMIT = "touch README.md; git add README.md; git commit -qm Begin"
+NO_WORKTREES = {
+    ":": "it lies in no git repository",
+    "git init -q": "its git repository has no commit yet",
+    f"git init -q; {COMMIT}; git config core.bare true": "its git repository is bare",
+    "mkdir .git": "git rev-parse: fatal: not a git repository (or any of the parent directories): .git",
+    f"cd ..; git init -q; {COMMIT}": "the last commit of its git repository has nothing of this folder",
+    f"git init -q; {COMMIT} # --no-worktrees": "--no-worktrees was given",
+}
 
 
-def make_empty_repository(workspace: Workspace) -> None:
-    workspace.git("init", "--quiet")
-
-
-def make_bare_repository(workspace: Workspace) -> None:
-    workspace.make_repository()
-    workspace.git("config", "core.bare", "true")
-
-
-def make_broken_repository(workspace: Workspace) -> None:
-    (workspace.root / ".git").mkdir()
-
-
-def make_repository_around(workspace: Workspace) -> None:
-    workspace.git("init", "--quiet", cwd=workspace.root.parent)
-    commit(workspace, "other.py", "", workspace.root.parent)
-
-
-NO_WORKTREES = [
-    (make_no_repository, "it lies in no git repository"),
-    (make_empty_repository, "its git repository has no commit yet"),
-    (make_bare_repository, "its git repository is bare"),
-    (make_broken_repository, "git rev-parse: fatal: not a git repository (or any of the parent directories): .git"),
-    (make_repository_around, "the last commit of its git repository has nothing of this folder"),
-]
-
-
-@pytest.mark.parametrize(("make", "reason"), NO_WORKTREES)
+@pytest.mark.parametrize(("script", "reason"), NO_WORKTREES.items(), ids=NO_WORKTREES.values())
 def test_where_there_can_be_no_worktrees_all_work_in_the_root_and_that_is_said_once(
-    workspace: Workspace, make: Callable[[Workspace], None], reason: str
+    workspace: Workspace, script: str, reason: str
 ) -> None:
-    make(workspace)
+    shell(workspace, script)
+    words = re.findall("--no-worktrees", script)
     workspace.database.add_stream("F", "foundation")
     add_streams(workspace, "A", "B")
     workspace.play("write=here.py all")
-    assert f"Worktrees none: {reason}\n" in workspace.run("start", "--dry-run").stdout
-    run(workspace)
+    assert f"Worktrees none: {reason}\n" in workspace.run("start", "--dry-run", *words).stdout
+    warning = f"No worktrees, all streams work in {workspace.root}: {reason}"
+    assert run(workspace, *words).count(warning) == 1
     assert {place[1:] for place in places(workspace)} == {(".", None)}
-    assert warnings(workspace) == [f"No worktrees, all streams work in {workspace.root}: {reason}"]
+    assert warnings(workspace) == [warning]
+    assert prompt(workspace, "A") == ""
     assert (workspace.root / "here.py").exists()
     assert not (workspace.root / ".claude" / "worktrees").exists()
     assert merge(workspace, out="Nothing to merge.\n") == ""
@@ -1407,10 +1216,8 @@ def test_a_project_that_is_reached_by_a_link_has_one_set_of_worktrees(repository
 
 
 def test_worktrees_may_lie_behind_a_link(repository: Workspace) -> None:
-    (repository.root.parent / "disk").mkdir()
-    (repository.root / ".claude" / "worktrees").symlink_to(repository.root.parent / "disk")
-    with (repository.root / ".git" / "info" / "exclude").open("a") as file:
-        file.write(".claude/worktrees\n")
+    shell(repository, "mkdir ../disk; ln -s ../../../disk .claude/worktrees")
+    exclude(repository, ".claude/worktrees")
     check_whole_way(repository)
 
 
@@ -1570,61 +1377,37 @@ def test_a_folder_that_was_refused_once_is_refused_again(repository: Workspace, 
     assert repository.git("status", "--porcelain", cwd=folder) == ""
 
 
-def test_merge_never_overwrites_what_git_ignores_here(repository: Workspace) -> None:
-    finish(repository, "A", "key.txt", "folder.txt/a.py")
-    put(repository.root / "key.txt", "secret\n")
-    put(repository.root / "folder.txt", "mine\n")
-    before = state_of(repository)
-    assert merge(repository, code=1).startswith(
-        "[ERROR] stream/A was not merged, it would overwrite what git does not track: folder.txt, key.txt\n"
-    )
-    assert (repository.root / "key.txt").read_text() == "secret\n"
-    assert (repository.root / "folder.txt").read_text() == "mine\n"
-    assert state_of(repository) == before
-
-
 def test_a_merge_that_the_user_begins_in_the_same_moment_is_not_taken_back(repository: Workspace) -> None:
-    repository.git("switch", "--quiet", "-c", "mine")
-    commit(repository, "README.md", "mine\n")
-    repository.git("switch", "--quiet", "main")
-    commit(repository, "README.md", "main\n")
+    shell(repository, OTHER.format("README.md", OURS))
     finish(repository, "A", "a.py")
-    shadow_git(repository, f'case "$*" in *--no-ff*) {GIT} merge mine > /dev/null;; esac\nexec {GIT} "$@"')
+    shadow_git(repository, f'case "$*" in *--no-ff*) {GIT} merge other > /dev/null;; esac\nexec {GIT} "$@"')
     said = merge(repository, code=1)
     assert said.startswith(
         "[ERROR] stream/A was not merged, what it left: README.md: conflicts with main in README.md\n"
     )
-    assert repository.git("rev-parse", "MERGE_HEAD").strip() == head(repository, "mine")
+    assert head(repository, "MERGE_HEAD") == head(repository, "other")
 
 
-def test_clean_keeps_a_worktree_that_holds_another_one(repository: Workspace) -> None:
-    folder = finish(repository, "A")
-    inner = folder / "inner.txt"
-    repository.git("worktree", "add", "--quiet", "-b", "inner", str(inner))
-    put(inner / "precious.py", "")
-    assert clean(repository) == ["Kept .claude/worktrees/A: there are others in it: .claude/worktrees/A/inner.txt"]
-    assert (inner / "precious.py").exists()
-
-
-def test_a_worktree_whose_index_is_lost_keeps_its_files(repository: Workspace) -> None:
+@pytest.mark.parametrize(
+    ("parts", "script", "log", "text", "said"),
+    [
+        (["write=README.md exit=1", "commit=b.py all"], "rm $G/index", "A:_b.py Begin", "A\n", " M README.md\n"),
+        (["commit=a.py die=9", "commit=b.py all"], "> $G/index.lock", "A:_b.py A:_a.py Begin", "README.md\n", ""),
+    ],
+    ids=["index lost", "lock left"],
+)
+def test_what_a_killed_worker_left_of_the_index_costs_no_file_and_holds_up_none(
+    repository: Workspace, parts: list[str], script: str, log: str, text: str, said: str
+) -> None:
     add_streams(repository, "A")
-    repository.play(A=["write=README.md exit=1", "commit=b.py all"])
+    repository.play(A=parts)
     process = repository.popen("start", *NO_POLL)
     wait_until(lambda: repository.events("worker_ended"), "the first end")
-    (repository.root / ".git" / "worktrees" / "A" / "index").unlink()
+    shell(repository, script.replace("$G", ".git/worktrees/A"))
     assert process.wait(timeout=30) == 0
-    assert (tree(repository, "A") / "README.md").read_text() == "A\n"
-    assert status(repository, tree(repository, "A")) == " M README.md\n"
-
-
-def test_a_lock_that_a_killed_worker_left_holds_up_none(repository: Workspace) -> None:
-    add_streams(repository, "A")
-    repository.play(A=["commit=a.py die=9", "commit=b.py all"])
-    process = repository.popen("start", *NO_POLL)
-    wait_until(lambda: repository.events("worker_ended"), "the first end")
-    put(repository.root / ".git" / "worktrees" / "A" / "index.lock", "")
-    assert process.wait(timeout=30) == 0
-    assert subjects(repository, "stream/A") == ["A:_b.py", "A:_a.py", "Begin"]
+    assert subjects(repository, "stream/A") == log.split()
+    assert (tree(repository, "A") / "README.md").read_text() == text
+    assert status(repository, tree(repository, "A")) == said
 
 
 def test_ctrl_c_ends_the_run_while_git_hangs(repository: Workspace) -> None:
@@ -1642,8 +1425,7 @@ def test_a_second_ctrl_c_ends_a_merge_that_hangs_and_restores_the_tree(repositor
     commit(repository, "a.py", "main\n")
     mark = repository.root.parent / "hangs"
     put(repository.root / ".git" / "info" / "attributes", "*.py merge=hang\n")
-    with (repository.root / ".git" / "info" / "exclude").open("a") as file:
-        file.write(".merge_file_*\n")  # what git leaves when a driver is ended
+    exclude(repository, ".merge_file_*")  # what git leaves when a driver is ended
     repository.git("config", "merge.hang.driver", f"touch {mark}; sleep 3600")
     before = state_of(repository)
     process = repository.popen("merge")
@@ -1655,16 +1437,6 @@ def test_a_second_ctrl_c_ends_a_merge_that_hangs_and_restores_the_tree(repositor
     assert process.returncode == 1
     assert err.startswith("[ERROR] stream/A was not merged, the tree is as it was: git merge: interrupted\n")
     assert state_of(repository) == before
-
-
-def test_a_branch_that_a_lost_worktree_holds_is_used_again(repository: Workspace) -> None:
-    old = repository.root.parent / "old"
-    repository.git("worktree", "add", "--quiet", "-b", "stream/A", str(old))
-    commit(repository, "a.py", "A\n", old)
-    shutil.rmtree(old)
-    add_streams(repository, "A")
-    run(repository)
-    assert (tree(repository, "A") / "a.py").exists()
 
 
 def test_a_project_that_was_moved_goes_on_in_its_worktrees(repository: Workspace) -> None:
