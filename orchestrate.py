@@ -3945,7 +3945,7 @@ def end_by_signals(is_over: Callable[[int], bool], timeout: float) -> bool:
         while not is_over(signum):
             if time.monotonic() >= deadline:
                 break
-            time.sleep(0.02)
+            time.sleep(0.05)
         else:
             return True
     return is_over(signal.SIGKILL)
@@ -4975,7 +4975,8 @@ def run_in_foreground(
     if console is not None:
         left = run.table.count()
         how = " Stop: python orchestrate.py stop" if left else ""
-        words = run.history.outcome or f"Orchestrator ended; {format_count(left, 'worker')} left running.{how}"
+        outcome = re.sub(r"(?m)^(?=\s*::)", "- ", run.history.outcome)  # else a command to GitHub Actions
+        words = outcome or f"Orchestrator ended; {format_count(left, 'worker')} left running.{how}"
         style = "" if not run.history.outcome else "green" if code == EXIT_DONE else "red"
         with contextlib.suppress(OSError, SystemExit):  # nobody listens any more
             console.print(rich.Text(words, style=style), soft_wrap=True)
@@ -5146,32 +5147,33 @@ def watch_dashboard(
     """Show the dashboard again and again until all is complete, or a signal: in place on a terminal, else one below
     the other. Where the database can't be read, with the streams as they were. Returns the exit code."""
     console = make_console()
-    error = ""
-    with Clock(can_draw(console)) as clock, contextlib.ExitStack() as stack:
-        picture = Picture(console, is_transient=False) if can_draw(console) else None
-        while not clock.signals:
-            snapshot, standings = look(project, backlog, names, error)
-            now, wall = clock.monotonic(), clock.wall()
-            if picture is None:
-                console.print(render_dashboard(snapshot, standings, now, wall, 0), soft_wrap=True)
-            else:
-                stack.enter_context(without_echo())
-                stack.callback(picture.close)
-                width, height = console.size
-                picture.draw(render_dashboard(snapshot, standings, now, wall, width, height - 1))
-            if all(standing.state is StreamState.COMPLETE for standing in standings.values()):
-                stack.close()
-                console.print(f"All complete: {format_count(len(standings), 'stream')}.")
-                return EXIT_DONE
-            clock.wait(interval)
+    picture = Picture(console, is_transient=False) if can_draw(console) else None
+    error, is_complete = "", False
+    with Clock(draws=picture is not None) as clock:
+        while not clock.signals and not is_complete:
+            with contextlib.ExitStack() as stack:
+                if picture is not None:
+                    stack.enter_context(without_echo())
+                    stack.callback(picture.close)
+                while not (clock.signals or clock.wants_suspension or is_complete):
+                    snapshot, standings = look(project, backlog, names, error)
+                    now, wall = clock.monotonic(), clock.wall()
+                    if picture is None:
+                        console.print(render_dashboard(snapshot, standings, now, wall, 0), soft_wrap=True)
+                    else:
+                        width, height = console.size
+                        picture.draw(render_dashboard(snapshot, standings, now, wall, width, height - 1))
+                    is_complete = all(standing.state is StreamState.COMPLETE for standing in standings.values())
+                    clock.wait(0 if is_complete else interval)
+                    try:
+                        backlog, error = read_streams(store), ""
+                    except StoreError as problem:
+                        error = str(problem)
             if clock.wants_suspension:
-                stack.close()
                 clock.suspend()
-            try:
-                backlog, error = read_streams(store), ""
-            except StoreError as problem:
-                error = str(problem)
-    return 128 + clock.signals[0]
+    if is_complete:
+        console.print(f"All complete: {format_count(len(standings), 'stream')}.")
+    return EXIT_DONE if is_complete else 128 + clock.signals[0]
 
 
 @contextlib.contextmanager

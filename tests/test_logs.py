@@ -58,3 +58,13 @@ def test_a_worker_that_was_stopped_without_an_orchestrator_has_an_end_in_its_log
     assert workspace.run("stop", "--timeout", "0").returncode == 0
     last = workspace.run("logs", "--no-follow", "A").stdout.splitlines()[-1]
     assert re.fullmatch(r"──── \S+ \S+ · ended after \d+s: by the user", last), last
+
+
+def test_no_line_of_a_run_begins_with_a_command_to_github(workspace: Workspace) -> None:
+    """Whatever a worker says, or a stream is called."""
+    workspace.database.add_stream("::error::x")
+    workspace.play("say=::error::y exit=1")
+    done = workspace.run("start", "--max-restarts", "0", env={"GITHUB_ACTIONS": "true"})
+    assert done.returncode == 1
+    assert "::error::x failed: " in done.stdout
+    assert [line for line in done.stdout.splitlines() if line.lstrip().startswith("::")] == []
