@@ -6,35 +6,48 @@
 """Run the streams of a Task Copilot project with headless Claude Code workers, phase by phase.
 
 A *stream* is a named set of tasks in Task Copilot's database. A *worker* is one `claude --print` process that works on
-one stream. A *run* is one `start`: an orchestrator that lives until all streams are complete, or nothing can be done.
+one stream. A *run* is begun by `start` and lasts until its last word, `run_ended`: one that was interrupted goes on
+with the next `start`. The foundation's streams run one after another, then all parallel ones, then those of the
+integration; within that each waits for its dependencies. A stream is over when all its tasks are completed or
+cancelled and its worker has exited; it is blocked when a person has to answer first, and stopped when a person said
+so.
 
 The file reads from the inside out, and a section uses only what stands above it:
 
+    1 constants     numbers with their units; the texts: prompt, wrappers, slash command, launcher
     2 model         what is known, as values: Stream (of the database), Worker (of the process table), History (of the
                     journal), the Snapshot of the three; the Verdict on a worker's end; the actions of a plan
     3 store         reads the streams from the database, read-only; where the files of a project lie
     4 planner       decides from a snapshot, limits and the time alone: `plan`, `judge`, `assess`. It touches nothing
     5 workers       processes: how a worker is started, found, followed and signalled; its output, its worktree
     6 orchestrator  the loop, the lock, the journal, the words for what happens
-    7 rendering     a snapshot as text, a run as a chart. It never asks the world
+    7 rendering     a snapshot as text, a run as a chart, both from values alone; the terminal that they are drawn on
     8 commands      the command line: validate, build, run, exit
 
 **A tick** is one sentence: observe, plan, apply, report. Twice a second, or at once when a child exits, the
 orchestrator takes a snapshot (`observe`), hands it to `plan`, carries out the actions (`apply`), and says what changed
-(`report`). What it does it writes down as an event (`emit`).
+(`report`). What it does it writes down as an event (`emit`). Of one worker: `worker_starting`, `worker_started`,
+perhaps `worker_stopping` and `worker_killed`, and `worker_ended` with the verdict of `judge`, which says what follows:
+nothing (complete, blocked, stopped), another try after a pause that grows, a pause of the run or of the stream (a
+usage limit), or that the stream has failed. A try costs a restart, of which there are so many in a row without a
+completed task.
 
-**The journal**, `events.jsonl`, is the only memory: what is known of a stream beside the database is the fold of its
-events (`History.after`). A `start` after a kill reads it, and goes on where the last one was. Timers count in seconds
-of the monotonic clock, so a step of the wall clock changes nothing; that one is for people, and for the reset of a
-usage limit, which a clock on a wall names.
+**The journal**, `events.jsonl`, is what an orchestrator remembers: the fold of its events (`History.after`) is all
+that is known of a stream beside the database, the process table and the stop marks. Two others write to it: `start
+STREAM` leaves a request there for the orchestrator that runs, and `stop` tells of what it ended while none did. Timers
+count in seconds of the monotonic clock, so a step of the wall clock changes nothing; that one is for people, and for
+the reset of a usage limit, which a clock on a wall names.
 
 **A worker is known** by its environment: ORCHESTRATE_PROJECT, ORCHESTRATE_STREAM, and ORCHESTRATE_RUN, which ends in
-its own PID. So it is found whatever became of the orchestrator and of its PID file, and so is all that it has started.
-It has a session of its own, and its output goes to a file: it outlives us unharmed, and the next `start` adopts it.
+its own PID; so are the processes below it, and those in their sessions. So all of it is found whatever became of the
+orchestrator and of its files. A worker has a session of its own and writes to a file: Ctrl+C or a kill of the
+orchestrator leaves it unharmed, and the next `start` adopts it, or judges by the tasks how it has ended.
 
 **State** lies in `.claude/orchestrator/` of the project: `pids/STREAM.pid`, `pids/STREAM.stop` (the user stopped it),
-`logs/STREAM.jsonl` (what the worker printed), `logs/STREAM.log` (the same for people), `events.jsonl`, and
-`orchestrator.pid`, whose lock makes an orchestrator the only one. Parallel streams work in `.claude/worktrees/STREAM`.
+`logs/STREAM.jsonl` (what the worker printed), `logs/STREAM.log` (the same for people), `logs/.rendered.json` (how
+far), `events.jsonl`, and `orchestrator.pid`, whose lock makes an orchestrator the only one; a second lock, on `pids`
+itself, keeps a start and a stop apart. `worker-prompt.md` there replaces the prompt. Parallel streams work in
+worktrees, `.claude/worktrees/STREAM`, unless their tasks name others or there can be none.
 """
 
 from __future__ import annotations
@@ -515,7 +528,7 @@ class Backlog(NamedTuple):
 
     streams: tuple[Stream, ...] = ()
     warnings: tuple[str, ...] = ()
-    strays: int = 0  # open tasks that belong to no stream
+    unassigned: int = 0  # open tasks that belong to no stream
 
 
 class Ending(NamedTuple):
@@ -1073,6 +1086,47 @@ def database_variables(database: Path) -> dict[str, str]:
     return {"WORKSPACE_ID": database.parent.name, "TASK_DB_PATH": str(database.parent.parent)}
 
 
+def order_streams(streams: Sequence[Stream]) -> tuple[list[Stream], list[list[str]]]:
+    """Return the streams so that each comes after those that it depends on, else as they came; and every cycle."""
+    by_id = {stream.id: stream for stream in streams}
+    ordered: dict[str, Stream] = {}
+    cycles: list[list[str]] = []
+    for stream in streams:
+        path = {} if stream.id in ordered else {stream.id: iter(stream.dependencies)}  # a stack, without recursion
+        while path:
+            current = next(reversed(path))
+            for needed in path[current]:
+                if needed in path:
+                    way = list(path)
+                    cycles.append([*way[way.index(needed) :], needed])
+                elif needed in by_id and needed not in ordered:
+                    path[needed] = iter(by_id[needed].dependencies)
+                    break
+            else:
+                ordered[current] = by_id[current]
+                del path[current]
+    return list(ordered.values()), cycles
+
+
+def plan_backlog(streams: Sequence[Stream]) -> tuple[Stream, ...]:
+    """Return the streams with the `problem` of each that can't run: an unknown dependency, or a cycle spelled out."""
+    by_id = {stream.id: stream for stream in streams}
+    problems = {stream.id: stream.problem for stream in streams if stream.problem}
+    _, cycles = order_streams(streams)
+    for stream in streams:
+        for needed in (by_id.get(name) or name for name in stream.dependencies):
+            if isinstance(needed, str):
+                problems.setdefault(stream.id, f"it depends on {visible(needed)}, and no stream has that id")
+            elif needed.phase.rank > stream.phase.rank:
+                # Without its being said, every stream depends on all streams of the phases before its own.
+                cycles.append([stream.id, needed.id, stream.id])
+    for cycle in cycles:
+        way = " -> ".join(f"{visible(name)} ({by_id[name].phase.value})" for name in cycle)
+        for name in cycle[:-1]:
+            problems.setdefault(name, f"its dependencies form a cycle: {way}")
+    return tuple(s._replace(problem=problems[s.id]) if s.id in problems else s for s in streams)
+
+
 class StoreError(OrchestrateError):
     """The database can't be read now; the message says why."""
 
@@ -1129,7 +1183,8 @@ class TaskStore:
             is_active = "NOT coalesce(archived, 0)" if "archived" in columns else "1"
             rows = self._connect().execute(self._QUERY.format(is_active=is_active)).fetchall()
             self._seen = seen
-        return read_backlog(rows)
+        backlog = read_backlog(rows)
+        return backlog._replace(streams=plan_backlog(backlog.streams))
 
     def read_version(self) -> int:
         with self._reporting():
@@ -1197,7 +1252,7 @@ def read_backlog(rows: Iterable[_Row]) -> Backlog:
     """Fold rows of (identity, status, count, oldest, named tasks, newest) into streams, in order."""
     groups: dict[str, list[tuple[_Row, list[Any]]]] = {}
     identities: dict[str | None, list[Any] | None] = {None: [None], "": None}
-    bad = strays = 0
+    bad = unassigned = 0
     for row in rows:
         text = row[0]
         if text not in identities:
@@ -1213,7 +1268,7 @@ def read_backlog(rows: Iterable[_Row]) -> Backlog:
             stream_id = identity[0] if isinstance(identity[0], str) else json.dumps(identity[0])
             groups.setdefault(stream_id, []).append((row, identity))
         elif row[1] not in ("completed", "cancelled"):
-            strays += row[2]
+            unassigned += row[2]
     warnings = [f"{format_count(bad, 'task')} skipped: the metadata is not valid JSON"] if bad else []
     streams = []
     for stream_id, group in groups.items():
@@ -1222,7 +1277,7 @@ def read_backlog(rows: Iterable[_Row]) -> Backlog:
         streams.append(stream)
         warnings += disagreements
     streams.sort(key=lambda stream: (stream.phase.rank, natural_key(stream.id)))
-    return Backlog(tuple(streams), tuple(warnings), strays)
+    return Backlog(tuple(streams), tuple(warnings), unassigned)
 
 
 def _read_stream(stream_id: str, group: Sequence[tuple[_Row, list[Any]]]) -> tuple[Stream, list[str]]:
@@ -1272,47 +1327,6 @@ def _read_order(phase: Any, phase_task: str, needs: Any, needs_task: str) -> tup
 
 
 # ── 4. Planner ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def order_streams(streams: Sequence[Stream]) -> tuple[list[Stream], list[list[str]]]:
-    """Return the streams so that each comes after those that it depends on, else as they came; and every cycle."""
-    by_id = {stream.id: stream for stream in streams}
-    ordered: dict[str, Stream] = {}
-    cycles: list[list[str]] = []
-    for stream in streams:
-        path = {} if stream.id in ordered else {stream.id: iter(stream.dependencies)}  # a stack, without recursion
-        while path:
-            current = next(reversed(path))
-            for needed in path[current]:
-                if needed in path:
-                    way = list(path)
-                    cycles.append([*way[way.index(needed) :], needed])
-                elif needed in by_id and needed not in ordered:
-                    path[needed] = iter(by_id[needed].dependencies)
-                    break
-            else:
-                ordered[current] = by_id[current]
-                del path[current]
-    return list(ordered.values()), cycles
-
-
-def plan_backlog(streams: Sequence[Stream]) -> tuple[Stream, ...]:
-    """Return the streams with the `problem` of each that can't run: an unknown dependency, or a cycle spelled out."""
-    by_id = {stream.id: stream for stream in streams}
-    problems = {stream.id: stream.problem for stream in streams if stream.problem}
-    _, cycles = order_streams(streams)
-    for stream in streams:
-        for needed in (by_id.get(name) or name for name in stream.dependencies):
-            if isinstance(needed, str):
-                problems.setdefault(stream.id, f"it depends on {visible(needed)}, and no stream has that id")
-            elif needed.phase.rank > stream.phase.rank:
-                # Without its being said, every stream depends on all streams of the phases before its own.
-                cycles.append([stream.id, needed.id, stream.id])
-    for cycle in cycles:
-        way = " -> ".join(f"{visible(name)} ({by_id[name].phase.value})" for name in cycle)
-        for name in cycle[:-1]:
-            problems.setdefault(name, f"its dependencies form a cycle: {way}")
-    return tuple(s._replace(problem=problems[s.id]) if s.id in problems else s for s in streams)
 
 
 def plan_backoff(restarts: int, seed: str) -> float:
@@ -1366,6 +1380,16 @@ def _judge_cause(
         return Verdict(VerdictKind.FAILED, ending.summary, record.restarts, cause=cause)
     open_tasks = f", {format_count(stream.open, 'task')} open" if ending.code == 0 else ""
     return _judge_restart(stream, worker.run, ending.summary + open_tasks, record, limits)._replace(cause=cause)
+
+
+def _judge_restart(stream: Stream, run: str, reason: str, record: Record, limits: Limits) -> Verdict:
+    restarts = record.restarts + 1
+    if restarts > limits.max_restarts:
+        times = format_count(limits.max_restarts, "restart")
+        reason = f"gave up after {times} without a completed task; last: {reason}"
+        return Verdict(VerdictKind.FAILED, reason, record.restarts)
+    delay = plan_backoff(restarts, f"{stream.id} {run}")
+    return Verdict(VerdictKind.RESTART, reason, restarts, limits.max_restarts, delay)
 
 
 def may_try_again(cause: Cause, ending: Ending, tries: int, record: Record, snapshot: Snapshot) -> bool:
@@ -1494,16 +1518,6 @@ def plan_starts(ready: Sequence[Stream], snapshot: Snapshot, limits: Limits) -> 
         return []  # somebody will end, and leave what it did not spend
     share = min(left / (sharers + len(snapshot.workers)), (left - held) / sharers)
     return [Start(stream, max(share, BUDGET_LEAST)) for stream in ready[: min(free, sharers)]]
-
-
-def _judge_restart(stream: Stream, run: str, reason: str, record: Record, limits: Limits) -> Verdict:
-    restarts = record.restarts + 1
-    if restarts > limits.max_restarts:
-        times = format_count(limits.max_restarts, "restart")
-        reason = f"gave up after {times} without a completed task; last: {reason}"
-        return Verdict(VerdictKind.FAILED, reason, record.restarts)
-    delay = plan_backoff(restarts, f"{stream.id} {run}")
-    return Verdict(VerdictKind.RESTART, reason, restarts, limits.max_restarts, delay)
 
 
 def assess(snapshot: Snapshot, limits: Limits, now: float) -> dict[str, Standing]:
@@ -1655,6 +1669,9 @@ def _find_stop_reason(
     return StopReason.STALLED if is_stalled else None
 
 
+_HELD = {StreamState.BLOCKED, StreamState.STOPPED}  # a person can change that
+
+
 def _plan_end(standings: Mapping[str, Standing], snapshot: Snapshot, limits: Limits) -> list[Action]:
     """Decide, when there is nothing else to do, whether to go on, to wait for a person, or to end the run."""
     if snapshot.workers:
@@ -1683,9 +1700,6 @@ def _plan_end(standings: Mapping[str, Standing], snapshot: Snapshot, limits: Lim
         return [Finish(EXIT_FAILED, "\n".join(lines) or "no stream is left in the database")]
     tasks = format_count(sum(stream.completed for stream in included), "task")
     return [Finish(EXIT_DONE, f"all complete: {format_count(len(included), 'stream')}, {tasks}")]
-
-
-_HELD = {StreamState.BLOCKED, StreamState.STOPPED}  # a person can change that
 
 
 # ── 5. Workers ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -2206,7 +2220,7 @@ def is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-    except OSError:
+    except (OSError, psutil.AccessDenied):
         return True  # nobody can look now: who is not known to be dead lives
 
 
@@ -2224,7 +2238,7 @@ def read_process_table() -> Tree:
             process = psutil.Process(pid)
             environ = _read_environ(process)
             # A zombie has none. To ask each process for its status, and for its parent, would double the time.
-            if environ or process.status() != psutil.STATUS_ZOMBIE:
+            if environ or environ is None or process.status() != psutil.STATUS_ZOMBIE:
                 # The session last: whoever has a worker's environment has left the session of who started it.
                 process.info = {"environ": environ, "session": _read_session(pid)}
                 table[pid] = process
@@ -2277,7 +2291,7 @@ def read_trees(project: Project, seen: Mapping[str, Tree], claims: Mapping[int, 
     owner.update({pid: of_session[sid] for pid, sid in sessions.items() if pid not in owner and sid in of_session})
     children: dict[int, list[int]] = {}
     for pid in table if owner else ():
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.Error):  # gone, or hidden
             children.setdefault(table[pid].ppid(), []).append(pid)
     found = list(owner)
     for pid in found:  # grows while it is read
@@ -2383,23 +2397,20 @@ class Command(NamedTuple):
         return [*self.words, *WORKER_FLAGS, *form, *limit, *servers, "-p", prompt]
 
     def find(self, environ: Mapping[str, str]) -> str:
-        """Return the path of its program. Raises OrchestrateError where there is none that can be executed."""
+        """Return the path of its program. Raises OrchestrateError where this user can't execute it."""
         program = self.words[0]
         path = shutil.which(program, path=environ.get("PATH"))
+        if path and Path(program).name == "claude" and os.geteuid() == 0 and environ.get("IS_SANDBOX") != "1":
+            raise OrchestrateError(
+                "claude refuses --dangerously-skip-permissions for root",
+                "Run as another user, or in a sandbox of your own say so: export IS_SANDBOX=1",
+            )
         if path:
             return path
         if os.sep in program and Path(program).exists():
             raise OrchestrateError(f"{program} is not executable", f"Make it so: chmod +x {shlex.quote(program)}")
         remedy = "Install Claude Code (npm install -g @anthropic-ai/claude-code) or add it to PATH"
         raise OrchestrateError(f"{program}: command not found", f"{remedy}; --claude CMD names another command.")
-
-    def check_user(self, environ: Mapping[str, str], is_root: bool) -> None:
-        """Raise OrchestrateError where claude refuses this user."""
-        if is_root and Path(self.words[0]).name == "claude" and environ.get("IS_SANDBOX") != "1":
-            raise OrchestrateError(
-                "claude refuses --dangerously-skip-permissions for root",
-                "Run as another user, or in a sandbox of your own say so: export IS_SANDBOX=1",
-            )
 
 
 def read_command(text: str, output_format: str, cwd: Path) -> Command:
@@ -2761,13 +2772,15 @@ def read_status(git: Git, untracked: bool = True) -> tuple[str, ...]:
 
 
 # What makes claude what it is in a project; git may be told to ignore it.
-_TOOLS = (".mcp.json", ".claude/commands", ".claude/agents", ".claude/skills", ".claude/settings.json")
+_CLAUDE_FILES = (".mcp.json", ".claude/commands", ".claude/agents", ".claude/skills", ".claude/settings.json")
 
 
 def _equip(place: Workplace, project: Project, git: Git) -> Workplace:
     """Return a worktree with what its worker lacks there: `.mcp.json` is carried over, the rest is said."""
-    tracked = set(git.find("ls-tree", "-r", "-z", "--name-only", place.base, "--", *_TOOLS))
-    found = [path for name in _TOOLS for path in [project.root / name, *sorted((project.root / name).rglob("*"))]]
+    tracked = set(git.find("ls-tree", "-r", "-z", "--name-only", place.base, "--", *_CLAUDE_FILES))
+    found = [
+        path for name in _CLAUDE_FILES for path in [project.root / name, *sorted((project.root / name).rglob("*"))]
+    ]
     names = [path.relative_to(project.root).as_posix() for path in found if path.is_file()]
     missing = [name for name in names if name not in tracked and not (place.folder / name).exists()]
     mcp_config = str(project.root / missing.pop(0)) if missing[:1] == [".mcp.json"] else ""
@@ -3158,9 +3171,12 @@ class WorkerTable:
                 with contextlib.suppress(psutil.Error):
                     used += sum(process.cpu_times()[:4])
                     memory += process.memory_info().rss
-            cpu = None if tracked.cpu_time is None else abs(used - tracked.cpu_time) / age
-            if cpu is not None and cpu > CPU_IDLE:
-                self.touch(stream_id)
+            cpu = None
+            if tracked.cpu_time is not None:
+                change = (used - tracked.cpu_time) / age  # less than nothing where somebody has left the tree
+                cpu = max(change, 0.0)
+                if abs(change) > CPU_IDLE:
+                    self.touch(stream_id)
             tracked.worker = tracked.worker._replace(cpu=cpu, memory=memory)
             tracked.cpu_time, tracked.cpu_read_at = used, now
 
@@ -3476,11 +3492,6 @@ def read_orchestrator_pid(project: Project) -> int:
     return 0
 
 
-def read_streams(store: TaskStore) -> Backlog:
-    backlog = store.read()
-    return backlog._replace(streams=plan_backlog(backlog.streams))
-
-
 def read_snapshot(project: Project, backlog: Backlog, database_error: str = "") -> Snapshot:
     """Return how these streams stand by the process table and the files, from outside the orchestrator."""
     history = read_history(project)
@@ -3617,14 +3628,17 @@ class Orchestrator:
 
     def run(self) -> int:
         self.begin()
-        while self.finish is None and not self._is_left():
+        while self.finish is None and not self._heed_signals():
             if not self.step() and self.finish is None:
                 self.clock.wait(TICK)
         if self.finish is None or self.limits.is_closing:
             left = f"the orchestrator was ended; {format_count(self.table.count(), 'worker')} left running"
             self.emit("run_left", signal=self.clock.signals[0], reason=left)
             return 128 + self.clock.signals[0]
-        self.emit("run_ended", exit_code=self.finish.exit_code, reason=self.finish.reason)
+        if self.finish.exit_code == EXIT_RUNNING:  # the journal is another one's by now
+            self.history = self.history._replace(outcome=self.finish.reason)
+        else:
+            self.emit("run_ended", exit_code=self.finish.exit_code, reason=self.finish.reason)
         return self.finish.exit_code
 
     def begin(self) -> None:
@@ -3836,7 +3850,7 @@ class Orchestrator:
         if delay > 0:
             self.emit("run_paused", until=format_time(until), delay=delay, reason=reason)
 
-    def _is_left(self) -> bool:
+    def _heed_signals(self) -> bool:
         """Whether a signal ends the orchestrator now. With `stop_on_exit` it ends later, after the workers; a second
         signal makes it less patient."""
         if not self.clock.signals:
@@ -3850,7 +3864,7 @@ class Orchestrator:
     def _read_backlog(self) -> None:
         self._next_read = self.clock.monotonic() + self.poll_interval
         try:
-            self.backlog = read_streams(self.store)
+            self.backlog = self.store.read()
         except StoreError as error:
             if not self._database_error:
                 self.emit("database_unreadable", reason=str(error))
@@ -4191,6 +4205,11 @@ def _render_detail(stream: Stream, standing: Standing, worker: Worker | None, no
     return lines
 
 
+# How far behind others a stream stands where there is no room for all: who needs a person comes first, then who works.
+_URGENCY = {StreamState.FAILED: 0, StreamState.BLOCKED: 0, StreamState.STOPPED: 0, StreamState.COMPLETE: 3}
+_URGENCY.update(dict.fromkeys((StreamState.QUEUED, StreamState.WAITING, StreamState.IDLE), 2))
+
+
 def render_table(
     snapshot: Snapshot, standings: Mapping[str, Standing], now: float, width: int, height: int
 ) -> list[Text]:
@@ -4216,11 +4235,6 @@ def render_table(
     hidden = [standings[s.id].state.value.lower() for s in snapshot.streams if s.id not in ids]
     counts = ", ".join(f"+{hidden.count(state)} {state}" for state in dict.fromkeys(hidden))
     return lines + ([rich.Text(f"  … {counts}", style="bright_black")] if hidden else [])
-
-
-# How far behind others a stream stands where there is no room for all: who needs a person comes first, then who works.
-_URGENCY = {StreamState.FAILED: 0, StreamState.BLOCKED: 0, StreamState.STOPPED: 0, StreamState.COMPLETE: 3}
-_URGENCY.update(dict.fromkeys((StreamState.QUEUED, StreamState.WAITING, StreamState.IDLE), 2))
 
 
 def _render_row(
@@ -4778,7 +4792,7 @@ def open_store(project: Project, busy_timeout: float = PATIENT_BUSY_TIMEOUT) -> 
 
 def read_known_streams(store: TaskStore, names: Collection[str]) -> Backlog:
     """Return the streams; raise where there are none, or not those that were named."""
-    backlog = read_streams(store)
+    backlog = store.read()
     if not backlog.streams:
         raise OrchestrateError(
             "No streams found in Task Copilot database",
@@ -4825,6 +4839,10 @@ def complete_streams(context: click.Context, _parameter: click.Parameter, incomp
 
 
 stream_arguments = click.argument("streams", nargs=-1, metavar="[STREAM]...", shell_complete=complete_streams)
+
+
+_WRONG_NAME = "a Task Copilot server reads tasks.db, not {}, in its folder"
+_SAME_LIMITS = ("max_restarts", "max_workers", "finish_grace", "exit_on_blocked", "budget")
 
 
 @cli.command("start")
@@ -4878,7 +4896,6 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
             return join_run(project, streams, running, options["as_json"])
         check_run(project, store, limits)
     command.find(os.environ)
-    command.check_user(os.environ, os.geteuid() == 0)
     check_folders(project)
     check_server(project)
     if database.name != "tasks.db":
@@ -4886,10 +4903,6 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
     if options["detach"]:
         return start_detached(project, click.get_current_context().obj["argv"])
     return run_in_foreground(project, database, command, limits, options)
-
-
-_WRONG_NAME = "a Task Copilot server reads tasks.db, not {}, in its folder"
-_SAME_LIMITS = ("max_restarts", "max_workers", "finish_grace", "exit_on_blocked", "budget")
 
 
 def read_limits(streams: Sequence[str], options: Mapping[str, Any]) -> Limits:
@@ -5163,10 +5176,11 @@ def watch_dashboard(
                     else:
                         width, height = console.size
                         picture.draw(render_dashboard(snapshot, standings, now, wall, width, height - 1))
-                    is_complete = all(standing.state is StreamState.COMPLETE for standing in standings.values())
+                    states = {standing.state for standing in standings.values()}
+                    is_complete = states == {StreamState.COMPLETE}
                     clock.wait(0 if is_complete else interval)
                     try:
-                        backlog, error = read_streams(store), ""
+                        backlog, error = store.read(), ""
                     except StoreError as problem:
                         error = str(problem)
             if clock.wants_suspension:
@@ -5210,7 +5224,7 @@ def stop_command(streams: tuple[str, ...], timeout: float) -> int:
       python orchestrate.py stop
       python orchestrate.py stop Stream-B --timeout 30
     """
-    project, known = find_stoppable()
+    project, known = find_known_streams()
     if streams:
         check_names(streams, sorted(known))
     if not streams and not project.folder.is_dir():
@@ -5234,7 +5248,7 @@ def stop_command(streams: tuple[str, ...], timeout: float) -> int:
     return EXIT_FAILED if any(stream_id in found.trees for stream_id in stopped) else EXIT_DONE
 
 
-def find_stoppable() -> tuple[Project, set[str]]:
+def find_known_streams() -> tuple[Project, set[str]]:
     """Return the project and every stream that may have a worker; a stop works without a database too."""
     project = find_current_project()
     known = set(read_history(project).records)
@@ -5253,12 +5267,20 @@ def conclude_stop(project: Project, worker: Worker, survivors: Tree) -> None:
         click.echo(f"[ERROR] {name} survived SIGKILL: PID {pids}\n{how}", err=True)
         return
     if not read_orchestrator_pid(project):
-        worker = worker._replace(ending=Ending(None, StopReason.USER.value))
+        record, raw = read_history(project).record(worker.stream_id), project.file(worker.stream_id, ".jsonl")
+        log = Appender(project.file(worker.stream_id, ".log"))
+        position = read_positions(project).get(file_name(worker.stream_id), record.raw_start)
+        transcript = Transcript(raw, log.append, record.raw_start, position)  # what nobody has read yet
+        deadline = time.monotonic() + KILL_TIMEOUT  # it may be a flood
+        while not transcript.pump() and time.monotonic() < deadline:
+            pass
+        said = transcript.read_ending(None, time.time())
+        ending = Ending(None, StopReason.USER.value, turns=said.turns, cost=said.cost)
         verdict = Verdict(VerdictKind.STOPPED, StopReason.USER.value)
-        event = make_end_event(Clock(), worker, verdict, read_history(project).record(worker.stream_id), None)
+        event = make_end_event(Clock(), worker._replace(ending=ending), verdict, record, None)
         journal = Journal(project.journal)
         journal.add(event)
-        Appender(project.file(worker.stream_id, ".log")).append([format_log_line(event)])
+        log.append([format_log_line(event)])
         if journal.trouble:
             click.echo(f"Warning: {visible(str(journal.trouble))}: the journal does not tell of this stop", err=True)
     with contextlib.suppress(OSError):  # where it has to stay, it means nothing from now on
@@ -5321,7 +5343,6 @@ def merge_command(streams: tuple[str, ...]) -> int:
         if not stream.is_complete:
             count = f"{stream.completed} of {format_count(stream.total, 'task')}"
             raise click.UsageError(f"{visible(stream.id)} is not complete ({count}): its branch is not finished")
-    complete = [stream for stream in chosen.values() if stream.is_complete]
     complete = [stream for stream in chosen.values() if stream.is_complete]
     with hold_project(project) as clock:
         # Ctrl+C lets a merge come to its end; a second one ends and restores it.
@@ -5407,7 +5428,7 @@ def clean_command(dry_run: bool) -> int:
     """
     project = find_current_project()
     with open_store(project) as store:
-        streams = read_streams(store).streams
+        streams = store.read().streams
     if not project.folder.is_dir():
         click.echo("Nothing to clean.")
         return EXIT_DONE
@@ -5474,7 +5495,7 @@ def logs_command(streams: tuple[str, ...], lines: int, follow: bool, raw: bool) 
       python orchestrate.py logs Stream-B
       python orchestrate.py logs -n 200 --no-follow Stream-B
     """
-    project, known = find_stoppable()
+    project, known = find_known_streams()
     check_names(streams, sorted(known))
     if not known:
         with open_store(project) as store:
@@ -5492,6 +5513,9 @@ def logs_command(streams: tuple[str, ...], lines: int, follow: bool, raw: bool) 
     for name in missing if streams or len(missing) == len(names) else ():
         click.echo(f"{visible(name)} has no log yet: {visible(str(paths[name]))}", err=True)
     return follow_logs(project, dict(zip(names, readers)), follow)
+
+
+_STREAM_COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright_green", "bright_magenta")
 
 
 def follow_logs(project: Project, readers: Mapping[str, Tail | LogReader], follow: bool) -> int:
@@ -5521,9 +5545,6 @@ def follow_logs(project: Project, readers: Mapping[str, Tail | LogReader], follo
                 return EXIT_DONE
             clock.wait(FOLLOW_INTERVAL if follow else 0)
     return 128 + clock.signals[0]
-
-
-_STREAM_COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright_green", "bright_magenta")
 
 
 @cli.command("generate")
@@ -5710,8 +5731,8 @@ def demo_command(keep: bool) -> int:
     with kept or tempfile.TemporaryDirectory(prefix=prefix) as folder:
         top = Path(folder).resolve()
         project, database = make_demo(top)
-        is_misled = not {"TASK_DB_PATH", "WORKSPACE_ID"}.isdisjoint(os.environ)
-        named = f" --db {shlex.quote(str(database))}" if is_misled else ""
+        misleading = {name: os.environ.pop(name) for name in ("TASK_DB_PATH", "WORKSPACE_ID") if name in os.environ}
+        named = f" --db {shlex.quote(str(database))}" if misleading else ""  # in a terminal that has them too
         tasks = format_count(sum(len(tasks) for *_, tasks in DEMO_STREAMS), "task")
         click.echo(f"A project with {len(DEMO_STREAMS)} streams and {tasks}: {project.root}")
         click.echo("Its workers are simulated: no Claude runs, and their costs are made up.")
@@ -5787,6 +5808,9 @@ In a project of your own, with streams in Task Copilot:
   {script} start"""
 
 
+Checked = Tuple[str, str]  # what was found, and the remedy where it is not as it should be
+
+
 @cli.command("doctor")
 @project_options
 @click.option(
@@ -5842,16 +5866,11 @@ def doctor_command(claude: str, as_json: bool) -> int:
     return EXIT_DONE if is_ready else EXIT_FAILED
 
 
-Checked = Tuple[str, str]  # what was found, and the remedy where it is not as it should be
-
-
 def check_packages() -> list[Checked]:
     import importlib.metadata
 
-    python, needed = (
-        f"{sys.version.split()[0]} ({sys.executable})",
-        [f"{name} {least}" for name, least in PACKAGES.items()],
-    )
+    python = f"{sys.version.split()[0]} ({sys.executable})"
+    needed = [f"{name} {least}" for name, least in PACKAGES.items()]
     try:
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     except importlib.metadata.PackageNotFoundError as error:
@@ -5872,7 +5891,6 @@ def read_version(text: str) -> tuple[int, ...]:
 def check_claude(command: Command) -> list[Checked]:
     """Say which claude this is, and for whom. Raises OrchestrateError where it lacks what workers need."""
     path, is_root = command.find(os.environ), os.geteuid() == 0
-    command.check_user(os.environ, is_root)
     sandbox = ", in a sandbox (IS_SANDBOX)" if os.environ.get("IS_SANDBOX") == "1" else ""
     user = f"root{sandbox}" if is_root else f"no root (user id {os.geteuid()})"
     usage = ask_claude(command, "--help")
@@ -6012,14 +6030,14 @@ def check_database(project: Project) -> list[Checked]:
 def check_streams(project: Project) -> list[Checked]:
     with open_store(project) as store:
         snapshot = check_run(project, store, Limits())
-        strays = store.read().strays
+        unassigned = store.read().unassigned
     streams, count = snapshot.streams, {phase: sum(s.phase is phase for s in snapshot.streams) for phase in Phase}
     found = (
         f"{format_count(len(streams), 'stream')}: {', '.join(f'{n} {phase.value}' for phase, n in count.items() if n)}"
     )
     many = f"More than {PARALLEL_MOST} parallel streams are hard to merge: split them into phases."
     total, completed = sum(s.total for s in streams), sum(s.completed for s in streams)
-    odd = [f"{format_count(strays, 'open task')} without a stream"] if strays else []
+    odd = [f"{format_count(unassigned, 'open task')} without a stream"] if unassigned else []
     odd += snapshot.warnings
     remedy = "Correct their metadata (streamId, streamName, streamPhase): no worker gets what has no stream."
     return [

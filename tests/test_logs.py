@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 
-from support import Workspace
+from support import Workspace, wait_until
 
 
 def test_a_log_that_is_still_to_come_is_waited_for(workspace: Workspace) -> None:
@@ -68,3 +68,20 @@ def test_no_line_of_a_run_begins_with_a_command_to_github(workspace: Workspace) 
     assert done.returncode == 1
     assert "::error::x failed: " in done.stdout
     assert [line for line in done.stdout.splitlines() if line.lstrip().startswith("::")] == []
+
+
+def test_what_a_worker_has_said_and_cost_is_known_when_it_is_stopped_without_an_orchestrator(
+    workspace: Workspace,
+) -> None:
+    workspace.database.add_stream("A")
+    workspace.play("say=before cost=1 until=gate say=after cost=1.5 hang")
+    workspace.start(wait="A").kill()
+    workspace.open_gate("gate")
+    raw = workspace.state / "logs" / "A.jsonl"
+    wait_until(lambda: '"total_cost_usd": 1.5' in raw.read_text(), "its second result")
+    assert workspace.run("stop", "--timeout", "0").returncode == 0
+    (ended,) = workspace.events("worker_ended")
+    assert (ended["verdict"], ended["ending"], ended["cost"], ended["turns"]) == ("stopped", "by the user", 1.5, 2)
+    log = (workspace.state / "logs" / "A.log").read_text().splitlines()
+    assert (log.count("before"), log.count("after")) == (1, 1)
+    assert log.index("after") < next(i for i, line in enumerate(log) if " · ended after " in line)

@@ -57,7 +57,7 @@ def read(database: str) -> Call:
     """Read all streams."""
     import orchestrate
 
-    return lambda: orchestrate.read_streams(orchestrate.TaskStore(Path(database)))
+    return lambda: orchestrate.TaskStore(Path(database)).read()
 
 
 def query(database: str) -> Call:
