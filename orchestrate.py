@@ -775,8 +775,8 @@ class History(NamedTuple):
 
 _NO_RECORD = Record()
 
-# What an event changes in the record of its stream: the fields that take over a fact of the event, with the fact's name
-# where that is another one, and the fields that it sets.
+# What an event changes in the record of its stream: first the fields that take over the event's fact of the same name
+# (`pid`) or of another one (`stopping=why`: the record's `stopping` is the event's `why`), then those that it sets.
 _RECORD_CHANGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "worker_starting": ("started_at=clock raw_start budget", {"is_starting": True, "pid": 0, "run": ""}),
     "worker_started": (

@@ -2181,6 +2181,23 @@ def test_a_stop_that_reaches_no_orchestrator_says_so_and_fails(workspace: Worksp
     assert (again.returncode, "PID 4194305" in again.stderr) == (75, True), again
 
 
+def test_who_has_lost_the_lock_to_another_one_ends_and_writes_no_end_into_its_journal(workspace: Workspace) -> None:
+    """Else what the run has cost would be forgotten, and its budget given out again."""
+    workspace.database.add_streams("A", tasks=2)
+    workspace.play(A=["next cost=1 exit=1", "until=gate all"])
+    first = workspace.start(*NO_POLL)
+    wait_until(lambda: workspace.events("worker_ended") and workspace.pid("A"), "the second worker")
+    first.process.send_signal(signal.SIGSTOP)  # it looks twice a second
+    (workspace.state / "orchestrator.pid").unlink()
+    second = workspace.start(*NO_POLL)
+    second.wait_to_say("Took over the worker of A")
+    first.process.send_signal(signal.SIGCONT)
+    assert "another orchestrator has taken over" in first.finish(code=75)
+    assert workspace.events("run_ended") == []
+    second.finish("gate")
+    assert len(workspace.events("run_ended")) == 1
+
+
 def test_a_lock_that_somebody_has_overwritten_is_signed_again(workspace: Workspace) -> None:
     """Else nobody could see the orchestrator, nor stop it."""
     workspace.database.add_stream("A")
