@@ -15,14 +15,12 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Union
+from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
-from support import SCRIPT, TaskDatabase, Workspace, is_running, own_processes, wait_until
+from support import SCRIPT, TaskDatabase, Workspace, hasten, is_running, own_processes, wait_until
 from test_terminal import open_terminal
-
-from orchestrate import Project, TaskStore, check_server
 
 # ── The demo ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -106,16 +104,25 @@ class Demo:
             (self.folder / path).write_text(HOOK.format(folder=self.folder))
             (self.folder / path).chmod(0o755)
 
-    def popen(self, *words: str, **options: Any) -> subprocess.Popen[str]:
-        """Start `demo`."""
+    def popen(self, *words: str, until: str = "", **options: Any) -> subprocess.Popen[str]:
+        """Start `demo`, and read what it says up to a line with this text."""
         env = {**self.environment, **options.pop("env", {})}
         ends = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
         command = [sys.executable, str(SCRIPT), "demo", *words]
-        return subprocess.Popen(command, cwd="/", env=env, text=True, encoding="utf-8", **ends)
+        process = subprocess.Popen(command, cwd="/", env=env, text=True, encoding="utf-8", **ends)
+        assert process.stdout is not None
+        assert not until or any(until in line for line in process.stdout)
+        return process
 
     def left(self) -> list[Path]:
         """What lies in the temporary folder."""
         return sorted(self.temporary.iterdir())
+
+    def events(self, *kinds: str) -> list[dict[str, Any]]:
+        """The events of these kinds in the journal of the one demo there."""
+        (top,) = self.left()
+        lines = (top / "my-project/.claude/orchestrator/events.jsonl").read_text().split("\n")[:-1]
+        return [event for event in map(json.loads, lines) if event["event"] in kinds]
 
     def processes(self) -> list[str]:
         """The command lines of the processes whose environment or arguments name the temporary folder."""
@@ -148,11 +155,6 @@ class Kept(Demo):
         self.project = top / "my-project"
         self.state = self.project / ".claude" / "orchestrator"
         self.database = top / "tasks" / "my-project" / "tasks.db"
-
-    def events(self, *kinds: str) -> list[dict[str, Any]]:
-        """The events of these kinds in the journal."""
-        events = [json.loads(line) for line in (self.state / "events.jsonl").read_text().splitlines()]
-        return [event for event in events if event["event"] in kinds]
 
     def shell(self, command: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run what the demo has printed, as a person would, from another folder."""
@@ -191,8 +193,8 @@ def mask(text: str, project: Path) -> str:
     return text.replace(str(project), "PROJECT").replace(python, "PY").replace(script, "SCRIPT")
 
 
-def test_a_demo_says_what_happens_where_it_lies_and_what_to_type_next(kept: Kept) -> None:
-    assert (kept.code, kept.err) == (0, "")
+def test_a_demo_says_what_happens_where_it_lies_and_what_to_type_next_and_no_process_outlives_it(kept: Kept) -> None:
+    assert (kept.code, kept.err, kept.leftovers) == (0, "", [])
     assert sorted(mask(kept.out, kept.project).splitlines()) == sorted(DEMO_TEXT.splitlines())
     before, _, behind = DEMO_TEXT.partition("Stream-B complete")  # what runs side by side may end in another order
     said = mask(kept.out, kept.project)
@@ -200,28 +202,20 @@ def test_a_demo_says_what_happens_where_it_lies_and_what_to_type_next(kept: Kept
     assert said.endswith(behind[behind.index("Started worker for Stream-D") :])
 
 
-def test_a_worker_of_the_demo_crashes_once_and_its_stream_goes_on_from_there(kept: Kept) -> None:
-    ends = [event for event in kept.events("worker_ended") if event["stream"] == "Stream-B"]
-    assert [(end["verdict"], end["exit_code"]) for end in ends] == [("restart", 1), ("complete", 0)]
-    assert ends[0]["reason"] == "exit code 1: Error: connection reset by peer (this was arranged)"
+def test_a_worker_of_the_demo_crashes_once_one_is_blocked_once_and_the_others_need_one_attempt(kept: Kept) -> None:
+    ends: dict[str, list[tuple[str, int, int]]] = {}
+    for end in kept.events("worker_ended"):
+        ends.setdefault(end["stream"], []).append((end["verdict"], end["exit_code"], end["restarts"]))
+    assert [[verdict for verdict, _, _ in ends[f"Stream-{name}"]] for name in "AD"] == [["complete"]] * 2
+    assert [end[:2] for end in ends["Stream-B"]] == [("restart", 1), ("complete", 0)]
+    assert [end[::2] for end in ends["Stream-C"]] == [("blocked", 0), ("complete", 0)]  # going on costs no restart
+    crash = next(end for end in kept.events("worker_ended") if end["stream"] == "Stream-B")
+    assert crash["reason"] == "exit code 1: Error: connection reset by peer (this was arranged)"
     starts = [event for event in kept.events("worker_started") if event["stream"] == "Stream-B"]
     assert [(start["attempt"], start["completed"]) for start in starts] == [(1, 0), (2, 1)]
-
-
-def test_a_worker_of_the_demo_is_blocked_once_and_going_on_costs_no_restart(kept: Kept) -> None:
-    ends = [event for event in kept.events("worker_ended") if event["stream"] == "Stream-C"]
-    assert [(end["verdict"], end["restarts"]) for end in ends] == [("blocked", 0), ("complete", 0)]
     (blocked,) = [event for event in kept.events("state") if event["state"] == "BLOCKED"]
     assert blocked["stream"] == "Stream-C"
     assert blocked["reason"].startswith("what does an error look like? Stream-B has to say (TASK-")
-
-
-def test_the_other_workers_of_the_demo_need_one_attempt(kept: Kept) -> None:
-    ends = [(event["stream"], event["verdict"]) for event in kept.events("worker_ended")]
-    assert [end for end in ends if end[0] in ("Stream-A", "Stream-D")] == [
-        ("Stream-A", "complete"),
-        ("Stream-D", "complete"),
-    ]
     assert kept.events("run_ended")[0]["exit_code"] == 0
     assert kept.events("warning", "trouble", "stale_pid_file", "worker_killed") == []
 
@@ -306,10 +300,6 @@ def test_the_commands_for_a_project_of_ones_own_work_as_they_stand(kept: Kept, t
     kept.shell(f"{generate} && {enter} && {{ {doctor} || [ $? = 1 ]; }} && {start} --help", cwd=tmp_path)
 
 
-def test_no_process_of_a_demo_outlives_it(kept: Kept) -> None:
-    assert kept.leftovers == []
-
-
 def test_a_demo_needs_no_git_heeds_no_variables_of_a_task_copilot_and_leaves_nothing(demo: Demo) -> None:
     (demo.folder / "bin").mkdir()
     for name in ("sh", "ps"):
@@ -329,54 +319,32 @@ def test_a_demo_needs_no_git_heeds_no_variables_of_a_task_copilot_and_leaves_not
 
 
 @pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
-    ids=lambda value: str(value),
-)
-def test_a_demo_that_is_interrupted_leaves_no_process_and_no_folder(
-    demo: Demo, number: signal.Signals, code: int
+    ("words", "number", "code", "left"),
+    [((), signal.SIGINT, 130, 0), ((), signal.SIGTERM, 143, 0), ((), signal.SIGHUP, 129, 0),
+     (("--keep",), signal.SIGINT, 130, 1)],
+)  # fmt: skip
+def test_a_demo_that_is_interrupted_leaves_no_process_and_no_folder_that_was_not_to_be_kept(
+    demo: Demo, words: tuple[str, ...], number: signal.Signals, code: int, left: int
 ) -> None:
-    process = demo.popen()
-    assert process.stdout is not None
-    assert any("Started worker for Stream-A" in line for line in process.stdout)
+    process = demo.popen(*words, until="Started worker for Stream-A")
     process.send_signal(number)
     rest = process.communicate(timeout=30)[0]
-    assert (process.returncode, demo.left(), demo.processes()) == (code, [], [])
+    assert (process.returncode, len(demo.left()), demo.processes()) == (code, left, [])
     assert rest.endswith("Stopping the worker of Stream-A: the orchestrator ends\n"
                          "Orchestrator ended; 0 workers left running.\n")  # fmt: skip
 
 
-def test_a_demo_that_is_interrupted_and_kept_stays_where_it_is(demo: Demo) -> None:
-    process = demo.popen("--keep")
-    assert process.stdout is not None
-    assert any("Started worker for Stream-A" in line for line in process.stdout)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert (process.returncode, len(demo.left()), demo.processes()) == (130, 1, [])
-
-
 def test_a_demo_whose_reader_has_gone_can_be_interrupted_and_leaves_nothing(demo: Demo) -> None:
-    process = demo.popen(stderr=subprocess.DEVNULL)
+    process = demo.popen(until="Started worker for Stream-A", stderr=subprocess.DEVNULL)
     assert process.stdout is not None
-    assert any("Started worker for Stream-A" in line for line in process.stdout)
     process.stdout.close()
-    wait_until(
-        lambda: any("## Your Assignment\n- Stream: Stream-B\n" in words for words in demo.processes()), "the next"
-    )
+    wait_until(lambda: "Stream-B" in [event["stream"] for event in demo.events("worker_started")], "the next")
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 130
     assert (demo.left(), demo.processes()) == ([], [])
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGINT,
-        signal.SIGTERM,
-        signal.SIGHUP,
-    ],
-    ids=lambda value: str(value),
-)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_demo_that_is_interrupted_while_it_is_made_leaves_nothing(demo: Demo, number: signal.Signals) -> None:
     (demo.folder / "bin").mkdir()
     git, begun, gate = demo.folder / "bin" / "git", demo.folder / "begun", demo.folder / "gate"
@@ -472,6 +440,20 @@ def photograph(folder: Path) -> dict[str, object]:
     return photo
 
 
+def generate(workspace: Workspace, *words: str, **options: Any) -> tuple[str, str]:
+    """Install, and return what is said and what is warned of."""
+    done = workspace.run("generate", *words, **options)
+    assert done.returncode == 0
+    return done.stdout, done.stderr
+
+
+@pytest.fixture
+def installed(workspace: Workspace) -> Workspace:
+    """A project with an installation."""
+    assert generate(workspace) == (GENERATED + BEHIND, "")
+    return workspace
+
+
 def make_newer(folder: Path) -> Path:
     """Make a newer version of the program, in which each installed file differs."""
     text = SCRIPT.read_text(encoding="utf-8")
@@ -488,44 +470,40 @@ def make_newer(folder: Path) -> Path:
     return path
 
 
-def test_the_first_installation_says_the_guides_words_and_holds_its_files(workspace: Workspace) -> None:
-    done = workspace.run("generate")
-    assert (done.returncode, done.stdout, done.stderr) == (0, GENERATED + BEHIND, "")
-    orchestrator = workspace.root / ".claude" / "orchestrator"
+def test_the_first_installation_says_the_guides_words_and_holds_its_files(installed: Workspace) -> None:
     for name in ("orchestrate.py", "check-streams", "watch-status"):
-        assert (orchestrator / name).read_bytes() == (SCRIPT.parent / name).read_bytes()
-        assert (orchestrator / name).stat().st_mode & 0o777 == 0o755
-    for folder in (orchestrator, orchestrator / "pids", orchestrator / "logs"):
+        assert (installed.state / name).read_bytes() == (SCRIPT.parent / name).read_bytes()
+        assert (installed.state / name).stat().st_mode & 0o777 == 0o755
+    for folder in (installed.state, installed.state / "pids", installed.state / "logs"):
         assert folder.stat().st_mode & 0o777 == 0o700
-    assert (workspace.root / SLASH).stat().st_mode & 0o777 == 0o644
+    assert (installed.root / SLASH).stat().st_mode & 0o777 == 0o644
+    digests = {name: hashlib.sha256((installed.root / name).read_bytes()).hexdigest() for name in FILES}
+    record = (installed.state / ".generated").read_text()  # one for sha256sum
+    assert record == "".join(f"{digests[name]}  {name}\n" for name in FILES)
 
 
-def test_what_is_installed_stays_out_of_git_but_for_the_slash_command(workspace: Workspace) -> None:
-    workspace.make_repository()
-    assert workspace.run("generate").returncode == 0
-    assert workspace.git("status", "--porcelain", "--untracked-files=all") == f"?? {SLASH}\n"
+def test_what_is_installed_stays_out_of_git_but_for_the_slash_command(installed: Workspace) -> None:
+    installed.make_repository()
+    assert installed.git("status", "--porcelain", "--untracked-files=all") == f"?? {SLASH}\n"
 
 
-def test_the_slash_command_runs_what_is_installed_and_never_starts_a_run(workspace: Workspace) -> None:
-    workspace.run("generate")
-    text = (workspace.root / SLASH).read_text(encoding="utf-8")
+def test_the_slash_command_runs_what_is_installed_and_never_starts_a_run(installed: Workspace) -> None:
+    text = (installed.root / SLASH).read_text(encoding="utf-8")
     assert re.match(r"---\ndescription: .+\nargument-hint: generate \| status\n---\n", text)
     assert "$ARGUMENTS" in text
     called = set(re.findall(r"python3 \.claude/orchestrator/orchestrate\.py ([^`\n]+)`", text))
     assert called == {"generate", "doctor", "start --dry-run", "status", "logs STREAM --no-follow"}
     assert {"## generate", "## status"} <= set(text.splitlines())
-    workspace.database.add_stream("STREAM")
+    installed.database.add_stream("STREAM")
     for words in called - {"generate"}:
-        done = workspace.run(*words.split(), script=workspace.state / "orchestrate.py")
+        done = installed.run(*words.split(), script=installed.state / "orchestrate.py")
         assert done.returncode in (0, 1), words
 
 
-def test_a_second_installation_changes_nothing(workspace: Workspace) -> None:
-    workspace.run("generate")
-    before = photograph(workspace.root)
-    done = workspace.run("generate")
-    assert (done.returncode, done.stdout, done.stderr) == (0, describe(*["Unchanged"] * 4), "")
-    after = photograph(workspace.root)
+def test_a_second_installation_changes_nothing(installed: Workspace) -> None:
+    before = photograph(installed.root)
+    assert generate(installed) == (describe(*["Unchanged"] * 4), "")
+    after = photograph(installed.root)
     ours = {".claude/orchestrator", ".claude/orchestrator/.generated"}  # rewritten with the same content
     assert {name for name in before if before[name] != after[name]} <= ours
     assert set(before) == set(after)
@@ -542,103 +520,72 @@ def test_an_installation_touches_nothing_else(workspace: Workspace) -> None:
     assert {name for name in files if before[name] != after.get(name)} == set()
 
 
-def test_what_a_person_has_changed_is_left_alone_until_force(workspace: Workspace) -> None:
-    workspace.run("generate")
-    ours = {name: (workspace.root / name).read_text(encoding="utf-8") for name in FILES}
+def test_what_a_person_has_changed_is_left_alone_until_force(installed: Workspace) -> None:
+    ours = {name: (installed.root / name).read_text(encoding="utf-8") for name in FILES}
     for name, text in ours.items():
-        (workspace.root / name).write_text(f"{text}# mine\n", encoding="utf-8")
+        (installed.root / name).write_text(f"{text}# mine\n", encoding="utf-8")
     for _ in range(2):
-        done = workspace.run("generate")
-        assert (done.returncode, done.stdout) == (0, describe(*["Kept"] * 4))
-        assert done.stderr == "".join(describe_kept(name) for name in FILES)
+        assert generate(installed) == (describe(*["Kept"] * 4), "".join(describe_kept(name) for name in FILES))
         for name, text in ours.items():
-            assert (workspace.root / name).read_text(encoding="utf-8") == f"{text}# mine\n"
-    (workspace.root / CHECK).write_text(ours[CHECK])
-    done = workspace.run("generate", "--force")
-    assert (done.returncode, done.stdout, done.stderr) == (
-        0,
-        describe("Updated", "Unchanged", "Updated", "Updated"),
-        "",
-    )
-    assert {name: (workspace.root / name).read_text(encoding="utf-8") for name in FILES} == ours
+            assert (installed.root / name).read_text(encoding="utf-8") == f"{text}# mine\n"
+    (installed.root / CHECK).write_text(ours[CHECK])
+    assert generate(installed, "--force") == (describe("Updated", "Unchanged", "Updated", "Updated"), "")
+    assert {name: (installed.root / name).read_text(encoding="utf-8") for name in FILES} == ours
 
 
-def test_what_a_person_has_removed_is_created_again(workspace: Workspace) -> None:
-    workspace.run("generate")
-    (workspace.root / CHECK).unlink()
-    shutil.rmtree(workspace.state / "pids")
-    assert workspace.run("generate").stdout == describe("Unchanged", "Created", "Unchanged", "Unchanged")
-    assert (workspace.state / "pids").is_dir()
+def test_what_a_person_has_removed_is_created_again(installed: Workspace) -> None:
+    (installed.root / CHECK).unlink()
+    shutil.rmtree(installed.state / "pids")
+    assert generate(installed) == (describe("Unchanged", "Created", "Unchanged", "Unchanged"), "")
+    assert (installed.state / "pids").is_dir()
 
 
-def test_an_older_version_of_ours_is_updated_but_not_what_was_changed_in_it(workspace: Workspace) -> None:
-    workspace.run("generate")
-    with (workspace.root / SLASH).open("a") as file:
+def test_an_older_version_of_ours_is_updated_but_not_what_was_changed_in_it(installed: Workspace) -> None:
+    with (installed.root / SLASH).open("a") as file:
         file.write("mine\n")
-    done = workspace.run("generate", script=make_newer(workspace.bin))
-    assert done.stdout == describe("Updated", "Updated", "Updated", "Kept")
-    assert done.stderr == describe_kept(SLASH)
-    assert (workspace.root / CHECK).read_text().startswith("#!/bin/sh\n# newer\n")
-    assert (workspace.state / "orchestrate.py").stat().st_mode & 0o777 == 0o755
+    expected = describe("Updated", "Updated", "Updated", "Kept"), describe_kept(SLASH)
+    assert generate(installed, script=make_newer(installed.bin)) == expected
+    assert (installed.root / CHECK).read_text().startswith("#!/bin/sh\n# newer\n")
+    assert (installed.state / "orchestrate.py").stat().st_mode & 0o777 == 0o755
 
 
-def test_the_record_of_what_was_installed_is_one_for_sha256sum(workspace: Workspace) -> None:
-    workspace.run("generate")
-    record = (workspace.state / ".generated").read_text()
-    digests = {name: hashlib.sha256((workspace.root / name).read_bytes()).hexdigest() for name in FILES}
-    assert record == "".join(f"{digests[name]}  {name}\n" for name in FILES)
+def test_a_change_to_the_script_survives_its_own_generate_and_a_newer_version(installed: Workspace) -> None:
+    script = installed.state / "orchestrate.py"
+    text = script.read_text(encoding="utf-8").replace("\nPOLL_INTERVAL = 30 ", "\nPOLL_INTERVAL = 10 ")  # the guide
+    script.write_text(text, encoding="utf-8")
+    generate(installed, script=script)  # as /orchestration generate does
+    assert generate(installed, script=make_newer(installed.bin))[1] == describe_kept(FILES[0])
+    assert script.read_text(encoding="utf-8") == text
 
 
-def test_what_a_person_has_changed_in_the_script_survives_its_own_generate_and_a_newer_version(
-    workspace: Workspace,
-) -> None:
-    workspace.run("generate")
-    installed = workspace.state / "orchestrate.py"
-    text = installed.read_text(encoding="utf-8").replace("\nPOLL_INTERVAL = 30 ", "\nPOLL_INTERVAL = 10 ")  # the guide
-    installed.write_text(text, encoding="utf-8")
-    workspace.run("generate", script=installed)  # as /orchestration generate does
-    done = workspace.run("generate", script=make_newer(workspace.bin))
-    assert installed.read_text(encoding="utf-8") == text
-    assert done.stderr == describe_kept(FILES[0])
-
-
-def test_a_change_that_a_person_has_taken_back_is_no_change(workspace: Workspace) -> None:
-    workspace.run("generate")
-    path = workspace.root / CHECK
+def test_a_change_that_a_person_has_taken_back_is_no_change(installed: Workspace) -> None:
+    path = installed.root / CHECK
     ours = path.read_text()
     path.write_text(f"{ours}# mine\n")
-    workspace.run("generate")
+    generate(installed)
     path.write_text(ours)
-    assert workspace.run("generate", script=make_newer(workspace.bin)).stdout == describe(*["Updated"] * 4)
+    assert generate(installed, script=make_newer(installed.bin)) == (describe(*["Updated"] * 4), "")
 
 
 def test_somebody_elses_slash_command_is_left_alone_at_the_first_installation(workspace: Workspace) -> None:
     path = workspace.root / SLASH
     path.parent.mkdir(parents=True)
     path.write_text("somebody else's\n")
-    done = workspace.run("generate")
-    assert (done.returncode, done.stdout, done.stderr) == (0, GENERATED + BEHIND, describe_kept(SLASH))
+    assert generate(workspace) == (GENERATED + BEHIND, describe_kept(SLASH))
     assert path.read_text() == "somebody else's\n"
 
 
 def test_what_a_link_leads_to_is_never_written(workspace: Workspace) -> None:
-    precious = workspace.home / "precious"
+    precious, nowhere = workspace.home / "precious", workspace.home / "nowhere"
     precious.write_text("precious\n")
-    path = workspace.root / SLASH
-    path.parent.mkdir(parents=True)
-    path.symlink_to(precious)
-    assert workspace.run("generate").stderr == describe_kept(SLASH)
-    assert path.is_symlink()
-    workspace.run("generate", "--force")
-    assert (path.is_symlink(), precious.read_text()) == (False, "precious\n")
-
-
-def test_a_link_to_nowhere_is_replaced_and_nothing_appears_there(workspace: Workspace) -> None:
-    nowhere, path = workspace.home / "nowhere", workspace.root / CHECK
-    path.parent.mkdir(parents=True, mode=0o700)
-    path.symlink_to(nowhere)
-    assert workspace.run("generate").returncode == 0
-    assert (path.is_symlink(), nowhere.exists()) == (False, False)
+    for path, target in ((workspace.root / SLASH, precious), (workspace.root / CHECK, nowhere)):
+        path.parent.mkdir(parents=True, mode=0o700)
+        path.symlink_to(target)
+    assert generate(workspace)[1] == describe_kept(SLASH)
+    assert (workspace.root / SLASH).is_symlink()
+    assert ((workspace.root / CHECK).is_symlink(), nowhere.exists()) == (False, False)
+    generate(workspace, "--force")
+    assert ((workspace.root / SLASH).is_symlink(), precious.read_text()) == (False, "precious\n")
 
 
 @pytest.mark.parametrize("name", [".claude", ".claude/orchestrator", ".claude/commands", SLASH])
@@ -656,14 +603,13 @@ def test_what_stands_in_the_way_is_named_and_left(workspace: Workspace, name: st
     assert path.is_dir() if name == SLASH else path.read_text() == "in the way\n"
 
 
-def test_an_installation_of_others_is_refused(workspace: Workspace) -> None:
-    workspace.run("generate")
-    workspace.state.chmod(0o777)
-    before = photograph(workspace.root)
-    done = workspace.run("generate", "--force")
+def test_an_installation_of_others_is_refused(installed: Workspace) -> None:
+    installed.state.chmod(0o777)
+    before = photograph(installed.root)
+    done = installed.run("generate", "--force")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"[ERROR] {workspace.state} can be written by others\n")
-    assert photograph(workspace.root) == before
+    assert done.stderr.startswith(f"[ERROR] {installed.state} can be written by others\n")
+    assert photograph(installed.root) == before
 
 
 @pytest.mark.parametrize("folder", ["missing", "parts.json", ""])
@@ -693,29 +639,27 @@ def test_the_installation_works_in_any_folder_without_project_from_anywhere(work
     assert "2/2 (100%)" in once.stdout
 
 
-def test_the_installed_watch_status_is_live_from_anywhere(workspace: Workspace) -> None:
-    workspace.database.add_stream("Stream-A", tasks=2)
-    workspace.run("generate")
+def test_the_installed_watch_status_is_live_from_anywhere(installed: Workspace) -> None:
+    installed.database.add_stream("Stream-A", tasks=2)
     with subprocess.Popen(
-        [str(workspace.state / "watch-status"), "0.1"], cwd="/", env=workspace.environment(PYTHON=sys.executable),
+        [str(installed.state / "watch-status"), "0.1"], cwd="/", env=installed.environment(PYTHON=sys.executable),
         stdout=subprocess.PIPE, text=True, encoding="utf-8",
     ) as live:  # fmt: skip
         assert live.stdout is not None
         assert any("0/2 (0%)" in line for line in live.stdout)
-        workspace.database.set_status("completed", "Stream-A")
+        installed.database.set_status("completed", "Stream-A")
         assert "2/2 (100%)" in live.stdout.read()  # and ends, for all is complete
     assert live.returncode == 0
 
 
-def test_the_installed_copy_runs_the_project_and_installs_it_elsewhere(workspace: Workspace, tmp_path: Path) -> None:
-    workspace.database.add_stream("Stream-A")
-    workspace.run("generate")
-    assert workspace.run("start", script=workspace.state / "orchestrate.py", cwd="/").returncode == 0
-    assert workspace.starts() == ["Stream-A"]
+def test_the_installed_copy_runs_the_project_and_installs_it_elsewhere(installed: Workspace, tmp_path: Path) -> None:
+    installed.database.add_stream("Stream-A")
+    script = installed.state / "orchestrate.py"
+    assert installed.run("start", script=script, cwd="/").returncode == 0
+    assert installed.starts() == ["Stream-A"]
     other = tmp_path / "other"
     other.mkdir()
-    done = workspace.run("generate", str(other), script=workspace.state / "orchestrate.py", cwd="/")
-    assert done.stdout == GENERATED + BEHIND
+    assert generate(installed, str(other), script=script, cwd="/") == (GENERATED + BEHIND, "")
     assert (other / FILES[0]).read_bytes() == SCRIPT.read_bytes()
 
 
@@ -733,14 +677,13 @@ def test_an_installed_package_installs_itself_too(workspace: Workspace) -> None:
     assert "Stream" not in workspace.run("status", script=workspace.state / "orchestrate.py", cwd="/").stdout
 
 
-def test_an_installation_beside_a_running_orchestrator_disturbs_nothing(workspace: Workspace) -> None:
-    workspace.database.add_stream("Stream-A")
-    workspace.play("until=gate all")
-    workspace.run("generate")
-    run = workspace.popen("start", script=workspace.state / "orchestrate.py")
-    workspace.wait_for_worker("Stream-A")
-    assert workspace.run("generate", script=make_newer(workspace.bin)).stdout == describe(*["Updated"] * 4)
-    workspace.open_gate("gate")
+def test_an_installation_beside_a_running_orchestrator_disturbs_nothing(installed: Workspace) -> None:
+    installed.database.add_stream("Stream-A")
+    installed.play("until=gate all")
+    run = installed.popen("start", script=installed.state / "orchestrate.py")
+    installed.wait_for_worker("Stream-A")
+    assert generate(installed, script=make_newer(installed.bin)) == (describe(*["Updated"] * 4), "")
+    installed.open_gate("gate")
     assert run.wait(timeout=30) == 0
 
 
@@ -753,13 +696,22 @@ case $1 in
     --help) echo "-p, --print --dangerously-skip-permissions --verbose --output-format <format> (text, stream-json)" ;;
 esac
 """
-Given = Union[Dict[str, str], List[str], None]
 
 
-def give_server(workspace: Workspace, **server: object) -> None:
+def give_server(**server: object) -> Callable[[Workspace], object]:
     """Write `.mcp.json` with this task-copilot server."""
-    given = {"mcpServers": {"task-copilot": server}}
-    (workspace.root / ".mcp.json").write_text(json.dumps(given), encoding="utf-8")
+    text = json.dumps({"mcpServers": {"task-copilot": server}})
+    return lambda workspace: (workspace.root / ".mcp.json").write_text(text, encoding="utf-8")
+
+
+def add_streams(*streams: str, **metadata: Any) -> Callable[[Workspace], object]:
+    """Add streams of one task each."""
+    return lambda workspace: [workspace.database.add_stream(stream, **metadata) for stream in streams]
+
+
+def execute(*statements: str) -> Callable[[Workspace], object]:
+    """Change the database."""
+    return lambda workspace: [workspace.database.execute(statement) for statement in statements]
 
 
 @pytest.fixture
@@ -767,7 +719,7 @@ def healthy(workspace: Workspace) -> Workspace:
     """A project in which everything that a run needs is as it should be."""
     workspace.claude.write_text(CLAUDE)
     (workspace.root / "server.js").write_text("serve()\n")
-    give_server(workspace, command="sh", args=["server.js"])
+    give_server(command="sh", args=["server.js"])(workspace)
     workspace.make_repository(".claude/commands/continue.md")
     workspace.git("add", ".mcp.json", "server.js")
     workspace.git("commit", "--quiet", "-m", "Server")
@@ -821,117 +773,14 @@ def test_a_healthy_project_is_a_line_each_and_exit_code_0(healthy: Workspace) ->
     assert text == expected
 
 
-def remove_claude(workspace: Workspace) -> list[str]:
-    workspace.claude.unlink()
-    return ["--claude", "no-such-claude"]
-
-
-def forbid_claude(workspace: Workspace) -> list[str]:
-    workspace.claude.chmod(0o644)
-    return ["--claude", str(workspace.claude)]
+def add_strays(workspace: Workspace) -> None:
+    workspace.database.add_task(None)
+    workspace.database.add_task(None, "completed")
+    workspace.database.add_row("odd", "pending", "not JSON")
 
 
 def age_claude(workspace: Workspace) -> None:
     workspace.claude.write_text(CLAUDE.replace("2.1.330", "0.9.1").replace(", stream-json", ""))
-
-
-def silence_claude(workspace: Workspace) -> None:
-    workspace.claude.write_text("#!/bin/sh\nexit 1\n")
-
-
-def leave_sandbox(_: Workspace) -> dict[str, str]:
-    return {"IS_SANDBOX": "0"}
-
-
-def put_file_for_state(workspace: Workspace) -> None:
-    workspace.state.write_text("")
-
-
-def open_state_to_others(workspace: Workspace) -> None:
-    workspace.state.mkdir()
-    workspace.state.chmod(0o777)
-
-
-def put_file_for_logs(workspace: Workspace) -> None:
-    workspace.state.mkdir(mode=0o700)
-    (workspace.state / "logs").write_text("")
-
-
-def forbid_project(workspace: Workspace) -> None:
-    (workspace.root / ".claude").chmod(0o500)
-
-
-def remove_repository(workspace: Workspace) -> None:
-    shutil.rmtree(workspace.root / ".git")
-
-
-def remove_commits(workspace: Workspace) -> None:
-    remove_repository(workspace)
-    workspace.git("init", "--quiet")
-
-
-def leave_change(workspace: Workspace) -> None:
-    (workspace.root / "server.js").write_text("changed\n")
-
-
-def break_repository(workspace: Workspace) -> None:
-    (workspace.root / ".git" / "config").write_text("[core\n")
-
-
-def hide_git(workspace: Workspace) -> dict[str, str]:
-    for name in ("sh", "ps"):
-        (workspace.bin / name).symlink_to(str(shutil.which(name)))
-    return {"PATH": str(workspace.bin)}
-
-
-def leave_stale_files(workspace: Workspace) -> None:
-    pids = workspace.state / "pids"
-    workspace.state.mkdir(mode=0o700)
-    pids.mkdir(mode=0o700)
-    (pids / "Stream-A.pid").write_text("99999999\n")
-    (pids / "Old.pid").write_text("what\n")
-
-
-def remove_server(workspace: Workspace) -> None:
-    (workspace.root / ".mcp.json").unlink()
-    workspace.git("commit", "--quiet", "-am", "No server")
-
-
-def remove_servers_program(workspace: Workspace) -> None:
-    give_server(workspace, command="no-such-node", args=["server.js"])
-
-
-def remove_servers_file(workspace: Workspace) -> None:
-    give_server(workspace, command="sh", args=["dist/index.js"])
-
-
-def break_mcp(workspace: Workspace) -> None:
-    (workspace.root / ".mcp.json").write_text("{")
-
-
-def shout_in_mcp(workspace: Workspace) -> None:
-    give_server(workspace, command="sh\x1b[31m\x07", args=["a\u202eb\nc"])
-
-
-def remove_continue(workspace: Workspace) -> None:
-    (workspace.root / ".claude" / "commands" / "continue.md").unlink()
-    workspace.git("commit", "--quiet", "-am", "No command")
-
-
-def remove_database(workspace: Workspace) -> None:
-    workspace.database.path.unlink()
-
-
-def break_database(workspace: Workspace) -> None:
-    workspace.database.path.write_bytes(b"garbage" * 1000)
-
-
-def remove_table(workspace: Workspace) -> None:
-    workspace.database.execute("DROP TABLE tasks")
-
-
-def forbid_database(workspace: Workspace) -> None:
-    workspace.database.path.chmod(0o400)
 
 
 def forbid_wal(workspace: Workspace) -> None:
@@ -939,44 +788,19 @@ def forbid_wal(workspace: Workspace) -> None:
     workspace.database.path.parent.chmod(0o500)
 
 
-def rename_database(workspace: Workspace) -> list[str]:
-    shutil.copy(workspace.database.path, workspace.database.path.with_name("other.db"))
-    return ["--db", str(workspace.database.path.with_name("other.db"))]
-
-
-def advance_schema(workspace: Workspace) -> None:
-    workspace.database.execute("UPDATE migrations SET version = 11")
-
-
-def remove_schema(workspace: Workspace) -> None:
-    workspace.database.execute("DROP TABLE migrations")
-
-
-def remove_streams(workspace: Workspace) -> None:
-    workspace.database.execute("UPDATE tasks SET metadata = '{}', status = 'completed'")
-
-
-def misname_phase(workspace: Workspace) -> None:
-    workspace.database.add_stream("Stream-C", "later")
-
-
-def close_circle(workspace: Workspace) -> None:
-    workspace.database.add_stream("Stream-C", streamDependencies=["Stream-C"])
-
-
-def depend_on_nothing(workspace: Workspace) -> None:
-    workspace.database.add_stream("Stream-C", streamDependencies=["Nowhere"])
-
-
-def add_many(workspace: Workspace) -> None:
-    for number in range(5):
-        workspace.database.add_stream(f"More-{number}")
-
-
-def add_strays(workspace: Workspace) -> None:
-    workspace.database.add_task(None)
-    workspace.database.add_task(None, "completed")
-    workspace.database.add_row("odd", "pending", "not JSON")
+def ruin(workspace: Workspace, name: str) -> None:
+    """Do what a row says: in a shell that stands in the project, or with the workspace."""
+    how = ROWS[name][0]
+    if callable(how):
+        how(workspace)
+    else:
+        env = workspace.environment(
+            CLAUDE=str(workspace.claude),
+            BIN=str(workspace.bin),
+            STATE=str(workspace.state),
+            DB=str(workspace.database.path),
+        )
+        subprocess.run(["sh", "-ec", how], cwd=workspace.root, env=env, check=True)
 
 
 SERVER = "Install Task Copilot (npm install && npm run build in its folder), or correct .mcp.json."
@@ -984,95 +808,122 @@ STREAMS = "Correct the tasks' metadata (streamPhase, streamDependencies), then s
 PROTOCOL = "Run /protocol in Claude Code to initialize Task Copilot for this project, or name the file with --db."
 UNREADABLE = "Look at {database}: is it Task Copilot's database, and free to read?"
 INSTALL = "Install Claude Code (npm install -g @anthropic-ai/claude-code) or add it to PATH; --claude CMD names another"
-AS_USER = pytest.mark.skipif(is_root(), reason="root may write anywhere")
-AS_ROOT = pytest.mark.skipif(not is_root(), reason="only root is refused by claude")
-
 # What is broken, the subject, the level (`doctor`: an error that `start` does not look for), what is found, the remedy.
-ROWS: list[Any] = [
-    (remove_claude, "Claude", "error", "no-such-claude: command not found", f"{INSTALL} command."),
-    (forbid_claude, "Claude", "error", "{claude} is not executable", "Make it so: chmod +x {claude}"),
-    (age_claude, "Claude", "doctor", "{claude} (0.9.1 (Claude Code)) is too old: it has no stream-json",
-     "Run: claude update"),
-    (silence_claude, "Claude", "warning", "{claude} does not answer --help",
-     "Whether workers can use it is not known; try it by hand."),
-    pytest.param(leave_sandbox, "Claude", "error", "claude refuses --dangerously-skip-permissions for root",
-                 "Run as another user, or in a sandbox of your own say so: export IS_SANDBOX=1", marks=AS_ROOT),
-    (put_file_for_state, "Project", "error", "{state} is no folder of its own", "Look at what it is, and remove it."),
-    (put_file_for_logs, "Project", "error", "{state}/logs is no folder of its own",
-     "Look at what it is, and remove it."),
-    (open_state_to_others, "Project", "error", "{state} can be written by others",
-     "Look at what they put there, then: chmod go-w {state}"),
-    pytest.param(forbid_project, "Project", "error", "{root}/.claude is not writable",
-                 "Let its owner allow it: chmod u+wx {root}/.claude", marks=AS_USER),
-    (remove_repository, "Git", "warning",
-     "no worktrees, all streams would work in one folder: it lies in no git repository",
-     "git init && git add --all && git commit -m Begin; then each parallel stream has its own worktree."),
-    (remove_commits, "Git", "warning",
-     "no worktrees, all streams would work in one folder: its git repository has no commit yet",
-     "git init && git add --all && git commit -m Begin; then each parallel stream has its own worktree."),
-    (leave_change, "Git", "warning",
-     "{git}, main. Uncommitted changes: the streams branch from the last commit, without server.js",
-     "Commit what the workers need."),
-    (break_repository, "Git", "doctor", "git rev-parse: fatal: bad config line 1 in file .git/config",
-     "Run: git status"),
-    (hide_git, "Git", "doctor", "git: command not found", "Install git, or start with --no-worktrees."),
-    (leave_stale_files, "Orchestrator", "warning",
-     "PID files without a worker: Old.pid: it holds no worker's PID; Stream-A.pid: process 99999999 is gone",
-     "Nothing to do: `start` removes them, as does `clean`."),
-    (remove_server, "Task Copilot", "warning", "no task-copilot server in {root}/.mcp.json, or in ~/.claude.json",
-     "Without its tools a worker can't complete a task: run /setup-project in Claude Code."),
-    (remove_servers_program, "Task Copilot", "error",
-     "the task-copilot server of .mcp.json can't be started: there is no no-such-node", SERVER),
-    (remove_servers_file, "Task Copilot", "error",
-     "the task-copilot server of .mcp.json can't be started: there is no dist/index.js", SERVER),
-    (break_mcp, "Task Copilot", "error",
-     "{root}/.mcp.json can't be read: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
-     "Repair it, or name the database with --db."),
-    (shout_in_mcp, "Task Copilot", "error",
-     "the task-copilot server of .mcp.json can't be started: there is no sh\x1b[31m\x07", SERVER),
-    (remove_continue, "Task Copilot", "warning", "; no /continue in .claude/commands",
-     "The prompt begins with /continue: run /setup-project, or write your own."),
-    (remove_database, "Database", "error",
-     "Task Copilot database not found: {database}\nalso tried: {fallback}", PROTOCOL),
-    pytest.param(forbid_database, "Database", "doctor",
-                 "{database} is not writable: workers could complete no task", "chmod u+w {database}", marks=AS_USER),
-    pytest.param(forbid_wal, "Database", "doctor",
-                 "{database.parent} is not writable: workers could complete no task", "chmod u+w {database.parent}",
-                 marks=AS_USER),
-    (rename_database, "Database", "warning",
-     "a Task Copilot server reads tasks.db, not other.db, in its folder", "Name the file tasks.db."),
-    (break_database, "Database", "error", "SQLite query failed: file is not a database", UNREADABLE),
-    (remove_table, "Streams", "error", "SQLite query failed: no such table: tasks", UNREADABLE),
-    (advance_schema, "Database", "warning", "; version 11",
-     "This program was tried with versions up to 10: look for a newer one."),
-    (remove_schema, "Database", "ok", "; without a version", None),
-    (remove_streams, "Streams", "error", "No streams found in Task Copilot database",
-     "Work with @agent-ta to organize tasks into streams: each task's metadata needs a streamId."),
-    (misname_phase, "Streams", "error", 'Stream-C: task TASK-4 has the unknown phase "later"', STREAMS),
-    (close_circle, "Streams", "error",
-     "Stream-C: its dependencies form a cycle: Stream-C (parallel) -> Stream-C (parallel)", STREAMS),
-    (depend_on_nothing, "Streams", "error", "Stream-C: it depends on Nowhere, and no stream has that id", STREAMS),
-    (add_many, "Streams", "warning", "7 streams: 1 foundation, 6 parallel",
-     "More than 5 parallel streams are hard to merge: split them into phases."),
-    (add_strays, "Streams", "warning",
-     "; 0 of 3 tasks completed; 1 open task without a stream; 1 task skipped: the metadata is not valid JSON",
-     "Correct their metadata (streamId, streamName, streamPhase): no worker gets what has no stream."),
-]  # fmt: skip
-NAMES = [(row.values if hasattr(row, "values") else row)[0].__name__ for row in ROWS]
+REPOSITORY = "git init && git add --all && git commit -m Begin; then each parallel stream has its own worktree."
+USERS_ALONE = ("forbidden project", "forbidden database", "forbidden folder of the database")  # root may write anywhere
+
+# How it is broken, the subject, the level (`doctor`: an error that `start` does not look for), what is found, and the
+# remedy.
+ROWS: dict[str, tuple[str | Callable[[Workspace], object], str, str, str, str | None]] = {
+    "no claude": ("rm $CLAUDE", "Claude", "error", "no-such-claude: command not found", f"{INSTALL} command."),
+    "forbidden claude": ("chmod 644 $CLAUDE", "Claude", "error", "{claude} is not executable",
+        "Make it so: chmod +x {claude}"),
+    "old claude": (age_claude, "Claude", "doctor", "{claude} (0.9.1 (Claude Code)) is too old: it has no stream-json",
+        "Run: claude update"),
+    "silent claude": (r"printf '#!/bin/sh\nexit 1\n' > $CLAUDE", "Claude", "warning", "{claude} does not answer --help",
+        "Whether workers can use it is not known; try it by hand."),
+    "no sandbox": (":", "Claude", "error", "claude refuses --dangerously-skip-permissions for root",
+        "Run as another user, or in a sandbox of your own say so: export IS_SANDBOX=1"),
+    "file for state": ("touch $STATE", "Project", "error", "{state} is no folder of its own",
+        "Look at what it is, and remove it."),
+    "file for logs": ("mkdir -m 700 $STATE; touch $STATE/logs", "Project", "error",
+        "{state}/logs is no folder of its own", "Look at what it is, and remove it."),
+    "state of others": ("mkdir $STATE; chmod 777 $STATE", "Project", "error", "{state} can be written by others",
+        "Look at what they put there, then: chmod go-w {state}"),
+    "forbidden project": ("chmod 500 .claude", "Project", "error", "{root}/.claude is not writable",
+        "Let its owner allow it: chmod u+wx {root}/.claude"),
+    "no repository": ("rm -rf .git", "Git", "warning",
+        "no worktrees, all streams would work in one folder: it lies in no git repository", REPOSITORY),
+    "no commits": ("rm -rf .git; git init -q", "Git", "warning",
+        "no worktrees, all streams would work in one folder: its git repository has no commit yet", REPOSITORY),
+    "a change": ("echo changed > server.js", "Git", "warning",
+        "{git}, main. Uncommitted changes: the streams branch from the last commit, without server.js",
+        "Commit what the workers need."),
+    "broken repository": ("echo '[core' > .git/config", "Git", "doctor",
+        "git rev-parse: fatal: bad config line 1 in file .git/config", "Run: git status"),
+    "no git": ("ln -s $(command -v sh) $(command -v ps) $BIN", "Git", "doctor", "git: command not found",
+        "Install git, or start with --no-worktrees."),
+    "stale files": (
+        "umask 77; mkdir -p $STATE/pids; echo 99999999 > $STATE/pids/Stream-A.pid; echo what > $STATE/pids/Old.pid",
+        "Orchestrator", "warning",
+        "PID files without a worker: Old.pid: it holds no worker's PID; Stream-A.pid: process 99999999 is gone",
+        "Nothing to do: `start` removes them, as does `clean`."),
+    "no server": ("rm .mcp.json; git commit -qam x", "Task Copilot", "warning",
+        "no task-copilot server in {root}/.mcp.json, or in ~/.claude.json",
+        "Without its tools a worker can't complete a task: run /setup-project in Claude Code."),
+    "no program of the server": (give_server(command="no-such-node", args=["server.js"]), "Task Copilot", "error",
+        "the task-copilot server of .mcp.json can't be started: there is no no-such-node", SERVER),
+    "no file of the server": (give_server(command="sh", args=["dist/index.js"]), "Task Copilot", "error",
+        "the task-copilot server of .mcp.json can't be started: there is no dist/index.js", SERVER),
+    "broken .mcp.json": ("printf '{' > .mcp.json", "Task Copilot", "error",
+        "{root}/.mcp.json can't be read: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+        "Repair it, or name the database with --db."),
+    "loud .mcp.json": (give_server(command="sh\x1b[31m\x07", args=["a\u202eb\nc"]), "Task Copilot", "error",
+        "the task-copilot server of .mcp.json can't be started: there is no sh\x1b[31m\x07", SERVER),
+    "no /continue": ("rm .claude/commands/continue.md; git commit -qam x", "Task Copilot", "warning",
+        "; no /continue in .claude/commands",
+        "The prompt begins with /continue: run /setup-project, or write your own."),
+    "no database": ("rm $DB", "Database", "error",
+        "Task Copilot database not found: {database}\nalso tried: {fallback}", PROTOCOL),
+    "forbidden database": ("chmod 400 $DB", "Database", "doctor",
+        "{database} is not writable: workers could complete no task", "chmod u+w {database}"),
+    "forbidden folder of the database": (forbid_wal, "Database", "doctor",
+        "{database.parent} is not writable: workers could complete no task", "chmod u+w {database.parent}"),
+    "other name": ("cp $DB $(dirname $DB)/other.db", "Database", "warning",
+        "a Task Copilot server reads tasks.db, not other.db, in its folder", "Name the file tasks.db."),
+    "garbage": ("yes garbage | head -c 8000 > $DB", "Database", "error", "SQLite query failed: file is not a database",
+        UNREADABLE),
+    "no table": (execute("DROP TABLE tasks"), "Streams", "error", "SQLite query failed: no such table: tasks",
+        UNREADABLE),
+    "newer schema": (execute("UPDATE migrations SET version = 11"), "Database", "warning", "; version 11",
+        "This program was tried with versions up to 10: look for a newer one."),
+    "no schema": (execute("DROP TABLE migrations"), "Database", "ok", "; without a version", None),
+    "empty schema": (execute("DELETE FROM migrations"), "Database", "ok", "; without a version", None),
+    "other column": (execute("DROP TABLE migrations", "CREATE TABLE migrations (name TEXT)"), "Database", "ok",
+        "; without a version", None),
+    "word for a version": (execute("DROP TABLE migrations", "CREATE TABLE migrations AS SELECT 'x' AS version"),
+        "Database", "ok", "; without a version", None),
+    "no streams": (execute("UPDATE tasks SET metadata = '{}', status = 'completed'"), "Streams", "error",
+        "No streams found in Task Copilot database",
+        "Work with @agent-ta to organize tasks into streams: each task's metadata needs a streamId."),
+    "unknown phase": (add_streams("Stream-C", phase="later"), "Streams", "error",
+        'Stream-C: task TASK-4 has the unknown phase "later"', STREAMS),
+    "circle": (add_streams("Stream-C", streamDependencies=["Stream-C"]), "Streams", "error",
+        "Stream-C: its dependencies form a cycle: Stream-C (parallel) -> Stream-C (parallel)", STREAMS),
+    "unknown dependency": (add_streams("Stream-C", streamDependencies=["Nowhere"]), "Streams", "error",
+        "Stream-C: it depends on Nowhere, and no stream has that id", STREAMS),
+    "many streams": (add_streams("C", "D", "E", "F", "G"), "Streams", "warning", "7 streams: 1 foundation, 6 parallel",
+        "More than 5 parallel streams are hard to merge: split them into phases."),
+    "strays": (add_strays, "Streams", "warning",
+        "; 0 of 3 tasks completed; 1 open task without a stream; 1 task skipped: the metadata is not valid JSON",
+        "Correct their metadata (streamId, streamName, streamPhase): no worker gets what has no stream."),
+}  # fmt: skip
+
+# With which words and variables the program is called then.
+CALLED = {
+    "no claude": "--claude no-such-claude",
+    "forbidden claude": "--claude {claude}",
+    "no sandbox": "IS_SANDBOX=0",
+    "no git": "PATH={bin}",
+    "other name": "--db {database.parent}/other.db",
+}
 
 
-@pytest.mark.parametrize(("break_it", "subject", "level", "found", "remedy"), ROWS, ids=NAMES)
-def test_doctor_names_what_is_wrong_and_its_remedy_and_start_says_the_same(
-    healthy: Workspace, break_it: Callable[[Workspace], Given], subject: str, level: str, found: str, remedy: str | None
-) -> None:
+@pytest.mark.parametrize("name", ROWS)
+def test_doctor_names_what_is_wrong_and_its_remedy_and_start_says_the_same(healthy: Workspace, name: str) -> None:
+    if name in USERS_ALONE if is_root() else name == "no sandbox":
+        pytest.skip("root may write anywhere, and is alone in being refused by claude")
+    _, subject, level, found, remedy = ROWS[name]
     fallback = hashlib.md5(str(healthy.root).encode()).hexdigest()[:12]
     names: dict[str, Any] = {
         "claude": healthy.claude, "state": healthy.state, "root": healthy.root, "database": healthy.database.path,
-        "git": healthy.git("--version").strip(),
+        "git": healthy.git("--version").strip(), "bin": healthy.bin,
         "fallback": healthy.database.path.parent.parent / fallback / "tasks.db",
     }  # fmt: skip
-    given = break_it(healthy)
-    words, env = (given, {}) if isinstance(given, list) else ([], given or {})
+    ruin(healthy, name)
+    words = CALLED.get(name, "").format(**names).split()
+    env = dict(word.split("=") for word in words if "=" in word)
+    words = [] if env else words
     try:
         code, checks = examine(healthy, *words, env=env)
         started = healthy.run("start", "--max-restarts", "0", *words, env=env) if level == "error" else None
@@ -1098,8 +949,8 @@ def test_doctor_names_what_is_wrong_and_its_remedy_and_start_says_the_same(
 
 
 def test_a_remedy_stands_under_what_is_wrong(healthy: Workspace) -> None:
-    for break_it in (remove_servers_file, misname_phase, put_file_for_logs, add_many, add_strays):
-        break_it(healthy)
+    for name in ("no file of the server", "unknown phase", "file for logs", "many streams", "strays"):
+        ruin(healthy, name)
     code, checks = examine(healthy)
     done = healthy.run("doctor")
     assert (done.returncode, code) == (1, 1)
@@ -1113,7 +964,7 @@ def test_a_remedy_stands_under_what_is_wrong(healthy: Workspace) -> None:
 
 
 def test_control_sequences_of_others_are_shown_and_never_obeyed(healthy: Workspace) -> None:
-    shout_in_mcp(healthy)
+    ruin(healthy, "loud .mcp.json")
     healthy.claude.write_text(CLAUDE.replace("2.1.330", "2\x1b]0;title\x07\u202e"))
     healthy.database.add_stream("S\x1b[31m", "later\x07")
     done = healthy.run("doctor")
@@ -1123,7 +974,7 @@ def test_control_sequences_of_others_are_shown_and_never_obeyed(healthy: Workspa
 
 
 def test_on_a_narrow_terminal_no_line_is_wider_than_it(healthy: Workspace) -> None:
-    remove_servers_file(healthy)
+    ruin(healthy, "no file of the server")
     with open_terminal(healthy, (60, 60), "doctor") as terminal:
         assert terminal.wait_for_end() == 1
         lines = terminal.read().rstrip().splitlines()
@@ -1139,7 +990,7 @@ def test_on_a_narrow_terminal_no_line_is_wider_than_it(healthy: Workspace) -> No
 
 
 def test_doctor_changes_nothing_on_disk(healthy: Workspace) -> None:
-    leave_stale_files(healthy)
+    ruin(healthy, "stale files")
     top = healthy.root.parent
     healthy.run("doctor")  # whoever reads a database in WAL mode leaves its -shm and -wal behind
     before = photograph(top)
@@ -1180,12 +1031,8 @@ def test_doctor_beside_an_orchestrator_names_it_and_lets_it_be(healthy: Workspac
 
 
 def test_a_claude_that_hangs_holds_the_doctor_up_for_a_moment_only(healthy: Workspace) -> None:
-    quick = healthy.bin / "orchestrate.py"
-    text = SCRIPT.read_text(encoding="utf-8")
-    assert "\nCLAUDE_TIMEOUT = 20 " in text
-    quick.write_text(text.replace("\nCLAUDE_TIMEOUT = 20 ", "\nCLAUDE_TIMEOUT = 0.3 "), encoding="utf-8")
     healthy.claude.write_text("#!/bin/sh\nexec sleep 1000\n")
-    code, checks = examine(healthy, script=quick, timeout=30)
+    code, checks = examine(healthy, script=hasten(healthy, CLAUDE_TIMEOUT="0.3"), timeout=30)
     assert (code, checks["Claude"]["found"]) == (0, f"{healthy.claude} does not answer --help")
 
 
@@ -1198,25 +1045,27 @@ def test_a_launcher_of_claude_is_asked_too(healthy: Workspace) -> None:
 @pytest.mark.parametrize(
     ("settings", "is_there"),
     [
-        ({"mcpServers": {"task-copilot": {}}}, True),
-        ({"projects": {"ROOT": {"mcpServers": {"task-copilot": {}}}}}, True),
-        ({"projects": {"/elsewhere": {"mcpServers": {"task-copilot": {}}}}}, False),
-        ({"mcpServers": None, "projects": {"ROOT": {}}}, False),
-        ({"projects": None}, False),
-        ([], False),
-        (5, False),
+        ('{"mcpServers": {"task-copilot": {}}}', True),
+        ('{"projects": {"ROOT": {"mcpServers": {"task-copilot": {}}}}}', True),
+        ('{"projects": {"/elsewhere": {"mcpServers": {"task-copilot": {}}}}}', False),
+        ('{"mcpServers": null, "projects": {"ROOT": {}}}', False),
+        ('{"projects": null}', False),
+        ("[]", False),
+        ("5", False),
+        ("[" * 100_000, False),
     ],
+    ids=["all", "this", "other", "none", "null", "list", "number", "deep"],
 )
-def test_a_server_of_the_user_is_one_too(workspace: Workspace, settings: object, is_there: bool) -> None:
-    text = json.dumps(settings).replace("ROOT", str(workspace.root))
-    (workspace.home / ".claude.json").write_text(text)
+def test_a_server_of_the_user_is_one_too(workspace: Workspace, settings: str, is_there: bool) -> None:
+    (workspace.home / ".claude.json").write_text(settings.replace("ROOT", str(workspace.root)))
     check = examine(workspace)[1]["Task Copilot"]
-    assert check["found"].startswith("task-copilot, from ~/.claude.json; ") is is_there
+    none = f"no task-copilot server in {workspace.root}/.mcp.json, or in ~/.claude.json"
+    assert check["found"].split("; ")[0] == ("task-copilot, from ~/.claude.json" if is_there else none)
 
 
 @pytest.mark.parametrize("folder", [".claude/commands/continue.md", ".claude/skills/continue/SKILL.md"])
 def test_the_continue_command_may_be_the_users_own(healthy: Workspace, folder: str) -> None:
-    remove_continue(healthy)
+    ruin(healthy, "no /continue")
     path = healthy.home / folder
     path.parent.mkdir(parents=True)
     path.write_text("go on\n")
@@ -1253,61 +1102,40 @@ def test_a_doctor_in_an_empty_folder_has_a_line_for_everything_that_it_can_look_
 # ── What the doctor may not take for wrong, and what may not end it ───────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(
-    "server",
-    [
-        {"command": "sh", "args": ["-c", "exec ./serve"]},
-        {"command": "npx", "args": ["-y", "@scope/task-copilot"]},
-        {"command": "${SHELL_HERE:-sh}", "args": ["${ROOT}/server.js"]},
-        {"type": "http", "url": "http://localhost:1/mcp"},
-        {"command": "sh", "args": ["-c", "cd tools && exec node dist/index.js"]},
-        {"command": "sh", "args": ["--require=loader.js", "server.js"]},
-        {"command": "sh", "args": ["run", "https://example.org/index.ts"]},
-        {"command": "sh", "args": ["run", "-v", "/srv:/app", "image", "node", "/app/index.js"]},
-    ],
-    ids=["shell", "npx", "variables", "http", "shell script", "option", "address", "container"],
-)
-def test_a_server_that_may_well_start_keeps_no_run_from_starting(
-    workspace: Workspace, server: dict[str, object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    give_server(workspace, **server)
-    for name in ("server.js", "npx"):
-        path = workspace.root / name if name == "server.js" else workspace.bin / name
+SERVERS = {
+    "shell": ["sh", "-c", "exec ./serve"],
+    "npx": ["npx", "-y", "@scope/task-copilot"],
+    "variables": ["${SHELL_HERE:-sh}", "${ROOT}/server.js", "$ROOT/x", "${NONE:-y}"],
+    "shell script": ["sh", "-c", "cd tools && exec node dist/index.js"],
+    "option": ["sh", "--require=loader.js", "server.js"],
+    "address": ["sh", "run", "https://example.org/index.ts"],
+    "container": ["sh", "run", "-v", "/srv:/app", "image", "node", "/app/index.js"],
+    "http": [],
+}
+
+
+@pytest.mark.parametrize("words", SERVERS.values(), ids=SERVERS)
+def test_a_server_that_may_well_start_keeps_no_run_from_starting(workspace: Workspace, words: list[str]) -> None:
+    program = {"command": words[0], "args": [*words[1:], 3]} if words else {"type": "http", "url": "http://h/"}
+    give_server(**program)(workspace)
+    for path in (workspace.root / "server.js", workspace.bin / "npx"):
         path.write_text("#!/bin/sh\n")
         path.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{workspace.bin}:{os.environ['PATH']}")
-    monkeypatch.setenv("ROOT", str(workspace.root))
-    check_server(Project(workspace.root))
+    root = str(workspace.root)
+    check = examine(workspace, env={"ROOT": root})[1]["Task Copilot"]
+    expanded = [re.sub(r"\$\{?ROOT\}?", root, re.sub(r"\$\{\w+:-(.+)\}", r"\1", word)) for word in words]
+    named = f" ({shlex.join(expanded)})" if words else ""
+    found = f"task-copilot, from .mcp.json{named}; no /continue in .claude/commands"
+    assert (check["level"], check["found"]) == ("warning", found)
 
 
 def test_a_server_beside_the_project_is_found_from_a_folder_below_it(healthy: Workspace) -> None:
-    give_server(healthy, command="./serve", args=[])
+    give_server(command="./serve", args=[])(healthy)
     (healthy.root / "serve").write_text("#!/bin/sh\n")
     (healthy.root / "serve").chmod(0o755)
     (healthy.root / "below").mkdir()
     assert examine(healthy)[1]["Task Copilot"]["level"] == "ok"
     assert examine(healthy, cwd=healthy.root / "below")[1]["Task Copilot"]["level"] == "ok"
-
-
-@pytest.mark.parametrize(
-    "statements",
-    [
-        ["DELETE FROM migrations"],
-        ["DROP TABLE migrations", "CREATE TABLE migrations (name TEXT)"],
-        ["DROP TABLE migrations", "CREATE TABLE migrations (version TEXT)", "INSERT INTO migrations VALUES ('x')"],
-    ],
-    ids=["empty", "other column", "word"],
-)
-def test_a_schema_without_a_version_that_can_be_read_has_none(workspace: Workspace, statements: list[str]) -> None:
-    for statement in statements:
-        workspace.database.execute(statement)
-    with closing(TaskStore(workspace.database.path)) as store:
-        assert store.read_version() == 0
-
-
-def test_settings_of_the_user_that_are_nested_too_deeply_have_no_server(workspace: Workspace) -> None:
-    (workspace.home / ".claude.json").write_text("[" * 100_000)
-    assert examine(workspace)[1]["Task Copilot"]["found"].startswith("no task-copilot server in ")
 
 
 def test_a_package_without_a_version_is_said_and_no_traceback(healthy: Workspace) -> None:
