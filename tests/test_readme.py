@@ -24,31 +24,15 @@ from typing import Callable, NamedTuple
 import pytest
 import yaml
 from support import SCRIPT, Workspace, is_running, wait_until
+from test_setup import DEMO
 
-import orchestrate
+from orchestrate import Phase, cli
 
 REPOSITORY = SCRIPT.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 CLONE = "Two commands"  # the section whose blocks run in a clone of this repository: test_packaging.py runs them
 
-TOOLS = (
-    "bash",
-    "sh",
-    "cat",
-    "chmod",
-    "dirname",
-    "env",
-    "date",
-    "git",
-    "grep",
-    "hostname",
-    "id",
-    "mkdir",
-    "nice",
-    "readlink",
-    "rm",
-    "true",
-)
+TOOLS = "bash sh cat chmod dirname env date git grep hostname id mkdir nice readlink rm true"
 
 
 class Block(NamedTuple):
@@ -132,8 +116,10 @@ def execute(words, env=os.environ):
 
 '''
 
-# A reader's hand as well: Ctrl+C for what goes on until then, once it has shown something.
-PYTHON = r"""
+# By the name of the program; PIP and NPM are for the runner of a workflow alone.
+STAND_INS = {
+    # A reader's hand as well: Ctrl+C for what goes on until then, once it has shown something.
+    "python": r"""
 words = [WORDS[0] if WORDS else "", *WORDS[1:]]
 if not ("--watch" in words or ("logs" in words and "--no-follow" not in words)):
     execute([{python!r}, *WORDS])
@@ -145,9 +131,8 @@ code = process.wait()
 if shown and code in ((0, 130, -2) if "--watch" in words else (130,)):  # a dashboard ends by itself, too
     sys.exit(0)
 refuse(f"{{WORDS}} ended with {{code}}")
-"""
-
-CLAUDE = r"""
+""",
+    "claude": r"""
 FLAGS = ("--print", "-p", "--dangerously-skip-permissions", "--verbose")
 VALUED = ("--output-format", "--model", "--max-budget-usd", "--mcp-config")
 if WORDS in (["--version"], ["--help"]):
@@ -155,23 +140,20 @@ if WORDS in (["--version"], ["--help"]):
     sys.exit()
 read_options(WORDS[:-1], FLAGS, VALUED)[1] and refuse("there is more than one prompt")
 execute([str(HERE / "worker"), *WORDS])
-"""
-
-ORCHESTRATE = r"""
+""",
+    "orchestrate": r"""
 sys.path.insert(0, {repository!r})
 from orchestrate import run_script
 run_script()
-"""
-
-JQ = r"""
+""",
+    "jq": r"""
 if WORDS != ['.streams[] | select(.state == "failed")']:
     refuse(f"this is not jq, and knows no {{WORDS}}")
 for stream in json.load(sys.stdin)["streams"]:
     if stream["state"] == "failed":
         print(json.dumps(stream, indent=2))
-"""
-
-CURL = r"""
+""",
+    "curl": r"""
 given, rest = [], list(WORDS)
 while rest:
     word = rest.pop(0)
@@ -185,26 +167,23 @@ while rest:
         refuse(f"unknown option {{word}}")
 with open(HERE / "posts.jsonl", "a") as file:
     file.write(json.dumps(dict(given)) + "\n")
-"""
-
-SYSTEMD_RUN = r"""
+""",
+    "systemd-run": r"""
 given, command = read_options(WORDS, ("--user", "--scope", "--quiet"), ("-p", "--property"))
 if not {{"--user", "--scope"}} <= set(given) or not command:
     refuse("without --user --scope the command would run elsewhere, as a child of systemd")
 for value in given.get("-p", []):
     re.fullmatch(r"MemoryMax=\d+[KMGT]?", value) or refuse(f"unknown assignment {{value}}")
 execute(command)
-"""
-
-SRUN = r"""
+""",
+    "srun": r"""
 given, command = read_options(WORDS, (), ("--ntasks", "--nodelist"))
 if given != {{"--ntasks": ["1"], "--nodelist": [os.uname().nodename.split(".")[0]]}} or not command:
     refuse(f"not one task on this node: {{given}}")
 sys.exit(subprocess.call(command))  # no child of ours in real life: srun stays in between
-"""
-
-# A container sees what is mounted, and what is named of the environment. Its worker is told its part all the same.
-DOCKER = r"""
+""",
+    # A container sees what is mounted, and what is named of the environment. Its worker is told its part all the same.
+    "docker": r"""
 WORDS[:1] == ["run"] or refuse("only run")
 given, (image, *command) = read_options(
     WORDS[1:], ("--rm", "--init"), ("--user", "--env", "--volume", "--workdir"))
@@ -228,10 +207,9 @@ for word in [*given["--env"], "PATH", "ORCHESTRATE_STREAM", "ORCHESTRATE_PROJECT
 image == "my-claude-image" or refuse(f"no such image: {{image}}")
 os.chdir(given["--workdir"][0])
 sys.exit(subprocess.call(command, env=env))
-"""
-
-# A systemd that knows what this unit needs. What a unit prints goes to the journal of journalctl's stand-in.
-SYSTEMCTL = r"""
+""",
+    # A systemd that knows what this unit needs. What a unit prints goes to the journal of journalctl's stand-in.
+    "systemctl": r"""
 import configparser, shlex
 given, (verb, *units) = read_options(WORDS, ("--user",), ())
 "--user" in given or refuse("only --user: the other one is root's")
@@ -252,18 +230,18 @@ if verb == "start":
                          stdin=subprocess.DEVNULL, stdout=journal, stderr=journal, start_new_session=True)
 else:
     refuse(f"Unknown command verb {{verb}}")
-"""
-
-LOGINCTL = r"""
+""",
+    "loginctl": r"""
 WORDS == ["enable-linger"] or refuse(f"Unknown command verb {{WORDS}}")
-"""
-
-JOURNALCTL = r"""
+""",
+    "journalctl": r"""
 WORDS == ["--user", "-fu", "orchestrate"] or refuse(f"unknown option {{WORDS}}")
 while not (HERE / "journal").exists() or "all complete" not in (HERE / "journal").read_text():
     time.sleep(0.02)  # and then the reader presses Ctrl+C
 print((HERE / "journal").read_text())
-"""
+""",
+}
+STAND_INS["python3"] = STAND_INS["python"]
 
 PIP = r"""
 WORDS == ["install", "click", "rich", "psutil"] or refuse(f"not what orchestrate.py needs: {{WORDS}}")
@@ -274,21 +252,6 @@ WORDS == ["install", "-g", "@anthropic-ai/claude-code"] or refuse(f"not Claude C
 (HERE / "not-yet" / "claude").rename(HERE / "claude")
 """
 
-STAND_INS = {
-    "claude": CLAUDE,
-    "curl": CURL,
-    "docker": DOCKER,
-    "journalctl": JOURNALCTL,
-    "jq": JQ,
-    "loginctl": LOGINCTL,
-    "orchestrate": ORCHESTRATE,
-    "python": PYTHON,
-    "python3": PYTHON,
-    "srun": SRUN,
-    "systemctl": SYSTEMCTL,
-    "systemd-run": SYSTEMD_RUN,
-}
-
 
 class Reader:
     """Somebody with a project, an empty home and the programs that the README speaks of, who types its blocks."""
@@ -298,7 +261,7 @@ class Reader:
         workspace.claude.rename(self.bin / "worker")
         for name, text in STAND_INS.items():
             self.provide(name, text)
-        for name in TOOLS:
+        for name in TOOLS.split():
             found = shutil.which(name)
             assert found, f"{name} is missing here"
             (self.bin / name).symlink_to(found)
@@ -363,11 +326,16 @@ class Reader:
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return [words for called, words in rows if called == name]
 
+    def orchestrator(self) -> int | None:
+        """The PID of the one that runs."""
+        pid: int | None = json.loads(self.workspace.run("status", "--json").stdout)["orchestrator_pid"]
+        return pid
+
     def wait_for_end(self) -> None:
         """Wait for the end of the run."""
         wait_until(lambda: self.workspace.events("run_ended"), "the end of the run", 40)
         assert self.workspace.events("run_ended")[-1]["exit_code"] == 0
-        wait_until(lambda: orchestrate.read_orchestrator_pid(orchestrate.Project(self.root)) == 0, "its exit")
+        wait_until(lambda: not self.orchestrator(), "its exit")
 
 
 @pytest.fixture
@@ -385,8 +353,13 @@ def check_quick_start(reader: Reader) -> None:
     assert installed >= {"orchestrate.py", "check-streams", "watch-status", "pids", "logs"}
 
 
-def check_nothing(_reader: Reader) -> None:
-    """That it went well is enough."""
+def count(program: str, calls: int) -> Callable[[Reader], None]:
+    """Check how often a stand-in was called."""
+
+    def check(reader: Reader) -> None:
+        assert len(reader.calls(program)) == calls
+
+    return check
 
 
 def check_first_run(reader: Reader) -> None:
@@ -441,14 +414,6 @@ def check_launchers(reader: Reader) -> None:
         assert len(reader.calls(program)) == before + 4
 
 
-def check_container(reader: Reader) -> None:
-    assert len(reader.calls("docker")) == 4
-
-
-def check_slurm(reader: Reader) -> None:
-    assert len(reader.calls("srun")) == 4
-
-
 class Scene(NamedTuple):
     """What must be there before a block runs, what a reader types behind it, and what must be there afterwards."""
 
@@ -461,7 +426,7 @@ class Scene(NamedTuple):
 SCENES = {
     "generate ~/my-project\ncd": Scene(check_quick_start, is_installed=False),
     "orchestrate.py doctor  ": Scene(check_first_run),
-    "./.claude/orchestrator/watch-status": Scene(check_nothing),
+    "./.claude/orchestrator/watch-status": Scene(count("claude", 0)),
     "orchestrate.py clean": Scene(check_commands),
     "export ORCHESTRATE": Scene(check_variables, "python orchestrate.py start\n"),
     "bash_source": Scene(check_bash_completion),
@@ -469,8 +434,8 @@ SCENES = {
     "ntfy.sh": Scene(check_notifications),
     "systemctl --user start": Scene(check_unit),
     "MemoryMax": Scene(check_launchers),
-    "docker run": Scene(check_container),
-    "srun": Scene(check_slurm),
+    "docker run": Scene(count("docker", 4)),
+    "srun": Scene(count("srun", 4)),
 }
 
 
@@ -517,7 +482,7 @@ def test_the_blocks_for_a_clone_are_the_two_commands_and_those_without_a_venv() 
 def test_the_examples_of_the_commands_are_those_of_their_help_texts() -> None:
     section = README.split("\n## Commands\n")[1]
     table = re.findall(r"^\| `([a-z]+)[^|]* \|", section.split("```bash")[0], re.MULTILINE)
-    commands = {name: command for name, command in orchestrate.cli.commands.items() if not command.hidden}
+    commands = {name: command for name, command in cli.commands.items() if not command.hidden}
     names = [name for name in table if name in commands]
     assert sorted(names) == sorted(commands)
     texts = [textwrap.dedent((commands[name].help or "").split("Examples:\n")[1]) for name in names]
@@ -641,7 +606,7 @@ def test_the_unit_ends_workers_at_a_stop_and_leaves_them_after_a_crash(reader: R
     root = service["WorkingDirectory"]
     assert subprocess.run(stop, cwd=root, env=environment, timeout=60).returncode == 0  # no MAINPID: it has crashed
     assert is_running(worker)
-    environment["MAINPID"] = str(orchestrate.read_orchestrator_pid(orchestrate.Project(reader.root)))
+    environment["MAINPID"] = str(reader.orchestrator())
     assert subprocess.run(stop, cwd=root, env=environment, timeout=60).returncode == 0
     assert not is_running(worker)
     assert (service["KillMode"], service["Restart"]) == ("process", "on-failure")
@@ -653,7 +618,7 @@ def test_systemd_does_not_start_again_what_a_person_has_stopped() -> None:
     prevented = set(map(int, service["RestartPreventExitStatus"].split()))
     by_signal = {130, 143, 129}  # the orchestrator's exit codes after Ctrl+C, `stop` and a hangup
     assert by_signal <= clean | prevented
-    assert {orchestrate.EXIT_FAILED, orchestrate.EXIT_USAGE, orchestrate.EXIT_RUNNING} <= clean | prevented
+    assert {1, 2, 75} <= clean | prevented  # failed, called wrongly, runs already
 
 
 @each("xml")
@@ -681,12 +646,10 @@ def test_the_agent_is_one_that_launchd_takes(block: Block, reader: Reader) -> No
 def test_the_picture_is_of_the_demo(block: Block) -> None:
     assert block.section == ""  # the picture at the top is the only one
     board = re.findall(r"^  \S (Stream-\S) \[.*?\] (\d+)/(\d+)  ", block.text, re.MULTILINE)
-    assert [(name, int(total)) for name, _, total in board] == [
-        (name, len(tasks)) for name, _, _, tasks in orchestrate.DEMO_STREAMS
-    ]
+    assert [(name, int(total)) for name, _, total in board] == [(name, tasks) for name, _, tasks in DEMO]
     done, total = sum(int(count) for _, count, _ in board), sum(int(count) for *_, count in board)
     assert f"· {done}/{total} tasks · " in block.text
     for _, done, total in board:
         assert f"[{'█' * (15 * int(done) // int(total)):░<15}] {done}/{total}" in block.text
     phases = re.findall(r"^  ([A-Z]+)$", block.text, re.MULTILINE)
-    assert phases == [phase.value.upper() for phase in orchestrate.Phase]
+    assert phases == [phase.value.upper() for phase in Phase]

@@ -40,6 +40,13 @@ HOSTILE_GIT = """\
 """
 HOOK = "#!/bin/sh\necho \"$0\" >> '{folder}/hooks-that-ran'\nexit 1\n"
 
+# The guide's example: the streams, their phases and tasks.
+DEMO = [
+    ("Stream-A", "foundation", 4),
+    ("Stream-B", "parallel", 5),
+    ("Stream-C", "parallel", 4),
+    ("Stream-D", "integration", 3),
+]
 DEMO_TEXT = """\
 A project with 4 streams and 16 tasks: PROJECT
 Its workers are simulated: no Claude runs, and their costs are made up.
@@ -245,12 +252,7 @@ def test_the_database_of_the_demo_has_the_guides_example_in_the_real_schema(kept
         columns = {row[1] for row in connection.execute("PRAGMA table_info(tasks)")}
         assert connection.execute("SELECT MAX(version) FROM migrations").fetchone() == (10,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert rows == [
-        ("Stream-A", "foundation", 4, 4, 0, 0),
-        ("Stream-B", "parallel", 5, 5, 0, 0),
-        ("Stream-C", "parallel", 4, 4, 0, 0),
-        ("Stream-D", "integration", 3, 3, 0, 0),
-    ]
+    assert rows == [(*stream, stream[-1], 0, 0) for stream in DEMO]
     assert {"id", "prd_id", "assigned_agent", "status", "blocked_reason", "metadata", "archived_at"} <= columns
 
 

@@ -14,10 +14,9 @@ from typing import Any, Callable, Iterator
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support import SCHEMA, TaskDatabase
+from support import SCHEMA, TaskDatabase, Workspace
 
-import orchestrate
-from orchestrate import Backlog, OrchestrateError, Phase, Project, StoreError, Stream, TaskStore, file_name
+from orchestrate import OrchestrateError, Phase, Project, StoreError, Stream, TaskStore, find_database, find_project
 
 unhurried = settings(deadline=None, database=None)  # a busy machine is no failure
 
@@ -33,13 +32,14 @@ def store(database: TaskDatabase) -> Iterator[TaskStore]:
         yield store
 
 
-def read(database: TaskDatabase) -> Backlog:
+def read(database: TaskDatabase) -> Any:
     with closing(TaskStore(database.path)) as store:
         return store.read()
 
 
 def read_stream(database: TaskDatabase) -> Stream:
     (stream,) = read(database).streams
+    assert isinstance(stream, Stream)
     return stream
 
 
@@ -63,14 +63,14 @@ def test_find_project_takes_what_was_given_then_the_scripts_then_the_nearest(
 ) -> None:
     for folder in [*made, cwd]:
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-    found = orchestrate.find_project(given and tmp_path / given, tmp_path / script, tmp_path / cwd, tmp_path)  # type: ignore[arg-type]
+    found = find_project(given and tmp_path / given, tmp_path / script, tmp_path / cwd, tmp_path)  # type: ignore[arg-type]
     assert found.root == tmp_path / expected
 
 
 def test_find_project_takes_a_git_worktree_whose_git_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / ".git").write_text("gitdir: elsewhere")
-    assert orchestrate.find_project(None, Path("/bin/x"), tmp_path / "src", Path("/home")).root == tmp_path
+    assert find_project(None, Path("/bin/x"), tmp_path / "src", Path("/home")).root == tmp_path
 
 
 # ── The database's place ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -86,54 +86,39 @@ def make_project(folder: Path, server: object = None) -> Project:
 
 
 @pytest.mark.parametrize(
-    ("environ", "env", "expected"),
+    ("environ", "server", "expected"),
     [
         ({}, None, "home/.claude/tasks/my-project"),
         ({"WORKSPACE_ID": "w"}, None, "home/.claude/tasks/w"),
         ({"TASK_DB_PATH": "/base"}, None, "/base/my-project"),
-        ({}, {"WORKSPACE_ID": "w", "TASK_DB_PATH": "/base"}, "/base/w"),
-        ({"WORKSPACE_ID": "mine"}, {"WORKSPACE_ID": "w", "TASK_DB_PATH": "/base"}, "/base/mine"),
-        ({"TASK_DB_PATH": "/mine"}, {"WORKSPACE_ID": "w", "TASK_DB_PATH": "/base"}, "/mine/w"),
-        ({"WORKSPACE_ID": "", "TASK_DB_PATH": ""}, {"WORKSPACE_ID": ""}, "home/.claude/tasks/my-project"),
-        ({}, {"WORKSPACE_ID": 7, "TASK_DB_PATH": None}, "home/.claude/tasks/my-project"),
-        ({}, {"WORKSPACE_ID": "$PROJECT_NAME-x"}, "home/.claude/tasks/my-project-x"),
-        ({}, {"WORKSPACE_ID": "${PROJECT_NAME}_x"}, "home/.claude/tasks/my-project_x"),
-        ({"BASE": "/v"}, {"TASK_DB_PATH": "${BASE}/$BASE"}, "/v/v/my-project"),
-        ({}, {"TASK_DB_PATH": "${BASE}"}, "home/.claude/tasks/my-project"),
-        ({}, {"TASK_DB_PATH": "${BASE:-/d}/x"}, "/d/x/my-project"),
-        ({"BASE": ""}, {"TASK_DB_PATH": "${BASE:-/d}/x"}, "/d/x/my-project"),
-        ({"BASE": "/v"}, {"TASK_DB_PATH": "${BASE:-/d}/x"}, "/v/x/my-project"),
-        ({}, {"TASK_DB_PATH": "~/x"}, "home/x/my-project"),
-        ({}, {"TASK_DB_PATH": ".tasks"}, "my-project/.tasks/my-project"),
+        ({}, {"env": {"WORKSPACE_ID": "w", "TASK_DB_PATH": "/base"}}, "/base/w"),
+        ({"WORKSPACE_ID": "mine"}, {"env": {"WORKSPACE_ID": "w", "TASK_DB_PATH": "/base"}}, "/base/mine"),
+        ({"TASK_DB_PATH": "/mine"}, {"env": {"WORKSPACE_ID": "w", "TASK_DB_PATH": "/base"}}, "/mine/w"),
+        ({"WORKSPACE_ID": "", "TASK_DB_PATH": ""}, {"env": {"WORKSPACE_ID": ""}}, "home/.claude/tasks/my-project"),
+        ({}, {"env": {"WORKSPACE_ID": 7, "TASK_DB_PATH": None}}, "home/.claude/tasks/my-project"),
+        ({}, {"env": {"WORKSPACE_ID": "$PROJECT_NAME-x"}}, "home/.claude/tasks/my-project-x"),
+        ({}, {"env": {"WORKSPACE_ID": "${PROJECT_NAME}_x"}}, "home/.claude/tasks/my-project_x"),
+        ({"BASE": "/v"}, {"env": {"TASK_DB_PATH": "${BASE}/$BASE"}}, "/v/v/my-project"),
+        ({}, {"env": {"TASK_DB_PATH": "${BASE}"}}, "home/.claude/tasks/my-project"),
+        ({}, {"env": {"TASK_DB_PATH": "${BASE:-/d}/x"}}, "/d/x/my-project"),
+        ({"BASE": ""}, {"env": {"TASK_DB_PATH": "${BASE:-/d}/x"}}, "/d/x/my-project"),
+        ({"BASE": "/v"}, {"env": {"TASK_DB_PATH": "${BASE:-/d}/x"}}, "/v/x/my-project"),
+        ({}, {"env": {"TASK_DB_PATH": "~/x"}}, "home/x/my-project"),
+        ({}, {"env": {"TASK_DB_PATH": ".tasks"}}, "my-project/.tasks/my-project"),
+        ({}, {}, "home/.claude/tasks/my-project"),
+        ({}, {"command": "npx"}, "home/.claude/tasks/my-project"),
+        ({}, {"command": "npx", "args": ["x"], "env": None}, "home/.claude/tasks/my-project"),
+        ({}, {"env": {"TASK_DB_PATH": "${BASE:-/x}", "WORKSPACE_ID": "$PROJECT_NAME", "OTHER": "1"}}, "/x/my-project"),
     ],
 )
 def test_find_database_takes_the_environment_then_the_servers_then_the_folders_name(
-    tmp_path: Path, environ: dict[str, str], env: dict[str, object] | None, expected: str
+    tmp_path: Path, environ: dict[str, str], server: object, expected: str
 ) -> None:
-    project = make_project(tmp_path, None if env is None else {"env": env})
+    project = make_project(tmp_path, server)
     with pytest.raises(OrchestrateError) as caught:
-        orchestrate.find_database(project, None, environ, tmp_path / "home")
+        find_database(project, None, environ, tmp_path / "home")
     first = caught.value.message.splitlines()[0]
     assert first == f"Task Copilot database not found: {tmp_path / expected / 'tasks.db'}"
-
-
-@pytest.mark.parametrize("server", [{}, {"command": "npx"}, {"command": "npx", "args": ["x"], "env": None}])
-def test_a_server_without_an_environment_is_no_error(tmp_path: Path, server: object) -> None:
-    found = orchestrate.read_server(make_project(tmp_path, server), {})
-    assert found is not None
-    assert found[1] == {}
-
-
-def test_the_words_and_the_variables_of_a_server_are_expanded(tmp_path: Path) -> None:
-    env = {"TASK_DB_PATH": "${BASE:-/x}/tasks", "WORKSPACE_ID": "$PROJECT_NAME", "OTHER": "1"}
-    server = {"command": "node", "args": ["$HERE/index.js", "${NONE:-y}", 3], "env": env}
-    found = orchestrate.read_server(make_project(tmp_path, server), {"HERE": "/srv"})
-    words, variables = ["node", "/srv/index.js", "y"], {"TASK_DB_PATH": "/x/tasks", "WORKSPACE_ID": "my-project"}
-    assert found == (words, variables)
-
-
-def test_no_server_is_no_error(tmp_path: Path) -> None:
-    assert orchestrate.read_server(make_project(tmp_path), {}) is None
 
 
 @pytest.mark.parametrize(
@@ -143,38 +128,21 @@ def test_a_broken_mcp_json_is_an_error_that_names_the_file_and_the_way_round_it(
     project = make_project(tmp_path)
     (project.root / ".mcp.json").write_bytes(content)
     with pytest.raises(OrchestrateError, match=r"\.mcp\.json can't be read") as caught:
-        orchestrate.find_database(project, None, {}, tmp_path)
+        find_database(project, None, {}, tmp_path)
     assert "--db" in caught.value.remedy
-    (tmp_path / "x.db").touch()
-    assert orchestrate.find_database(project, tmp_path / "x.db", {}, tmp_path) == tmp_path / "x.db"
+    given = tmp_path / "x.db"
+    with pytest.raises(OrchestrateError, match=f"not found: {given}$"):
+        find_database(project, given, {}, tmp_path)
+    given.touch()
+    assert find_database(project, given, {}, tmp_path) == given
 
 
-def test_find_database_falls_back_to_the_servers_name_for_no_name_and_leads_the_worker_there(tmp_path: Path) -> None:
-    project = make_project(tmp_path)
-    digest = hashlib.md5(str(project.root).encode()).hexdigest()[:12]
-    path = tmp_path / ".claude" / "tasks" / digest / "tasks.db"
-    path.parent.mkdir(parents=True)
-    path.touch()
-    found = orchestrate.find_database(project, None, {}, tmp_path)
-    assert found == path
-    assert orchestrate.database_variables(found) == {
-        "WORKSPACE_ID": digest,
-        "TASK_DB_PATH": str(tmp_path / ".claude" / "tasks"),
-    }
-
-
-def test_a_database_that_is_nowhere_is_an_error_that_names_every_path_and_the_remedy(tmp_path: Path) -> None:
-    project = make_project(tmp_path)
-    digest = hashlib.md5(str(project.root).encode()).hexdigest()[:12]
-    with pytest.raises(OrchestrateError) as caught:
-        orchestrate.find_database(project, None, {}, tmp_path)
-    for name in ("my-project", digest):
-        assert str(tmp_path / ".claude" / "tasks" / name / "tasks.db") in caught.value.message
-    assert caught.value.exit_code == 2
-    assert "/protocol" in caught.value.remedy
-    assert "--db" in caught.value.remedy
-    with pytest.raises(OrchestrateError, match=f"not found: {tmp_path}/given.db$"):
-        orchestrate.find_database(project, tmp_path / "given.db", {}, tmp_path)
+def test_the_servers_name_for_no_name_is_fallen_back_to_and_the_worker_is_led_there(workspace: Workspace) -> None:
+    workspace.database.add_stream("A")
+    folder = workspace.database.path.parent
+    found = folder.rename(folder.with_name(hashlib.md5(str(workspace.root).encode()).hexdigest()[:12]))
+    assert workspace.run("start").returncode == 0  # the worker has found its task
+    assert json.loads(workspace.run("status", "--json").stdout)["database"] == str(found / "tasks.db")
 
 
 # ── File names ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -199,6 +167,11 @@ def test_file_name_encodes_every_byte_that_is_not_plain(stream_id: str, name: st
     assert file_name(stream_id) == name
 
 
+def file_name(stream_id: str) -> str:
+    """Return what a stream's files are called."""
+    return Project(Path("/")).file(stream_id, ".log").name[: -len(".log")]
+
+
 def test_a_streams_files_are_where_the_guide_says(tmp_path: Path) -> None:
     project, folder = Project(tmp_path), tmp_path / ".claude" / "orchestrator"
     places = {".pid": "pids", ".stop": "pids", ".log": "logs", ".jsonl": "logs"}
@@ -210,7 +183,7 @@ def test_a_streams_files_are_where_the_guide_says(tmp_path: Path) -> None:
 
 def test_file_name_shortens_a_long_id_and_keeps_its_beginning() -> None:
     name = file_name("é" * 150)
-    assert len(name) == orchestrate.NAME_BYTES
+    assert len(name) == 150
     assert name.startswith("%C3%A9%C3%A9")
 
 
@@ -226,7 +199,7 @@ def test_file_name_never_leaves_the_folder_and_never_collides(one: str, other: s
     names = {stream_id: file_name(stream_id) for stream_id in {one, other, file_name(one), file_name(other)}}
     assert len(set(names.values())) == len(names)
     for name in names.values():
-        assert 0 < len(name.encode("ascii")) <= orchestrate.NAME_BYTES
+        assert 0 < len(name.encode("ascii")) <= 150
         assert "/" not in name
         assert not name.startswith(".")
 
@@ -293,8 +266,7 @@ def test_metadata_that_python_does_not_take_are_no_error(database: TaskDatabase,
     database.add_stream("A")
     for status in ("pending", "blocked", "completed"):
         database.add_row(f"TASK-{status}", status, metadata)
-    with closing(TaskStore(database.path)) as store:
-        backlog = store.read()
+    backlog = read(database)
     assert "A" in [stream.id for stream in backlog.streams]
     skipped = ("3 tasks skipped: the metadata is not valid JSON",)
     assert backlog.warnings == skipped or len(backlog.streams) == 2  # older Pythons take some of them
@@ -307,8 +279,7 @@ def test_a_column_of_any_type_is_read(tmp_path: Path, column: str, value: object
     for status in ("pending", "in_progress", "blocked"):
         database.add_task("A", status)
     database.execute(f"UPDATE tasks SET {column} = ? WHERE status != 'in_progress' AND id != 'TASK-1'", value)
-    with closing(TaskStore(database.path)) as store:
-        (stream,) = store.read().streams
+    stream = read_stream(database)
     assert (stream.total, stream.blocked, len(stream.named_tasks)) == (3, 1, 2)
     assert all(isinstance(text, str) for task in stream.named_tasks for text in task._asdict().values())
 
@@ -349,30 +320,32 @@ def test_the_oldest_task_is_so_by_its_time_then_by_its_id(database: TaskDatabase
     assert read_stream(database).name == "c"
 
 
-@pytest.mark.parametrize("phase", ["later", "Parallel", "", 3, ["parallel"], {}])
-def test_an_unknown_phase_is_a_problem_that_names_the_task(database: TaskDatabase, phase: object) -> None:
-    database.add_task("A")
-    task = database.add_task("A", streamPhase=phase)
-    assert read_stream(database).problem == f"task {task} has the unknown phase {json.dumps(phase)}"
+NO_LIST = "TASK-2 has streamDependencies that are no list of stream ids"
 
 
-@pytest.mark.parametrize("phase", [{}, {"streamPhase": None}])
-def test_a_missing_phase_is_parallel(database: TaskDatabase, phase: dict[str, Any]) -> None:
-    database.add_task("A", **phase)
-    stream = read_stream(database)
-    assert (stream.phase, stream.problem) == (Phase.PARALLEL, "")
-
-
-@pytest.mark.parametrize(("value", "expected"), [("B", ("B",)), (["C", "B"], ("C", "B")), ([], ()), (None, ())])
-def test_dependencies_are_a_list_or_one_id(database: TaskDatabase, value: object, expected: tuple[str, ...]) -> None:
-    database.add_task("A", streamDependencies=value)
-    assert read_stream(database).dependencies == expected
-
-
-@pytest.mark.parametrize("value", [7, [7], {"B": 1}, [["B"]]])
-def test_dependencies_of_another_kind_are_a_problem_that_names_the_task(database: TaskDatabase, value: object) -> None:
-    task = database.add_task("A", streamDependencies=value)
-    assert read_stream(database).problem == f"task {task} has streamDependencies that are no list of stream ids"
+@pytest.mark.parametrize(
+    ("key", "values", "field", "expected"),
+    [
+        ("streamPhase", ["later", "Parallel", "", 3, ["parallel"], {}], "problem", "TASK-2 has the unknown phase {}"),
+        ("streamPhase", [None], "phase", Phase.PARALLEL),
+        ("streamPhase", [None], "problem", ""),
+        ("other", [None], "phase", Phase.PARALLEL),
+        ("other", [None], "problem", ""),
+        ("streamDependencies", ["B", ["B"]], "dependencies", ("B",)),
+        ("streamDependencies", [["C", "B"]], "dependencies", ("C", "B")),
+        ("streamDependencies", [[], None], "dependencies", ()),
+        ("streamDependencies", [7, [7], {"B": 1}, [["B"]]], "problem", NO_LIST),
+    ],
+)
+def test_a_phase_and_dependencies_are_taken_or_are_a_problem_that_names_the_task(
+    tmp_path: Path, key: str, values: list[object], field: str, expected: object
+) -> None:
+    for number, value in enumerate(values):
+        database = TaskDatabase(tmp_path / f"{number}.db")
+        database.add_task("A")
+        database.add_task("A", **{key: value})
+        text = expected and f"task {expected}".format(json.dumps(value))
+        assert getattr(read_stream(database), field) == (text if field == "problem" else expected)
 
 
 def test_the_order_is_by_phase_then_natural(database: TaskDatabase) -> None:
@@ -541,15 +514,19 @@ def test_a_change_made_while_the_database_was_locked_is_seen(database: TaskDatab
     assert store.changed()
 
 
-def test_the_store_sees_what_another_server_has_open_and_never_writes(database: TaskDatabase) -> None:
-    with closing(sqlite3.connect(database.path)) as server:
+def test_the_store_sees_what_another_server_has_open_and_never_writes(
+    database: TaskDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, made = sqlite3.connect, []
+    with closing(connect(database.path)) as server:
         server.execute("INSERT INTO tasks VALUES ('T',0,0,'t',0,0,'pending',0,0,'{\"streamId\": \"A\"}','','',0,0,0)")
         server.commit()  # into the write-ahead log, and not yet into the file
         files = [database.path, database.path.with_name("tasks.db-wal")]
         before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in files]
         assert read_stream(database).id == "A"
         assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in files] == before
+    monkeypatch.setattr(sqlite3, "connect", lambda *words, **more: made.append(connect(*words, **more)) or made[-1])
     with closing(TaskStore(database.path)) as store:
         store.read()
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
-            store._connect().execute("DELETE FROM tasks")
+            made[-1].execute("DELETE FROM tasks")
