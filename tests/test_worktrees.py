@@ -28,9 +28,9 @@ HANG = "#!/bin/sh\ntouch {mark}\nexec sleep 3600\n"
 
 
 def add_streams(workspace: Workspace, *names: str, **metadata: Any) -> None:
-    """Add parallel streams of one task each."""
+    """Add streams of one task each: F of the foundation, I of the integration, all others parallel."""
     for name in names:
-        workspace.database.add_stream(name, **metadata)
+        workspace.database.add_stream(name, {"F": "foundation", "I": "integration"}.get(name), **metadata)
 
 
 def tree(workspace: Workspace, stream: str) -> Path:
@@ -38,8 +38,11 @@ def tree(workspace: Workspace, stream: str) -> Path:
     return workspace.root / ".claude" / "worktrees" / stream
 
 
-def run(workspace: Workspace, *words: str, code: int = 0, **options: Any) -> str:
-    """Run all streams, and return what the run said."""
+def run(workspace: Workspace, *words: str, add: str = "", default: str = "all", code: int = 0, **more: Any) -> str:
+    """Add streams, give the workers their parts, run all streams, and return what the run said."""
+    options = {name: more.pop(name) for name in ("env", "script") if name in more}
+    add_streams(workspace, *add.split())
+    workspace.play(default, **more)
     done = workspace.run("start", *NO_POLL, *words, **options)
     assert (done.returncode, done.stderr) == (code, ""), done.stdout
     return done.stdout
@@ -188,11 +191,8 @@ def make_workspace() -> Iterator[Callable[[Path], Workspace]]:
 
 
 def test_each_parallel_stream_works_in_a_worktree_of_its_own_and_the_others_in_the_root(repository: Workspace) -> None:
-    repository.database.add_stream("F", "foundation")
-    add_streams(repository, "A", "B")
-    repository.database.add_stream("I", "integration")
-    repository.play("write=here.py all", F="commit=base.py all", I="write=here.py git=add,here.py all")
-    run(repository)
+    here = "write=here.py"
+    run(repository, add="F A B I", default=f"{here} all", F="commit=base.py all", I=f"{here} git=add,here.py all")
     assert sorted(places(repository)) == [
         ("A", ".claude/worktrees/A", "stream/A"),
         ("B", ".claude/worktrees/B", "stream/B"),
@@ -207,11 +207,16 @@ def test_each_parallel_stream_works_in_a_worktree_of_its_own_and_the_others_in_t
     assert (repository.root / "here.py").read_text() == "I\n"
     assert status(repository) == "A  here.py\n"  # nothing of ours
     assert warnings(repository) == []  # the root was clean
+    where = "\n## Where you work\n- Folder: {}\n- Branch: {}\n"
+    assert prompt(repository, "F") == where.format(repository.root, "main")
+    assert prompt(repository, "A") == where.format(tree(repository, "A"), "stream/A") + (
+        f"- This is a git worktree of {repository.root}: other streams work in others at this time\n"
+        "- Change nothing outside of it, commit to this branch, and do not switch to another one\n"
+    )
 
 
 def test_the_root_is_clean_for_git_after_a_run_and_after_a_clean_up(repository: Workspace) -> None:
-    add_streams(repository, "A")
-    assert run(repository).endswith("all complete: 1 stream, 1 task\n")  # without a command that merges
+    assert run(repository, add="A").endswith("all complete: 1 stream, 1 task\n")  # without a command that merges
     assert status(repository) == ""
     assert repository.git("status", "--porcelain", "--ignored").split("\n")[:-1] == [
         "!! .claude/",
@@ -226,8 +231,7 @@ def test_the_root_is_clean_for_git_after_a_run_and_after_a_clean_up(repository: 
 def test_a_worktree_holds_what_is_in_git_and_nothing_else(workspace: Workspace) -> None:
     workspace.make_repository("README.md", "src/deep/module.py", ".gitignore")
     put(workspace.root / "new.py", "")
-    add_streams(workspace, "A")
-    run(workspace)
+    run(workspace, add="A")
     files = {name for name in listing(tree(workspace, "A")) if (tree(workspace, "A") / name).is_file()}
     assert files == {".git", ".gitignore", "README.md", "src/deep/module.py"}
     assert status(workspace, tree(workspace, "A")) == ""
@@ -247,16 +251,6 @@ def test_a_dependent_stream_branches_from_head_as_it_is_when_it_starts(repositor
     assert head(repository, "stream/A~1") == head(repository, "main~1")
 
 
-def test_the_plan_names_the_folders_and_branches_and_makes_none(repository: Workspace) -> None:
-    add_streams(repository, "A b")
-    before = listing(repository.root)
-    done = repository.run("start", "--dry-run")
-    assert done.returncode == 0
-    assert f"Worktrees {repository.root}/.claude/worktrees\n" in done.stdout
-    assert "; in .claude/worktrees/A%20b on stream/A%20b\n" in done.stdout
-    assert listing(repository.root) == before
-
-
 # ── Names ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 ODD_IDS = [
@@ -267,23 +261,27 @@ ODD_IDS = [
 ]  # fmt: skip
 
 
-def test_every_id_has_a_branch_that_git_takes_and_a_folder_and_both_are_its_own(repository: Workspace) -> None:
+def test_the_plan_names_a_branch_that_git_takes_and_a_folder_for_every_id_and_makes_none(repository: Workspace) -> None:
     add_streams(repository, *ODD_IDS)
-    planned = repository.run("start", "--dry-run").stdout
-    folders, refs = zip(*re.findall(r"(?m); in \.claude/worktrees/([^/\s]+) on stream/(\S+)$", planned))
+    before = listing(repository.root)
+    done = repository.run("start", "--dry-run")
+    assert done.returncode == 0
+    assert f"Worktrees {repository.root}/.claude/worktrees\n" in done.stdout
+    assert "; in .claude/worktrees/a%20b on stream/a%20b\n" in done.stdout
+    folders, refs = zip(*re.findall(r"(?m); in \.claude/worktrees/([^/\s]+) on stream/(\S+)$", done.stdout))
     assert len(set(folders)) == len(set(refs)) == len(ODD_IDS)
     for name in (*folders, *refs):
         assert len(os.fsencode(name)) <= 255 - len(".lock")
     check = [GIT, "check-ref-format", "--branch"]
     assert [r for r in refs if subprocess.run([*check, f"stream/{r}"], capture_output=True).returncode] == []
+    assert listing(repository.root) == before
 
 
 @pytest.mark.slow
 def test_streams_with_odd_ids_work_in_their_worktrees(repository: Workspace) -> None:
     ids = ["a b", "ü/x", "..", "x.lock", "a..b", "👩‍💻", "é" * 150]
     add_streams(repository, *ids)
-    repository.play("commit=a.py all")
-    run(repository, "--max-workers", "10")
+    run(repository, "--max-workers", "10", default="commit=a.py all")
     folders = {Path(event["folder"]) for event in repository.events("worker_started")}
     assert len(folders) == len(ids)
     assert {folder.parent for folder in folders} == {tree(repository, "x").parent}
@@ -297,9 +295,7 @@ def test_streams_with_odd_ids_work_in_their_worktrees(repository: Workspace) -> 
 
 
 def test_a_restart_finds_the_commits_and_the_uncommitted_files_of_the_attempt_before(repository: Workspace) -> None:
-    add_streams(repository, "A")
-    repository.play(A=["commit=one.py write=two.py exit=1", "commit=three.py all"])
-    run(repository)
+    run(repository, add="A", A=["commit=one.py write=two.py exit=1", "commit=three.py all"])
     assert places(repository) == [("A", ".claude/worktrees/A", "stream/A")] * 2
     assert subjects(repository, "stream/A") == ["A:_three.py", "A:_one.py", "Begin"]
     assert status(repository, tree(repository, "A")) == "?? two.py\n"
@@ -307,13 +303,10 @@ def test_a_restart_finds_the_commits_and_the_uncommitted_files_of_the_attempt_be
 
 
 def test_a_second_run_goes_on_in_the_worktree_of_the_first(repository: Workspace) -> None:
-    add_streams(repository, "A")
-    repository.play("commit=one.py write=two.py all")
-    run(repository)
+    run(repository, add="A", default="commit=one.py write=two.py all")
     repository.database.add_task("A")
     commit(repository, "main.py", "")
-    repository.play("commit=three.py all")
-    run(repository)
+    run(repository, default="commit=three.py all")
     assert subjects(repository, "stream/A") == [
         "A:_three.py",
         "A:_one.py",
@@ -365,9 +358,7 @@ def test_a_worktree_whose_first_filling_was_cut_off_is_filled_again(repository: 
 
 
 def test_a_worker_that_left_the_branch_is_followed_by_one_that_is_told(repository: Workspace) -> None:
-    add_streams(repository, "A")
-    repository.play(A=["git=switch,--quiet,-c,mine commit=a.py exit=1", "all"])
-    said = run(repository)
+    said = run(repository, add="A", A=["git=switch,--quiet,-c,mine commit=a.py exit=1", "all"])
     assert places(repository) == [("A", ".claude/worktrees/A", "stream/A")] * 2
     assert "- The last worker left it on mine: bring its work to stream/A first\n" in prompt(repository, "A")
     assert "  git merge --no-ff mine  # 1 commit to merge, 1 file changed, used instead of stream/A\n" in said
@@ -383,8 +374,7 @@ def test_the_folder_and_the_branch_that_the_metadata_name_win(repository: Worksp
     given = {"relative": "../trees/of a", "absolute": str(beside), "home": "~/of a"}[kind]
     folder = repository.home / "of a" if kind == "home" else beside
     add_streams(repository, "A", worktreePath=given, branchName="feature/ü-1")
-    repository.play("commit=a.py all")
-    run(repository)
+    run(repository, default="commit=a.py all")
     (event,) = repository.events("worker_started")
     assert (event["folder"], event["branch"]) == (str(folder), "feature/ü-1")
     assert (folder / "a.py").read_text() == "A\n"
@@ -405,8 +395,7 @@ def test_a_folder_or_branch_of_the_metadata_that_is_no_text_is_ignored(repositor
 @pytest.mark.parametrize("name", ["a b", "-x", "x.lock", "a..b", "@{-1}", "refs/heads/", "a\nb", "HEAD"])
 def test_a_branch_name_that_git_does_not_take_fails_its_stream_at_once(repository: Workspace, name: str) -> None:
     add_streams(repository, "A", branchName=name)
-    add_streams(repository, "B")
-    run(repository, code=1)
+    run(repository, add="B", code=1)
     assert failures(repository) == {
         "A": f"{name!r} is no name for a branch. Correct the worktreePath or the branchName of its tasks."
     }
@@ -462,7 +451,7 @@ def test_no_hook_and_no_file_system_monitor_runs_or_hangs_anything(repository: W
     add_streams(repository, "C")  # brings one forward
     add_worktree(repository, "C")
     forward = commit(repository, "main.py", "")
-    repository.database.add_stream("I", "integration")
+    add_streams(repository, "I")
     mark = set_traps(repository, where)
     script = hasten(repository, GIT_TIMEOUT="5.0", CHECKOUT_TIMEOUT="5")
     said = run(repository, script=script)
@@ -508,8 +497,7 @@ def test_a_git_that_hangs_is_ended_and_said_by_the_other_commands(repository: Wo
 
 
 def test_a_git_that_hangs_does_not_keep_the_other_phases_from_working(repository: Workspace) -> None:
-    repository.database.add_stream("F", "foundation")
-    repository.database.add_stream("I", "integration")
+    add_streams(repository, "F", "I")
     script = hasten(repository, GIT_TIMEOUT="0.3")
     shadow_git(repository, "exec sleep 3600")
     run(repository, script=script)
@@ -523,8 +511,6 @@ def test_git_variables_of_another_repository_mislead_neither_us_nor_a_worker(
     other = make_workspace(repository.root.parent / "other")
     other.make_repository("other.py")
     before = listing(other.root / ".git")
-    add_streams(repository, "A")
-    repository.play("commit=a.py all")
     env = {
         "GIT_DIR": str(other.root / ".git"),
         "GIT_WORK_TREE": str(other.root),
@@ -534,7 +520,7 @@ def test_git_variables_of_another_repository_mislead_neither_us_nor_a_worker(
         "GIT_NAMESPACE": "elsewhere",
         "GIT_PREFIX": "else/where/",
     }
-    run(repository, env=env)
+    run(repository, add="A", default="commit=a.py all", env=env)
     assert subjects(repository, "stream/A") == ["A:_a.py", "Begin"]
     for words in (["status"], ["merge"], ["clean"]):
         assert repository.run(*words, env=env).returncode == 0
@@ -550,6 +536,7 @@ HOSTILE = {
     "log.showSignature": "true", "core.pager": "false",
     "status.showUntrackedFiles": "all", "diff.renames": "copies", "merge.stat": "true", "rerere.enabled": "true",
     "submodule.recurse": "true", "checkout.guess": "true", "init.defaultBranch": "trunk", "core.preloadIndex": "false",
+    "branch.main.mergeOptions": "--no-commit",
 }  # fmt: skip
 
 
@@ -557,8 +544,7 @@ def test_no_usual_setting_of_git_changes_what_happens(repository: Workspace) -> 
     add_streams(repository, "A", "B")
     for name, value in HOSTILE.items():
         repository.git("config", name, value)
-    repository.play(A="commit=a.py all", B="commit=b.py write=ü.py all")
-    said = run(repository)
+    said = run(repository, A="commit=a.py all", B="commit=b.py write=ü.py all")
     assert "  git merge --no-ff stream/A  # 1 commit to merge, 1 file changed\n" in said
     assert "  git merge --no-ff stream/B  # 1 commit to merge, 1 file changed, 1 file uncommitted\n" in said
     merged = repository.run("merge")
@@ -567,20 +553,11 @@ def test_no_usual_setting_of_git_changes_what_happens(repository: Workspace) -> 
         "Merged stream/A into main: 1 commit\nMerged stream/B into main: 1 commit\n",
     )
     assert repository.git("log", "--merges", "--format=%s").split("\n")[:-1] == ["Merge B: B name", "Merge A: A name"]
+    assert not (repository.root / ".git" / "MERGE_HEAD").exists()
     cleaned = repository.run("clean")
     assert cleaned.returncode == 0
     assert f"Kept {tree(repository, 'B')}: nothing to merge, 1 file uncommitted\n" in cleaned.stdout
     assert branches(repository) == ["main", "stream/B"]
-
-
-def test_a_merge_is_a_commit_whatever_the_options_of_the_branch(repository: Workspace) -> None:
-    finish(repository, "A", "a.py")
-    finish(repository, "B", "b.py")
-    repository.git("config", "branch.main.mergeOptions", "--no-commit")
-    done = repository.run("merge")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert sorted(subjects(repository)) == ["Begin", "Write a.py", "Write b.py"]
-    assert not (repository.root / ".git" / "MERGE_HEAD").exists()
 
 
 def test_a_branch_that_stands_in_the_way_of_all_others_fails_their_streams_with_its_name(repository: Workspace) -> None:
@@ -593,32 +570,32 @@ def test_a_branch_that_stands_in_the_way_of_all_others_fails_their_streams_with_
 # ── What claude needs, and what no commit has ─────────────────────────────────────────────────────────────────────────
 
 
-def test_mcp_json_is_carried_over_where_git_ignores_it(repository: Workspace) -> None:
-    put(repository.root / ".gitignore", "/.mcp.json\n/.gitignore\n")
+@pytest.mark.parametrize(
+    ("script", "is_carried"),
+    [
+        ("printf '/.mcp.json\n/.gitignore\n' > .gitignore", True),
+        ("git add .mcp.json; git commit -qm x; echo /.mcp.json >> .git/info/exclude", False),
+        ("git worktree add -q -b stream/A $A; cp .mcp.json $A; printf '/.*\n' >> .git/info/exclude", False),
+        ("rm -rf .git; cd ..; git init -q; printf '*.txt\n/home\n/bin\nparts.json\n' > .git/info/exclude; "
+         "git add my-project; git commit -qm x", False),
+    ],
+    ids=["ignored", "in git", "in the worktree", "in git, below the top"],
+)  # fmt: skip
+def test_mcp_json_is_carried_over_where_git_ignores_it_and_the_worktree_has_none(
+    repository: Workspace, script: str, is_carried: bool
+) -> None:
     put(repository.root / ".mcp.json", "{}")
-    repository.database.add_stream("F", "foundation")
-    add_streams(repository, "A")
-    run(repository)
+    shell(repository, script)
+    run(repository, add="F A")
     words = repository.argv("A")[0]
-    assert words[words.index("-p") - 2 : words.index("-p")] == ["--mcp-config", str(repository.root / ".mcp.json")]
+    given = ["--mcp-config", str(repository.root / ".mcp.json")]
+    assert words.count("--mcp-config") == is_carried
+    assert (words[words.index("-p") - 2 : words.index("-p")] == given) is is_carried
     assert "--mcp-config" not in repository.argv("F")[0]
+    own = [path.read_text() for path in tree(repository, "A").rglob(".mcp.json")]
+    assert own == ([] if is_carried else ["{}"])
     assert warnings(repository) == []
     assert "Not in git" not in prompt(repository, "A")
-
-
-@pytest.mark.parametrize("has_own", [False, True])
-def test_mcp_json_is_not_carried_over_where_the_worktree_has_one(workspace: Workspace, has_own: bool) -> None:
-    workspace.make_repository(*(["README.md"] if has_own else [".mcp.json"]))
-    put(workspace.root / ".mcp.json", "{}")
-    workspace.git("config", "core.excludesFile", str(put(workspace.root.parent / "ignore", "/.mcp.json\n")))
-    if not has_own:
-        commit(workspace, ".mcp.json", "{}")
-    add_streams(workspace, "A")
-    if has_own:
-        put(add_worktree(workspace, "A") / ".mcp.json", "{}")
-    run(workspace)
-    assert (tree(workspace, "A") / ".mcp.json").read_text() == "{}"
-    assert "--mcp-config" not in workspace.argv("A")[0]
 
 
 def test_what_claude_needs_and_git_ignores_is_named_to_the_worker_and_to_the_user(workspace: Workspace) -> None:
@@ -628,8 +605,7 @@ def test_what_claude_needs_and_git_ignores_is_named_to_the_worker_and_to_the_use
     for name in names:
         put(workspace.root / name, "")
     put(workspace.root / ".claude" / "settings.local.json", "")  # not what makes a project's claude
-    add_streams(workspace, "A")
-    run(workspace)
+    run(workspace, add="A")
     few = ".claude/commands/continue.md, .claude/commands/x/y.md, .claude/agents/me.md"
     assert warnings(workspace) == [f"The worktrees lack what git does not track: {few} and 1 more"]
     line = f"- Not in git, so not here; read them in {workspace.root}: {few}, .claude/settings.json\n"
@@ -640,8 +616,7 @@ def test_uncommitted_changes_of_the_root_are_said_once_with_their_names(reposito
     add_streams(repository, "A", "B", "C")
     put(repository.root / "README.md", "changed\n")
     put(repository.root / "new" / "file.py", "")
-    repository.play(A=["exit=1", "all"])
-    said = run(repository)
+    said = run(repository, A=["exit=1", "all"])
     warning = "Uncommitted changes: the streams branch from the last commit, without README.md, new/"
     assert said.count("Uncommitted changes") == 1
     assert warnings(repository) == [warning]
@@ -653,26 +628,13 @@ def test_uncommitted_changes_of_the_root_are_said_once_with_their_names(reposito
 # ── What a worker is told ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_worker_is_told_where_it_works(repository: Workspace) -> None:
-    repository.database.add_stream("F", "foundation")
-    add_streams(repository, "A")
-    run(repository)
-    where = "\n## Where you work\n- Folder: {}\n- Branch: {}\n"
-    assert prompt(repository, "F") == where.format(repository.root, "main")
-    assert prompt(repository, "A") == where.format(tree(repository, "A"), "stream/A") + (
-        f"- This is a git worktree of {repository.root}: other streams work in others at this time\n"
-        "- Change nothing outside of it, commit to this branch, and do not switch to another one\n"
-    )
-
-
 def test_an_integration_worker_is_told_the_branches_their_state_and_their_conflicts(repository: Workspace) -> None:
     finish(repository, "A", "a.py", "both.py", "README.md")
     finish(repository, "B", "both.py")
     put(finish(repository, "C") / "c.py", "")
     finish(repository, "D", "d.py")
     commit(repository, "README.md", "ours\n")
-    repository.database.add_stream("I", "integration")
-    run(repository)
+    run(repository, add="I")
     assert prompt(repository, "I").split("\n\n")[1] == (
         "## Branches to merge\n"
         "Merge these into main before anything else, in this order (git merge --no-ff BRANCH):\n"
@@ -687,8 +649,7 @@ def test_an_integration_worker_is_told_the_branches_their_state_and_their_confli
 def test_a_dependent_parallel_stream_is_told_the_branches_that_it_depends_on(repository: Workspace) -> None:
     add_streams(repository, "A", "C")
     add_streams(repository, "B", streamDependencies=["A"])
-    repository.play("all", A="commit=a.py all", C="commit=c.py all")
-    run(repository)
+    run(repository, A="commit=a.py all", C="commit=c.py all")
     assert prompt(repository, "B").split("\n\n")[1] == (
         "## Branches to merge\n"
         "Merge these into stream/B before anything else, in this order (git merge --no-ff BRANCH):\n"
@@ -703,8 +664,7 @@ def test_a_dependent_parallel_stream_is_told_the_branches_that_it_depends_on(rep
 def test_a_run_without_integration_ends_with_the_commands_that_merge_and_their_conflicts(repository: Workspace) -> None:
     add_streams(repository, "A", "B", "C", "it's D")
     both = "commit=both.py all"
-    repository.play("commit=d.py all", A=both, B=both, C="all")
-    said = run(repository)
+    said = run(repository, default="commit=d.py all", A=both, B=both, C="all")
     assert said.split("all complete: 4 streams, 4 tasks\n")[1] == (
         "Not in main yet. Merge it with: python orchestrate.py merge, or:\n"
         "  git merge --no-ff stream/A  # 1 commit to merge, 1 file changed\n"
@@ -715,26 +675,19 @@ def test_a_run_without_integration_ends_with_the_commands_that_merge_and_their_c
 
 
 def test_a_run_whose_integration_merged_everything_ends_without_merge_commands(repository: Workspace) -> None:
-    add_streams(repository, "A", "B")
-    repository.database.add_stream("I", "integration")
-    merge = "git=merge,--quiet,--no-ff,stream/{0}"
-    repository.play(A="commit=a.py all", B="commit=b.py all", I=f"{merge.format('A')} {merge.format('B')} all")
-    assert run(repository).endswith("all complete: 3 streams, 3 tasks\n")
+    merges = "git=merge,--quiet,--no-ff,stream/A git=merge,--quiet,--no-ff,stream/B all"
+    said = run(repository, add="A B I", A="commit=a.py all", B="commit=b.py all", I=merges)
+    assert said.endswith("all complete: 3 streams, 3 tasks\n")
     assert (repository.root / "a.py").exists()
     assert repository.run("merge").stdout == "Nothing to merge.\n"
 
 
 def test_a_run_of_one_phase_leaves_merging_to_the_integration_that_is_to_come(repository: Workspace) -> None:
-    add_streams(repository, "A")
-    repository.database.add_stream("I", "integration")
-    repository.play("commit=a.py all")
-    assert "merge" not in run(repository, "--phase", "parallel")
+    assert "merge" not in run(repository, "--phase", "parallel", add="A I", default="commit=a.py all")
 
 
 def test_a_failed_stream_leaves_the_others_work_with_the_commands_that_merge_it(repository: Workspace) -> None:
-    add_streams(repository, "A", "B")
-    repository.play(A="commit=a.py all", B="commit=b.py exit=1")
-    said = run(repository, "--max-restarts", "0", code=1)
+    said = run(repository, "--max-restarts", "0", add="A B", code=1, A="commit=a.py all", B="commit=b.py exit=1")
     assert "  git merge --no-ff stream/A  # 1 commit to merge, 1 file changed\n" in said
     assert "git merge --no-ff stream/B" not in said
 
@@ -874,37 +827,28 @@ def test_merge_warns_of_what_a_branchs_worktree_holds_beside_it(repository: Work
     )
 
 
-@pytest.mark.parametrize(("stream", "phase"), [("F", "foundation"), ("A", None)])
-def test_merge_refuses_while_a_worker_works_where_it_merges_from_or_to(
-    repository: Workspace, stream: str, phase: str | None
+@pytest.mark.parametrize(("stream", "is_in_the_way"), [("F", True), ("A", True), ("B", False)])
+def test_merge_refuses_while_a_worker_works_where_it_merges_from_or_to_and_not_for_another(
+    repository: Workspace, stream: str, is_in_the_way: bool
 ) -> None:
     finish(repository, "A", "a.py")
-    if phase:
-        repository.database.add_stream(stream, phase)
-    else:
+    if stream == "A":
         repository.database.set_status("pending", stream)
+    else:
+        add_streams(repository, stream)
     repository.play("until=go.txt all")
     process = repository.popen("start", *NO_POLL)
     pid = repository.wait_for_worker(stream)
-    assert merge(repository, code=75).startswith(
-        f"[ERROR] An orchestrator already runs for this project (PID {process.pid})"
-    )
+    runs = f"[ERROR] An orchestrator already runs for this project (PID {process.pid})"
+    assert merge(repository, code=75).startswith(runs)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=20) == 130
-    repository.database.set_status("completed", stream)
-    said = refuse(repository, code=75)
-    assert said.startswith(f"[ERROR] The worker of {stream} is still at work (PID {pid})\n")
-
-
-def test_merge_goes_on_while_a_worker_works_in_another_worktree(repository: Workspace) -> None:
-    finish(repository, "A", "a.py")
-    add_streams(repository, "B")
-    repository.play("until=go.txt all")
-    process = repository.popen("start", *NO_POLL)
-    repository.wait_for_worker("B")
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=20) == 130
-    assert merge(repository, out=merged("A")) == ""
+    if is_in_the_way:
+        repository.database.set_status("completed", stream)
+        said = refuse(repository, code=75)
+        assert said.startswith(f"[ERROR] The worker of {stream} is still at work (PID {pid})\n")
+    else:
+        assert merge(repository, out=merged("A")) == ""
 
 
 def test_merge_without_an_identity_is_an_error_and_leaves_the_tree_as_it_was(repository: Workspace) -> None:
@@ -1018,21 +962,20 @@ def test_clean_removes_nothing_that_may_be_somebodys_work(
     assert branches(repository) == left.split()
 
 
-def test_clean_never_takes_the_projects_own_folder_for_a_worktree_of_a_stream(repository: Workspace) -> None:
-    finish(repository, "A", worktreePath=".", branchName="main")
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_clean_never_takes_the_projects_own_folder_for_a_worktree_of_a_stream(
+    repository: Workspace, is_linked: bool
+) -> None:
+    branch = "main"
+    if is_linked:
+        link_root(repository)
+        branch = "dev"
+    finish(repository, "A", worktreePath=".", branchName=branch)
     repository.git("worktree", "remove", str(tree(repository, "A")))
     (line,) = clean(repository)
     assert line.startswith(f"Kept {repository.root}: ")
-    assert branches(repository) == ["main", "stream/A"]
-
-
-def test_clean_never_removes_the_project_where_that_is_itself_a_linked_worktree(repository: Workspace) -> None:
-    root = link_root(repository)
-    finish(repository, "A", worktreePath=".", branchName="dev")
-    repository.run("clean")
-    assert root.is_dir()
-    assert (root / "README.md").exists()
-    assert "dev" in branches(repository)
+    assert (repository.root / "README.md").exists()
+    assert branches(repository) == sorted({"main", branch, "stream/A"})
 
 
 def test_clean_looks_after_the_worktrees_of_streams_that_are_gone_from_the_database(repository: Workspace) -> None:
@@ -1048,10 +991,15 @@ def test_clean_looks_after_the_worktrees_of_streams_that_are_gone_from_the_datab
     ]
 
 
-def test_clean_moves_logs_away_and_overwrites_none_on_the_same_day(workspace: Workspace) -> None:
+def test_clean_moves_logs_away_overwrites_none_on_the_same_day_and_has_nothing_to_do_otherwise(
+    workspace: Workspace,
+) -> None:
     add_streams(workspace, "A")
+    assert clean(workspace) == ["Nothing to clean."]  # nothing ever ran
+    put(workspace.state / "orchestrate.py", "# a copy, as the README says\n")
+    done = workspace.run("clean")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Nothing to clean.\n", "")
     put(workspace.state / "pids" / "B.pid", "7\n")
-    (workspace.state / "logs").mkdir()
     for name in ("orchestrator.log", "A.log"):
         put(workspace.state / "logs" / name, f"first {name}\n")
     today = time.strftime("%Y%m%d")
@@ -1067,14 +1015,6 @@ def test_clean_moves_logs_away_and_overwrites_none_on_the_same_day(workspace: Wo
     assert (archive / today / "orchestrator.log").read_text() == "first orchestrator.log\n"
     assert (archive / f"{today}-2" / "A.log").read_text() == "second\n"
     assert clean(workspace) == ["Nothing to clean."]
-
-
-def test_clean_has_nothing_to_do_where_nothing_ever_ran(workspace: Workspace) -> None:
-    workspace.database.add_stream("A")
-    assert clean(workspace) == ["Nothing to clean."]
-    put(workspace.state / "orchestrate.py", "# a copy, as the README says\n")
-    done = workspace.run("clean")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "Nothing to clean.\n", "")
 
 
 @pytest.mark.parametrize("who", ["orchestrator", "worker"])
@@ -1099,15 +1039,12 @@ def test_clean_refuses_while_a_worker_or_an_orchestrator_runs(repository: Worksp
 
 
 def test_a_run_after_clean_begins_anew_from_head(repository: Workspace) -> None:
-    add_streams(repository, "A")
-    repository.play("commit=a.py all")
-    run(repository)
+    run(repository, add="A", default="commit=a.py all")
     assert merge(repository, out=merged("A")) == ""
     assert repository.run("clean").returncode == 0
     assert branches(repository) == ["main"]
     repository.database.add_task("A")
-    repository.play("commit=b.py all")
-    run(repository)
+    run(repository, default="commit=b.py all")
     assert subjects(repository, "stream/A") == ["A:_b.py", "A:_a.py", "Begin"]
     assert status(repository) == ""
 
@@ -1153,12 +1090,10 @@ def test_where_there_can_be_no_worktrees_all_work_in_the_root_and_that_is_said_o
 ) -> None:
     shell(workspace, script)
     words = re.findall("--no-worktrees", script)
-    workspace.database.add_stream("F", "foundation")
-    add_streams(workspace, "A", "B")
-    workspace.play("write=here.py all")
+    add_streams(workspace, "F", "A", "B")
     assert f"Worktrees none: {reason}\n" in workspace.run("start", "--dry-run", *words).stdout
     warning = f"No worktrees, all streams work in {workspace.root}: {reason}"
-    assert run(workspace, *words).count(warning) == 1
+    assert run(workspace, *words, default="write=here.py all").count(warning) == 1
     assert {place[1:] for place in places(workspace)} == {(".", None)}
     assert warnings(workspace) == [warning]
     assert prompt(workspace, "A") == ""
@@ -1171,9 +1106,7 @@ def test_where_there_can_be_no_worktrees_all_work_in_the_root_and_that_is_said_o
 
 def check_whole_way(workspace: Workspace, into: str = "main") -> None:
     """Check a run of two streams from the first worktree to the last, with all commands."""
-    add_streams(workspace, "A", "B")
-    workspace.play(A="commit=a.py write=x.txt all", B="commit=b.py all")
-    run(workspace)
+    run(workspace, add="A B", A="commit=a.py write=x.txt all", B="commit=b.py all")
     assert len(workspace.starts()) == 2
     for stream in "AB":
         assert subjects(workspace, f"stream/{stream}")[0] == f"{stream}:_{stream.lower()}.py"
@@ -1204,13 +1137,10 @@ def test_the_projects_path_may_hold_anything(
 def test_a_project_that_is_reached_by_a_link_has_one_set_of_worktrees(repository: Workspace) -> None:
     link = repository.root.parent / "link"
     link.symlink_to(repository.root)
-    add_streams(repository, "A")
-    repository.play("commit=a.py all")
     env = {"WORKSPACE_ID": "my-project"}
-    run(repository, "--project", str(link), env=env)
+    run(repository, "--project", str(link), add="A", default="commit=a.py all", env=env)
     repository.database.add_task("A")
-    repository.play("commit=b.py all")
-    run(repository)
+    run(repository, default="commit=b.py all")
     assert subjects(repository, "stream/A") == ["A:_b.py", "A:_a.py", "Begin"]
     assert merge(repository, "--project", str(link), out="Merged stream/A into main: 2 commits\n", env=env) == ""
 
@@ -1257,16 +1187,6 @@ def test_the_project_may_lie_below_the_top_of_its_repository(workspace: Workspac
     assert status(workspace) == "?? other/new.py\n"
 
 
-def test_mcp_json_of_a_project_below_the_top_is_not_carried_over_where_git_has_it(workspace: Workspace) -> None:
-    around = workspace.root.parent
-    workspace.git("init", "--quiet", cwd=around)
-    commit(workspace, "my-project/.mcp.json", "{}", around)
-    add_streams(workspace, "A")
-    run(workspace)
-    assert "--mcp-config" not in workspace.argv("A")[0]
-    assert (tree(workspace, "A") / "my-project" / ".mcp.json").exists()
-
-
 def test_the_project_may_itself_be_a_linked_worktree(repository: Workspace) -> None:
     root = link_root(repository)
     check_whole_way(repository, into="dev")
@@ -1277,10 +1197,7 @@ def test_the_project_may_itself_be_a_linked_worktree(repository: Workspace) -> N
 def test_the_root_may_be_on_a_detached_head(repository: Workspace) -> None:
     repository.git("checkout", "--quiet", "--detach")
     short = head(repository)[:10]
-    repository.database.add_stream("F", "foundation")
-    add_streams(repository, "A")
-    repository.play(F="commit=f.py all", A="commit=a.py all")
-    said = run(repository)
+    said = run(repository, add="F A", F="commit=f.py all", A="commit=a.py all")
     assert f"- Branch: a detached HEAD at {short}\n" in prompt(repository, "F")
     assert subjects(repository, "stream/A") == ["A:_a.py", "F:_f.py", "Begin"]
     assert f"Not in a detached HEAD at {head(repository)[:10]} yet. Merge it with: " in said
@@ -1289,33 +1206,30 @@ def test_the_root_may_be_on_a_detached_head(repository: Workspace) -> None:
 # ── status ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_status_shows_each_branch_its_commits_and_uncommitted_files(repository: Workspace) -> None:
+def test_status_shows_each_branch_its_commits_its_uncommitted_files_and_what_it_was_left_on(
+    repository: Workspace,
+) -> None:
     put(finish(repository, "A", "a.py", "b.py") / "new.py", "")
     finish(repository, "B")
     add_streams(repository, "C")
+    repository.git("switch", "--quiet", "-c", "mine", cwd=finish(repository, "D"))
     shown = repository.run("status").stdout
-    assert re.findall(r"(?m)^ +(stream/.*)$", shown) == [
+    assert re.findall(r"(?m)^ +((?:stream/|mine ).*)$", shown) == [
         "stream/A │ 2 commits to merge, 2 files changed, 1 file uncommitted",
         "stream/B │ nothing to merge",
+        "stream/D │ nothing to merge",
+        "mine │ nothing to merge, used instead of stream/D",
     ]
     streams = json.loads(repository.run("status", "--json").stdout)["streams"]
     fields = {"files_uncommitted": 0, "commits_ahead": 0, "files_changed": 0}
     names = {s: {"name": f"stream/{s}", "worktree": str(tree(repository, s)), "instead_of": None} for s in "AB"}
-    assert [stream["branches"] for stream in streams] == [
+    *others, left = [stream["branches"] for stream in streams]
+    assert others == [
         [{**names["A"], "commits_ahead": 2, "files_changed": 2, "files_uncommitted": 1}],
         [{**names["B"], **fields}],
         [],
     ]
-
-
-def test_status_says_what_a_worktree_is_on_instead(repository: Workspace) -> None:
-    repository.git("switch", "--quiet", "-c", "mine", cwd=finish(repository, "A"))
-    assert "mine │ nothing to merge, used instead of stream/A\n" in repository.run("status").stdout
-    (stream,) = json.loads(repository.run("status", "--json").stdout)["streams"]
-    assert [(branch["name"], branch["instead_of"]) for branch in stream["branches"]] == [
-        ("stream/A", None),
-        ("mine", "stream/A"),
-    ]
+    assert [(branch["name"], branch["instead_of"]) for branch in left] == [("stream/D", None), ("mine", "stream/D")]
 
 
 def test_status_of_a_repository_that_can_not_be_read_shows_everything_else(repository: Workspace) -> None:
@@ -1440,9 +1354,7 @@ def test_a_second_ctrl_c_ends_a_merge_that_hangs_and_restores_the_tree(repositor
 
 
 def test_a_project_that_was_moved_goes_on_in_its_worktrees(repository: Workspace) -> None:
-    add_streams(repository, "A")
-    repository.play("write=new.py all")
-    run(repository)
+    run(repository, add="A", default="write=new.py all")
     moved = repository.root.parent / "moved"
     repository.root.rename(moved)
     repository.root = moved
@@ -1457,8 +1369,7 @@ def test_a_file_that_two_branches_rename_is_said_to_conflict(repository: Workspa
         folder = finish(repository, stream)
         repository.git("mv", "README.md", f"{stream}.md", cwd=folder)
         repository.git("commit", "--quiet", "-m", "Rename", cwd=folder)
-    repository.database.add_stream("I", "integration")
-    run(repository)
+    run(repository, add="I")
     assert "- stream/B (B): 1 commit to merge, 2 files changed; conflicts with stream/A in " in prompt(repository, "I")
 
 
@@ -1474,7 +1385,6 @@ def test_logs_that_no_verdict_was_made_from_yet_stay(repository: Workspace) -> N
     wait_until(lambda: not is_running(pid), "its end")
     assert repository.run("clean").returncode == 0
     assert sorted(path.name for path in (repository.state / "logs").glob("[!.]*")) == ["A.jsonl", "A.log"]
-    repository.play()
     run(repository)
     assert [end["cost"] for end in repository.events("worker_ended") if end["stream"] == "A"] == [1.5, 0.0]
 
