@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -511,17 +512,6 @@ def test_a_second_installation_changes_nothing(installed: Workspace) -> None:
     assert set(before) == set(after)
 
 
-def test_an_installation_touches_nothing_else(workspace: Workspace) -> None:
-    for name in ("CLAUDE.md", ".claude/commands/protocol.md", ".claude/orchestrator/logs/Stream-A.log", ".gitignore"):
-        (workspace.root / name).parent.mkdir(parents=True, exist_ok=True)
-        (workspace.root / name).write_text("precious\n")
-    before = photograph(workspace.root)
-    assert workspace.run("generate", "--force").returncode == 0
-    after = photograph(workspace.root)
-    files = {name for name in before if (workspace.root / name).is_file()}
-    assert {name for name in files if before[name] != after.get(name)} == set()
-
-
 def test_what_a_person_has_changed_is_left_alone_until_force(installed: Workspace) -> None:
     ours = {name: (installed.root / name).read_text(encoding="utf-8") for name in FILES}
     for name, text in ours.items():
@@ -569,12 +559,20 @@ def test_a_change_that_a_person_has_taken_back_is_no_change(installed: Workspace
     assert generate(installed, script=make_newer(installed.bin)) == (describe(*["Updated"] * 4), "")
 
 
-def test_somebody_elses_slash_command_is_left_alone_at_the_first_installation(workspace: Workspace) -> None:
-    path = workspace.root / SLASH
-    path.parent.mkdir(parents=True)
-    path.write_text("somebody else's\n")
+def test_an_installation_touches_nothing_else_and_somebody_elses_slash_command_with_force_alone(
+    workspace: Workspace,
+) -> None:
+    names = ["CLAUDE.md", ".claude/commands/protocol.md", ".claude/orchestrator/logs/Stream-A.log", ".gitignore"]
+    for name in (*names, SLASH):
+        (workspace.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (workspace.root / name).write_text("somebody else's\n")
+    before = {name: state for name, state in photograph(workspace.root).items() if (workspace.root / name).is_file()}
     assert generate(workspace) == (GENERATED + BEHIND, describe_kept(SLASH))
-    assert path.read_text() == "somebody else's\n"
+    after = photograph(workspace.root)
+    assert {name for name in before if before[name] != after.get(name)} == set()
+    generate(workspace, "--force")
+    after = photograph(workspace.root)
+    assert {name for name in before if before[name] != after.get(name)} == {SLASH}
 
 
 def test_what_a_link_leads_to_is_never_written(workspace: Workspace) -> None:
@@ -744,35 +742,29 @@ def is_root() -> bool:
     return os.geteuid() == 0
 
 
-def expect_healthy(workspace: Workspace) -> str:
-    """Return what `doctor` prints for a healthy project."""
-    import importlib.metadata
-
+def test_a_healthy_project_is_a_line_each_and_exit_code_0(healthy: Workspace) -> None:
     packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("click", "rich", "psutil"))
-    git = subprocess.run(["git", "--version"], capture_output=True, text=True, check=True).stdout.strip()
     user = "root, in a sandbox (IS_SANDBOX)" if is_root() else f"no root (user id {os.geteuid()})"
-    return f"""\
+    done = healthy.run("doctor")
+    assert (done.returncode, done.stderr) == (0, "")
+    if "2.38 foresees" in done.stdout:  # an old git on this machine is a warning
+        pytest.skip("git is older than 2.38")
+    text = re.sub(r"(?m)^(. Disk +)[\d.]+ GiB free$", r"\1N GiB free", done.stdout)
+    assert (
+        text
+        == f"""\
 ✓ Python        {sys.version.split()[0]} ({sys.executable}); {packages}
-✓ Claude        2.1.330 (Claude Code) ({workspace.claude}), run as {user}
-✓ Project       {workspace.root}; N GiB free
-✓ Git           {git}, main
+✓ Claude        2.1.330 (Claude Code) ({healthy.claude}), run as {user}
+✓ Project       {healthy.root}; N GiB free
+✓ Git           {healthy.git("--version").strip()}, main
 ✓ Orchestrator  none runs
-✓ Task Copilot  task-copilot, from .mcp.json (sh server.js); /continue: {workspace.root}/.claude/commands/continue.md
-✓ Database      {workspace.database.path}; version 10
+✓ Task Copilot  task-copilot, from .mcp.json (sh server.js); /continue: {healthy.root}/.claude/commands/continue.md
+✓ Database      {healthy.database.path}; version 10
 ✓ Streams       2 streams: 1 foundation, 1 parallel; 0 of 3 tasks completed
 
 Ready. Start: python orchestrate.py start
 """
-
-
-def test_a_healthy_project_is_a_line_each_and_exit_code_0(healthy: Workspace) -> None:
-    done = healthy.run("doctor")
-    assert (done.returncode, done.stderr) == (0, "")
-    text = re.sub(r"[\d.]+ GiB free", "N GiB free", done.stdout)
-    expected = expect_healthy(healthy)
-    if "2.38 foresees" in text:  # an old git on this machine is a warning
-        pytest.skip("git is older than 2.38")
-    assert text == expected
+    )
 
 
 def add_strays(workspace: Workspace) -> None:
