@@ -492,32 +492,29 @@ def test_the_examples_of_the_commands_are_those_of_their_help_texts() -> None:
 # ── zsh and fish ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def complete(reader: Reader, shell: str, words: str, last: str) -> str:
-    """Ask by the protocol that the shell's script speaks, as it would."""
-    asked = {"COMP_WORDS": words, "COMP_CWORD": last}
-    named = " ".join(f"{name}={shlex.quote(value)}" for name, value in asked.items())
-    return reader.type(f"{named} _ORCHESTRATE_COMPLETE={shell}_complete orchestrate")
+# What the shell's script begins with, which word it asks about, how it is called, and what it is asked.
+SHELLS = {
+    "zsh": ("#compdef orchestrate", "2", "-f -e",
+            "autoload -Uz compinit; compinit -u -D\n{}print -- ${{_comps[orchestrate]}}", ["_orchestrate_completion"]),
+    "fish": ("complete --no-files --command orchestrate", "Stream-", "--no-config",
+             "{}complete -C 'orchestrate status Stream-'", [f"Stream-{letter}" for letter in "ABCD"]),
+}  # fmt: skip
 
 
-@each("zsh")
-def test_the_zsh_block_completes(block: Block, reader: Reader) -> None:
+@pytest.mark.parametrize("block", [*in_language("zsh"), *in_language("fish")], ids=lambda block: block.name)
+def test_a_zsh_or_fish_block_completes(block: Block, reader: Reader) -> None:
+    name = block.language
+    source, last, options, asked, answer = SHELLS[name]
     reader.install()
-    assert "#compdef orchestrate" in reader.type("_ORCHESTRATE_COMPLETE=zsh_source orchestrate")
-    assert complete(reader, "zsh", "orchestrate status Stream-", "2").split()[1::3] == [f"Stream-{i}" for i in "ABCD"]
-    if shutil.which("zsh"):
-        asked = f"autoload -Uz compinit; compinit -u -D\n{block.text}print -- ${{_comps[orchestrate]}}"
-        assert reader.type(asked, shell=f"{shutil.which('zsh')} -f -e") == "_orchestrate_completion\n"
-
-
-@each("fish")
-def test_the_fish_block_completes(block: Block, reader: Reader) -> None:
-    reader.install()
-    assert "complete --no-files --command orchestrate" in reader.type("_ORCHESTRATE_COMPLETE=fish_source orchestrate")
-    assert "plain,Stream-B" in complete(reader, "fish", "orchestrate status Stream-", "Stream-")
-    if shutil.which("fish"):
-        asked = f"{block.text}complete -C 'orchestrate status Stream-'"
-        shown = reader.type(asked, shell=f"{shutil.which('fish')} --no-config")
-        assert shown.split() == [f"Stream-{letter}" for letter in "ABCD"]
+    assert source in reader.type(f"_ORCHESTRATE_COMPLETE={name}_source orchestrate")
+    # By the protocol that the shell's script speaks.
+    asks = (
+        f"COMP_WORDS='orchestrate status Stream-' COMP_CWORD={last} _ORCHESTRATE_COMPLETE={name}_complete orchestrate"
+    )
+    assert re.findall(r"(?m)^(?:plain,)?(Stream-\w)$", reader.type(asks)) == [f"Stream-{letter}" for letter in "ABCD"]
+    if shutil.which(name):
+        shown = reader.type(asked.format(block.text), shell=f"{shutil.which(name)} {options}")
+        assert shown.split() == answer
 
 
 # ── What others run ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -14,8 +14,9 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import pytest
 import support
@@ -158,6 +159,16 @@ def shell(workspace: Workspace, script: str) -> None:
     subprocess.run(["sh", "-ec", script], cwd=workspace.root, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
+VENDOR = (
+    "git init -q ../inner; touch ../inner/inner.py; git -C ../inner add .; git -C ../inner commit -qm Begin; "
+    "git -c protocol.file.allow=always submodule -q add $PWD/../inner vendored; git commit -qm Vendor"
+)
+LINK = (
+    "mkdir ../main; mv .git ../main; git -C ../main worktree add -q -b dev $PWD/../moved; mv ../moved/.git .; "
+    "git worktree repair; [ -f .git ]"
+)
+
+
 def shadow_git(workspace: Workspace, script: str) -> Path:
     """Put another git before the real one."""
     path = workspace.bin / "git"
@@ -166,25 +177,18 @@ def shadow_git(workspace: Workspace, script: str) -> Path:
     return path
 
 
+def begin(workspace: Workspace, stream: str, part: str) -> tuple[subprocess.Popen[str], int]:
+    """Start a run with workers of this part; return it, and the PID of this stream's worker once it is at work."""
+    workspace.play(part)
+    process = workspace.popen("start", *NO_POLL)
+    return process, workspace.wait_for_worker(stream)
+
+
 @pytest.fixture
 def repository(workspace: Workspace) -> Workspace:
     """A project that is a git repository with one commit."""
     workspace.make_repository()
     return workspace
-
-
-@pytest.fixture
-def make_workspace() -> Iterator[Callable[[Path], Workspace]]:
-    """Projects in folders of the test's choice."""
-    made: list[Workspace] = []
-
-    def make(folder: Path) -> Workspace:
-        made.append(Workspace(folder))
-        return made[-1]
-
-    yield make
-    for workspace in made:
-        workspace.close()
 
 
 # ── Where a stream works ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -505,18 +509,16 @@ def test_a_git_that_hangs_does_not_keep_the_other_phases_from_working(repository
     assert warnings(repository) == ["git can't be asked: git rev-parse took longer than 0 s"]
 
 
-def test_git_variables_of_another_repository_mislead_neither_us_nor_a_worker(
-    repository: Workspace, make_workspace: Callable[[Path], Workspace]
-) -> None:
-    other = make_workspace(repository.root.parent / "other")
-    other.make_repository("other.py")
-    before = listing(other.root / ".git")
+def test_git_variables_of_another_repository_mislead_neither_us_nor_a_worker(repository: Workspace) -> None:
+    other = repository.root.parent / "other"
+    shell(repository, "git init -q ../other; cd ../other; touch other.py; git add .; git commit -qm Begin")
+    before = listing(other / ".git")
     env = {
-        "GIT_DIR": str(other.root / ".git"),
-        "GIT_WORK_TREE": str(other.root),
-        "GIT_INDEX_FILE": str(other.root / ".git" / "index"),
-        "GIT_COMMON_DIR": str(other.root / ".git"),
-        "GIT_OBJECT_DIRECTORY": str(other.root / ".git" / "objects"),
+        "GIT_DIR": str(other / ".git"),
+        "GIT_WORK_TREE": str(other),
+        "GIT_INDEX_FILE": str(other / ".git" / "index"),
+        "GIT_COMMON_DIR": str(other / ".git"),
+        "GIT_OBJECT_DIRECTORY": str(other / ".git" / "objects"),
         "GIT_NAMESPACE": "elsewhere",
         "GIT_PREFIX": "else/where/",
     }
@@ -525,7 +527,7 @@ def test_git_variables_of_another_repository_mislead_neither_us_nor_a_worker(
     for words in (["status"], ["merge"], ["clean"]):
         assert repository.run(*words, env=env).returncode == 0
     assert (subjects(repository), branches(repository)) == (["A:_a.py", "Begin"], ["main"])
-    assert listing(other.root / ".git") == before
+    assert listing(other / ".git") == before
 
 
 HOSTILE = {
@@ -836,9 +838,7 @@ def test_merge_refuses_while_a_worker_works_where_it_merges_from_or_to_and_not_f
         repository.database.set_status("pending", stream)
     else:
         add_streams(repository, stream)
-    repository.play("until=go.txt all")
-    process = repository.popen("start", *NO_POLL)
-    pid = repository.wait_for_worker(stream)
+    process, pid = begin(repository, stream, "until=go.txt all")
     runs = f"[ERROR] An orchestrator already runs for this project (PID {process.pid})"
     assert merge(repository, code=75).startswith(runs)
     process.send_signal(signal.SIGINT)
@@ -951,8 +951,7 @@ CLEANED = {
 def test_clean_removes_nothing_that_may_be_somebodys_work(
     repository: Workspace, files: str, script: str, left: str, said: list[str]
 ) -> None:
-    if script == SUBMODULE:
-        add_submodule(repository)
+    shell(repository, VENDOR if script == SUBMODULE else "")
     folder = finish(repository, "A", *files.split())
     shell(repository, script)
     before = listing(folder.parent)
@@ -968,7 +967,7 @@ def test_clean_never_takes_the_projects_own_folder_for_a_worktree_of_a_stream(
 ) -> None:
     branch = "main"
     if is_linked:
-        link_root(repository)
+        shell(repository, LINK)
         branch = "dev"
     finish(repository, "A", worktreePath=".", branchName=branch)
     repository.git("worktree", "remove", str(tree(repository, "A")))
@@ -1017,24 +1016,17 @@ def test_clean_moves_logs_away_overwrites_none_on_the_same_day_and_has_nothing_t
     assert clean(workspace) == ["Nothing to clean."]
 
 
-@pytest.mark.parametrize("who", ["orchestrator", "worker"])
-def test_clean_refuses_while_a_worker_or_an_orchestrator_runs(repository: Workspace, who: str) -> None:
+def test_clean_refuses_while_an_orchestrator_or_a_worker_runs(repository: Workspace) -> None:
     add_streams(repository, "A")
-    repository.play("commit=a.py until=go.txt all")
-    process = repository.popen("start", *NO_POLL)
-    pid = repository.wait_for_worker("A")
+    process, pid = begin(repository, "A", "commit=a.py until=go.txt all")
     wait_until(lambda: len(subjects(repository, "stream/A")) == 2, "the commit")
-    if who == "worker":
+    runs = f"An orchestrator already runs for this project (PID {process.pid})"
+    for reason in (runs, f"Workers still run: A (PID {pid})"):
+        done = repository.run("clean")
+        assert (done.returncode, done.stdout) == (75, "")
+        assert done.stderr.startswith(f"[ERROR] {reason}\n")
         process.kill()
         process.wait()
-    done = repository.run("clean")
-    reason = (
-        f"An orchestrator already runs for this project (PID {process.pid})"
-        if who == "orchestrator"
-        else f"Workers still run: A (PID {pid})"
-    )
-    assert (done.returncode, done.stdout) == (75, "")
-    assert done.stderr.startswith(f"[ERROR] {reason}\n")
     assert (tree(repository, "A") / "a.py").exists()
 
 
@@ -1050,27 +1042,6 @@ def test_a_run_after_clean_begins_anew_from_head(repository: Workspace) -> None:
 
 
 # ── Layouts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def link_root(workspace: Workspace) -> Path:
-    """Make the project a linked worktree, on branch dev, of a repository beside it."""
-    beside, moved = workspace.root.parent / "main", workspace.root.parent / "moved"
-    beside.mkdir()
-    (workspace.root / ".git").rename(beside / ".git")
-    workspace.git("worktree", "add", "--quiet", "-b", "dev", str(moved), cwd=beside)
-    (moved / ".git").rename(workspace.root / ".git")
-    workspace.git("worktree", "repair")
-    return workspace.root
-
-
-def add_submodule(workspace: Workspace) -> None:
-    """Commit a submodule into the project."""
-    inner = workspace.root.parent / "inner"
-    inner.mkdir()
-    workspace.git("init", "--quiet", cwd=inner)
-    commit(workspace, "inner.py", "", inner)
-    workspace.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(inner), "vendored")
-    workspace.git("commit", "--quiet", "-m", "Vendor")
 
 
 COMMIT = "touch README.md; git add README.md; git commit -qm Begin"
@@ -1120,18 +1091,14 @@ def check_whole_way(workspace: Workspace, into: str = "main") -> None:
 
 
 @pytest.mark.parametrize("name", ["with a space", "ü-ñ-日本", "a\nb", "it's", "$(id)", "-x", "%s", "a:b"])
-def test_the_projects_path_may_hold_anything(
-    make_workspace: Callable[[Path], Workspace], tmp_path: Path, name: str
-) -> None:
+def test_the_projects_path_may_hold_anything(workspace: Workspace, tmp_path: Path, name: str) -> None:
+    odd = Workspace(tmp_path / name)
     if name == "a:b":  # no PATH can name such a folder
-        workspace = make_workspace(tmp_path)
-        (tmp_path / name).mkdir()
-        workspace.root = workspace.root.rename(tmp_path / name / "my-project")
-    else:
-        workspace = make_workspace(tmp_path / name)
-    workspace.make_repository()
-    check_whole_way(workspace)
-    assert status(workspace) == ""
+        odd.bin = workspace.bin
+    with closing(odd):
+        odd.make_repository()
+        check_whole_way(odd)
+        assert status(odd) == ""
 
 
 def test_a_project_that_is_reached_by_a_link_has_one_set_of_worktrees(repository: Workspace) -> None:
@@ -1145,25 +1112,30 @@ def test_a_project_that_is_reached_by_a_link_has_one_set_of_worktrees(repository
     assert merge(repository, "--project", str(link), out="Merged stream/A into main: 2 commits\n", env=env) == ""
 
 
-def test_worktrees_may_lie_behind_a_link(repository: Workspace) -> None:
-    shell(repository, "mkdir ../disk; ln -s ../../../disk .claude/worktrees")
-    exclude(repository, ".claude/worktrees")
-    check_whole_way(repository)
-
-
-def test_the_project_may_be_a_submodule(workspace: Workspace) -> None:
-    workspace.make_repository()
-    around = workspace.root.parent
-    workspace.git("init", "--quiet", cwd=around)
-    workspace.git("submodule", "--quiet", "add", str(workspace.root), "my-project", cwd=around)
-    workspace.git("submodule", "--quiet", "absorbgitdirs", cwd=around)
-    assert (workspace.root / ".git").is_file()
-    put(around / ".git" / "modules" / "my-project" / "info" / "exclude", "/*.txt\n/parts.json\n")
-    check_whole_way(workspace)
+@pytest.mark.parametrize(
+    ("script", "into", "where"),
+    [
+        ("mkdir ../disk; ln -s ../../../disk .claude/worktrees; echo .claude/worktrees >> .git/info/exclude", "main",
+         "../../disk"),
+        ("git init -q ..; cd ..; git submodule -q add $PWD/my-project my-project; git submodule -q absorbgitdirs; "
+         "[ -f my-project/.git ]; printf '/*.txt\n/parts.json\n' > .git/modules/my-project/info/exclude", "main",
+         ".claude/worktrees"),
+        (LINK, "dev", ".claude/worktrees"),
+    ],
+    ids=["worktrees behind a link", "submodule", "linked worktree"],
+)  # fmt: skip
+def test_the_project_and_its_worktrees_may_lie_elsewhere_than_they_seem(
+    repository: Workspace, script: str, into: str, where: str
+) -> None:
+    shell(repository, script)
+    is_file = (repository.root / ".git").is_file()
+    check_whole_way(repository, into=into)
+    assert (repository.root / ".git").is_file() is is_file
+    assert {folder for _, folder, _ in places(repository)} == {f"{where}/A", f"{where}/B"}
 
 
 def test_the_repository_may_hold_submodules_and_the_worker_is_told(repository: Workspace) -> None:
-    add_submodule(repository)
+    shell(repository, VENDOR)
     check_whole_way(repository)
     line = "- Submodules are empty here; fill those that you need: git submodule update --init\n"
     assert line in prompt(repository, "A")
@@ -1185,13 +1157,6 @@ def test_the_project_may_lie_below_the_top_of_its_repository(workspace: Workspac
     assert f"- Folder: {tree(workspace, 'A')}/my-project\n" in prompt(workspace, "A")
     assert warnings(workspace) == []
     assert status(workspace) == "?? other/new.py\n"
-
-
-def test_the_project_may_itself_be_a_linked_worktree(repository: Workspace) -> None:
-    root = link_root(repository)
-    check_whole_way(repository, into="dev")
-    assert (root / ".git").is_file()
-    assert {folder for _, folder, _ in places(repository)} == {".claude/worktrees/A", ".claude/worktrees/B"}
 
 
 def test_the_root_may_be_on_a_detached_head(repository: Workspace) -> None:
