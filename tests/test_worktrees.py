@@ -1063,6 +1063,7 @@ def test_where_there_can_be_no_worktrees_all_work_in_the_root_and_that_is_said_o
     words = re.findall("--no-worktrees", script)
     add_streams(workspace, "F", "A", "B")
     assert f"Worktrees none: {reason}\n" in workspace.run("start", "--dry-run", *words).stdout
+    assert merge(workspace, out="Nothing to merge.\n") == ""  # nothing ever ran
     warning = f"No worktrees, all streams work in {workspace.root}: {reason}"
     assert run(workspace, *words, default="write=here.py all").count(warning) == 1
     assert {place[1:] for place in places(workspace)} == {(".", None)}
