@@ -1851,9 +1851,9 @@ class Tail:
         self._line = bytearray()  # the beginning of a line whose end is still to come
         self._skipped = 0  # bytes of a line that is too long
         self._mark: tuple[int, ...] = ()
-        self._open()
+        file = self._open()
         if lines is not None:
-            self._seek(_find_last_lines(self._file, lines) if self._file else 0)
+            self._seek(_find_last_lines(file, lines) if file is not None else 0)
 
     def read(self) -> list[tuple[int, str]]:
         """Return what was written since the last call, up to a bound: each line and the position behind it.
@@ -1887,11 +1887,12 @@ class Tail:
         self._file = None
         self._mark = ()
 
-    def _open(self) -> None:
+    def _open(self) -> IO[bytes] | None:
         self.is_drained = True
         with contextlib.suppress(FileNotFoundError):
             self._file = self.path.open("rb")
             self._seek(self.end)
+        return self._file
 
     def _seek(self, position: int) -> None:
         self.end = position

@@ -201,7 +201,7 @@ def test_uv_and_pipx_run_a_clone_without_an_installation(tools: Path, tmp_path: 
     home.mkdir()
     # pip's settings are not uv's: it gets the certificates of the system, and this Python instead of a download.
     more = {"UV_SYSTEM_CERTS": "true", "UV_NATIVE_TLS": "true", "UV_PYTHON_DOWNLOADS": "never"}
-    more.update(PATH=f"{tools}:{os.environ['PATH']}", HOME=str(home), UV_PYTHON=str(tools / "python"))
+    more.update(PATH=f"{tools}:{os.environ['PATH']}", HOME=str(home), TMPDIR=str(home), UV_PYTHON=str(tools / "python"))
     clone = copy_sources(tmp_path / "clone")
     said = run("bash", "-euo", "pipefail", "-c", f"uv run orchestrate.py --version\n{text}", cwd=clone, **more)
     assert re.findall(r"^orchestrate (.*)$", said, re.MULTILINE) == [orchestrate.VERSION] * 3, said
