@@ -4017,7 +4017,7 @@ def stop_workers(project: Project, stream_ids: Iterable[str], selected: set[str]
 
     def is_over(signum: int) -> bool:
         nonlocal trees
-        trees = read_trees(project, seen)
+        trees = discover_workers(project, stream_ids, seen).trees
         trees = {stream_id: tree for stream_id, tree in trees.items() if stream_id in targets}
         for stream_id, tree in trees.items():
             seen.setdefault(stream_id, {}).update(tree)

@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """Mark as slow all cases but the first of each test that runs processes: they differ in what no Python decides."""
     seen = set()
     for item in items:
-        if {"workspace", "make_workspace"} & set(item.fixturenames):
+        if "workspace" in item.fixturenames:
             if item.function in seen:
                 item.add_marker(pytest.mark.slow)
             seen.add(item.function)
