@@ -363,7 +363,6 @@ def read_time(text: str) -> float:
 
 
 def format_time(wall: float) -> str:
-    """Return a time as ISO 8601, in UTC."""
     return datetime.fromtimestamp(wall, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -392,8 +391,6 @@ def format_names(names: Sequence[str], most: int = 3) -> str:
 
 
 class Phase(enum.Enum):
-    """The three phases of a run, in order."""
-
     FOUNDATION = "foundation"
     PARALLEL = "parallel"
     INTEGRATION = "integration"
@@ -427,8 +424,6 @@ class StreamState(enum.Enum):
 
 
 class StopReason(enum.Enum):
-    """Why the orchestrator stops a worker."""
-
     USER = "by the user"
     VANISHED = "its stream is no longer in the database"
     GRACE = "its tasks are complete, and it did not exit by itself"
@@ -438,8 +433,6 @@ class StopReason(enum.Enum):
 
 
 class VerdictKind(enum.Enum):
-    """What follows from the end of a worker."""
-
     COMPLETE = "complete"
     BLOCKED = "blocked"
     STOPPED = "stopped"
@@ -492,7 +485,6 @@ class Stream(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Tasks that count: all but the cancelled ones."""
         return self.pending + self.in_progress + self.blocked + self.completed
 
     @property
@@ -505,7 +497,6 @@ class Stream(NamedTuple):
 
     @property
     def is_blocked(self) -> bool:
-        """Whether there are open tasks and every one of them is blocked."""
         return 0 < self.blocked == self.open
 
     @property
@@ -561,12 +552,10 @@ class Ending(NamedTuple):
 
     @property
     def has_failed(self) -> bool:
-        """Whether it ended in an error: by its result, or by its exit code where it has none."""
         return self.is_error if self.has_result else self.code != 0
 
     @property
     def summary(self) -> str:
-        """The ending in words."""
         words = f": {self.words}" if self.words and (self.is_error or self.code != 0) else ""
         if self.limit and not self.has_failed:
             words += f", a subagent hit the {self.limit} limit"
@@ -628,7 +617,6 @@ class Branch(NamedTuple):
 
     @property
     def summary(self) -> str:
-        """How it stands, in words."""
         work = f"{format_count(self.ahead, 'commit')} to merge, {format_count(len(self.files), 'file')} changed"
         words = [work if self.ahead else "nothing to merge"]
         words += [f"{format_count(len(self.uncommitted), 'file')} uncommitted"] if self.uncommitted else []
@@ -745,7 +733,6 @@ class History(NamedTuple):
     spent: float = 0.0
 
     def record(self, stream_id: str) -> Record:
-        """Return what is known of a stream; nothing, where nothing is known."""
         return self.records.get(stream_id, _NO_RECORD)
 
     def after(self, event: Event) -> History:
@@ -1197,7 +1184,6 @@ class TaskStore:
             return int(rows[0][0] or 0)
 
     def close(self) -> None:
-        """Let go of the file."""
         if self._connection is not None:
             self._connection.close()
         self._connection = None
@@ -1740,13 +1726,11 @@ class Clock:
         os.close(self._sender)
 
     def handle_signal(self, signum: int, _frame: object) -> None:
-        """Record a signal that asks for the end, or Ctrl+Z."""
         if signum in self._ENDING:
             self.signals.append(signum)
         self.wants_suspension = self.wants_suspension or signum == signal.SIGTSTP
 
     def suspend(self) -> None:
-        """Stop until somebody says `fg`."""
         self.wants_suspension = False
         os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -1758,7 +1742,6 @@ class Clock:
         return time.time()
 
     def wait(self, seconds: float) -> None:
-        """Wait that long, or until a signal comes."""
         if select.select([self._receiver], [], [], max(seconds, 0))[0]:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._receiver, 4096)
@@ -1816,7 +1799,6 @@ class Appender:
         self.trouble: OSError | None = None
 
     def append(self, lines: Sequence[str]) -> None:
-        """Append lines, now or later."""
         self.unwritten += lines
         self.flush()
 
@@ -1881,7 +1863,6 @@ class Tail:
         return [self._end_line()] if self._line or self._skipped else []
 
     def close(self) -> None:
-        """Let go of the file."""
         if self._file is not None:
             self._file.close()
         self._file = None
@@ -1978,7 +1959,6 @@ def _read_dict(event: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _read_number(event: Mapping[str, Any], key: str) -> float:
-    """Return a number of an event; 0 where it is none, or none that can be."""
     value = event.get(key)
     return float(value) if isinstance(value, (int, float)) and 0 <= value < 1e12 else 0.0
 
@@ -2018,7 +1998,6 @@ def format_output(event: Event, folder: str) -> list[str]:
 
 
 def format_limit_name(info: Mapping[str, Any]) -> str:
-    """Return the name of a usage limit in words: five hour, seven day opus."""
     return visible(shorten(str(info.get("rateLimitType") or "rate").replace("_", " "), 40))
 
 
@@ -2140,7 +2119,6 @@ class Transcript:
         return lines
 
     def _heed(self, event: Event) -> None:
-        """Take note of what the verdict, the display and the paths in the log need."""
         if event["type"] == "result":
             self._result = event
             # A process that reports twice reports its whole cost each time.
@@ -2278,8 +2256,11 @@ def read_trees(project: Project, seen: Mapping[str, Tree], claims: Mapping[int, 
     owner = {pid: i for i, tree in seen.items() for pid, p in tree.items() if pid in table and is_alive(p)}
     for pid, process in table.items():
         environ = process.info["environ"]
-        if environ is None and claims and pid in claims and _is_worker_by_command(process, claims[pid]):
-            owner[pid] = claims[pid]
+        if environ is None and claims and pid in claims:
+            with contextlib.suppress(psutil.Error):
+                command = process.cmdline()
+                if WORKER_FLAGS[-1] in command and any(claims[pid] in word for word in command):
+                    owner[pid] = claims[pid]
         elif environ and environ.get("ORCHESTRATE_PROJECT") == str(project.root) and "ORCHESTRATE_STREAM" in environ:
             owner[pid] = environ["ORCHESTRATE_STREAM"]
     sessions = {pid: process.info["session"] for pid, process in table.items() if process.info["session"] > 0}
@@ -2303,14 +2284,6 @@ def read_trees(project: Project, seen: Mapping[str, Tree], claims: Mapping[int, 
     for pid, stream_id in owner.items():
         trees.setdefault(stream_id, {})[pid] = table[pid]
     return trees
-
-
-def _is_worker_by_command(process: psutil.Process, stream_id: str) -> bool:
-    try:
-        command = process.cmdline()
-    except psutil.Error:
-        return False
-    return WORKER_FLAGS[-1] in command and any(stream_id in argument for argument in command)
 
 
 class Discovery(NamedTuple):
@@ -2382,8 +2355,6 @@ def end_group(child: subprocess.Popen[bytes]) -> None:
 
 
 class Command(NamedTuple):
-    """The worker's command: the words that stand for `claude`, and the form of its output."""
-
     words: tuple[str, ...] = ("claude",)
     output_format: str = "stream-json"
 
@@ -2429,19 +2400,6 @@ def read_command(text: str, output_format: str, cwd: Path) -> Command:
 
 def keep_variables(environ: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in environ.items() if not re.fullmatch(REMOVED_VARIABLES, key)}
-
-
-def read_prompt_template(project: Project) -> str:
-    """Return the project's own prompt template where it has one, else the built-in one. Raises OSError."""
-    path = project.folder / "worker-prompt.md"
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return WORKER_PROMPT
-    except (IsADirectoryError, PermissionError, ValueError) as error:
-        raise OrchestrateError(
-            f"{path} can't be read: {error}", "Repair it, or remove it to use the built-in prompt."
-        ) from error
 
 
 def format_prompt(template: str, stream: Stream, record: Record, more: Sequence[str] = ()) -> str:
@@ -2687,7 +2645,6 @@ def open_workplace(
 
 
 def share_workplace(project: Project, stream: Stream, reason: str) -> Workplace:
-    """Return the project's own folder as a workplace; where parallel streams share it, that is worth a word."""
     warning = f"No worktrees, all streams work in {project.root}: {reason}"
     return Workplace(project.root, warnings=(warning,) if stream.phase is Phase.PARALLEL else ())
 
@@ -2761,7 +2718,6 @@ def _add_worktree(project: Project, repository: Repository, folder: Path, branch
 
 
 def find_unseen(git: Git) -> tuple[str, ...]:
-    """Return a warning where the project has changes that no commit has, so that no new worktree will."""
     files = format_names(read_status(git))
     return (f"Uncommitted changes: the streams branch from the last commit, without {files}",) if files else ()
 
@@ -2856,7 +2812,6 @@ def find_conflicts(repository: Repository, branches: Iterable[Branch]) -> dict[s
 
 
 def describe_branches(repository: Repository, branches: Sequence[Branch]) -> list[tuple[Branch, str]]:
-    """Return each branch with how it stands and what it conflicts with, in words."""
     conflicts = find_conflicts(repository, [branch for branch in branches if branch.ahead])
     return [(b, "; ".join(filter(None, [b.summary, conflicts.get(b.ref, "")]))) for b in branches]
 
@@ -2906,7 +2861,6 @@ def _restore(git: Git, place: str, branch: Branch, words: str) -> OrchestrateErr
 
 
 def _format_place(place: Workplace, project: Project, repository: Repository, branches: Sequence[Branch]) -> list[str]:
-    """Return what a worker is told about its folder, and of the branches that hold the work of others."""
     lines = ["", "## Where you work", f"- Folder: {place.folder}", f"- Branch: {place.branch}"]
     if place.worktree is not None:
         lines += [f"- This is a git worktree of {project.root}: other streams work in others at this time"]
@@ -2967,7 +2921,6 @@ def plan_worktrees(project: Project, repository: Repository, streams: Sequence[S
 def plan_branch(
     repository: Repository, branch: Branch, worktrees: Mapping[Path, Worktree], open_tasks: int
 ) -> list[Chore]:
-    """Decide whether a branch and its worktree go, or why they stay."""
     git = repository.git
     here = worktrees.get(Path(branch.worktree)) if branch.worktree else None
     reason = _find_keep_reason(branch, here, worktrees, open_tasks)
@@ -3015,7 +2968,7 @@ def _remove_worktree(git: Git, folder: Path) -> Callable[[], object]:
 # The workers of a run.
 
 # A worker that can't be executed for one of these reasons can't be in a minute either.
-_FINAL_ERRORS = (OrchestrateError, FileNotFoundError, NotADirectoryError, PermissionError)
+_FINAL_ERRORS = (OrchestrateError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 _FINAL_CODES = (errno.E2BIG, errno.EEXIST, errno.ENAMETOOLONG)
 
 
@@ -3043,7 +2996,6 @@ class Tracked:
         return self.leader is None or not is_alive(self.leader)
 
     def hear(self, active_at: float) -> None:
-        """Take over what the worker has said of itself, and when it last gave a sign of life."""
         said = self.transcript
         self.worker = self.worker._replace(
             active_at=active_at,
@@ -3182,7 +3134,6 @@ class WorkerTable:
             tracked.cpu_time, tracked.cpu_read_at = used, now
 
     def count(self) -> int:
-        """Return how many workers live; touch nothing else."""
         return sum(not tracked.has_ended() for tracked in self._tracked.values() if tracked.worker.ending is None)
 
     def touch(self, stream_id: str) -> None:
@@ -3258,7 +3209,9 @@ class WorkerTable:
     def _execute(
         self, stream: Stream, record: Record, run: str, budget: float, place: Workplace, output: IO[bytes]
     ) -> subprocess.Popen[bytes]:
-        prompt = format_prompt(read_prompt_template(self.project), stream, record, place.lines)
+        own = self.project.folder / "worker-prompt.md"
+        template = own.read_text(encoding="utf-8", errors="replace") if own.exists() else WORKER_PROMPT
+        prompt = format_prompt(template, stream, record, place.lines)
         launcher = LAUNCHER
         if place.worktree is not None:
             git = shlex.join([sys.executable, "-SEc", ALARM, *GIT])  # Python is up in 10 ms; macOS has no timeout(1)
@@ -3558,7 +3511,6 @@ class Notifier(Reporter):
         self._running: list[tuple[float, subprocess.Popen[bytes]]] = []
 
     def event(self, event: Event) -> None:
-        """Take note of what is worth the command."""
         kind = self._KINDS.get(event["event"], "")
         if event["event"] == "worker_ended" and event["verdict"] == VerdictKind.COMPLETE.value:
             kind = "complete"
@@ -3643,7 +3595,6 @@ class Orchestrator:
         return self.finish.exit_code
 
     def begin(self) -> None:
-        """Read the journal, say what run this is, and take over the workers that still live."""
         self.history = fold_events(self.history, self.state.journal.read())
         limits = self.limits._asdict()
         limits["streams"] = None if self.limits.streams is None else sorted(self.limits.streams)
@@ -3776,7 +3727,6 @@ class Orchestrator:
         return not isinstance(action, Wait)
 
     def report(self, snapshot: Snapshot, now: float) -> None:
-        """Say which streams stand otherwise than before, and show the whole."""
         standings = assess(snapshot, self.limits, now)
         for stream_id, standing in standings.items():
             record = self.history.record(stream_id)
@@ -3792,7 +3742,6 @@ class Orchestrator:
         self.record(make_event(self.clock, kind, **facts))
 
     def record(self, event: Event) -> None:
-        """Take an event into memory, the journal and the stream's log, and hand it to whoever watches."""
         self.history = self.history.after(event)
         self.state.journal.add(event)
         line = format_log_line(event)
@@ -4073,7 +4022,6 @@ def format_standing(standing: Standing, worker: Worker | None, now: float) -> st
 
 
 def format_countdown(until: float, now: float) -> str:
-    """Return the time that is left, rounded up, so that it ends at 1s."""
     return format_duration(until - now + 0.999)
 
 
@@ -4340,7 +4288,6 @@ class Span(NamedTuple):
 
     @property
     def look(self) -> tuple[str, str, str]:
-        """Its symbol, its colour on a terminal, its colour on paper."""
         return _OUTCOMES.get(self.kind, _OUTCOMES["running"])
 
 
@@ -4354,7 +4301,6 @@ class Course(NamedTuple):
 
     @property
     def summary(self) -> str:
-        """How many attempts it took, and at what cost."""
         return f"{len(self.attempts)}× ${self.cost:.2f}" if self.attempts else "never ran"
 
 
@@ -4522,7 +4468,6 @@ def _render_axis(timeline: Timeline, left: int, cells: int) -> list[Text]:
 
 
 def _escape(text: str, length: int) -> str:
-    """Return text from outside for a page, at most so long."""
     import html
 
     text = re.sub("[\ud800-\udfff\ufffe\uffff]", "\ufffd", visible(text))
@@ -4640,8 +4585,6 @@ def replace_unencodable(error: UnicodeError) -> tuple[str, int]:
 
 
 class LineReporter(Reporter):
-    """Writes what is done as plain lines, as they come: for pipes, files and `nohup`."""
-
     def __init__(self, console: Console) -> None:
         self.console = console
 
@@ -4663,7 +4606,6 @@ class Picture:
         self._width = 0
 
     def draw(self, picture: Text) -> None:
-        """Draw a picture in the place of the last one."""
         width = max(self._console.width, 1)
         if self._drawn is not None and width < self._width:
             # The terminal has broken the lines that no longer fit: Live knows of one row each.
@@ -4682,8 +4624,6 @@ class Picture:
 
 
 class BoardReporter(LineReporter):
-    """Writes the same lines above a board."""
-
     def __init__(self, console: Console, clock: Clock) -> None:
         super().__init__(console)
         self._clock = clock
@@ -4710,8 +4650,6 @@ class BoardReporter(LineReporter):
 
 
 class JsonReporter(Reporter):
-    """Writes each event as a line of JSON."""
-
     def event(self, event: Event) -> None:
         click.echo(format_json(event))
 
@@ -4804,7 +4742,6 @@ def read_known_streams(store: TaskStore, names: Collection[str]) -> Backlog:
 
 
 def check_names(names: Collection[str], known: Sequence[str]) -> None:
-    """Raise a usage error for the first name that no stream has, with the nearest that exist."""
     unknown = [name for name in names if name not in known]
     if unknown:
         import difflib
@@ -4964,7 +4901,6 @@ def join_run(project: Project, streams: Sequence[str], running: int, as_json: bo
 def run_in_foreground(
     project: Project, database: Path, command: Command, limits: Limits, options: Mapping[str, Any]
 ) -> int:
-    """Take the lock, run to the end, say how it ended, and return the exit code."""
     state = StateFolder(project)
     state.make()
     if not state.acquire():
@@ -5126,7 +5062,6 @@ def status_command(streams: tuple[str, ...], dashboard: bool, watch: float | Non
 def look(
     project: Project, backlog: Backlog, names: Collection[str], database_error: str = ""
 ) -> tuple[Snapshot, dict[str, Standing]]:
-    """Return how the streams stand that are named, or all."""
     snapshot = read_snapshot(project, backlog, database_error)
     standings = assess(snapshot, snapshot.history.limits, time.monotonic())
     shown = tuple(stream for stream in snapshot.streams if not names or stream.id in names)
@@ -5134,7 +5069,6 @@ def look(
 
 
 def add_branches(project: Project, snapshot: Snapshot) -> Snapshot:
-    """Return the snapshot with the streams' branches, or with a warning where git can't tell."""
     if not project.worktrees.is_dir() and not any(s.worktree_path or s.branch_name for s in snapshot.streams):
         return snapshot  # most likely there are none, and git is not asked for nothing
     try:
@@ -5260,7 +5194,6 @@ def find_known_streams() -> tuple[Project, set[str]]:
 
 
 def conclude_stop(project: Project, worker: Worker, survivors: Tree) -> None:
-    """Say what became of a worker that was stopped, and write it into the journal where no orchestrator does."""
     name = visible(worker.stream_id)
     if survivors:
         pids = ",".join(map(str, survivors))
@@ -5784,7 +5717,6 @@ def make_demo(top: Path) -> tuple[Project, Path]:
 
 
 def format_demo_end(project: Project, keep: bool, named: str) -> str:
-    """Return what a demo has shown, where it lies, and what to type next; `named` is the option for its database."""
     python = shlex.quote(sys.executable)
     script = f"{python} .claude/orchestrator/orchestrate.py"
     branches = "Each worked on a branch of its own; Stream-D has merged them."

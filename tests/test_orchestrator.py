@@ -36,6 +36,15 @@ def test_phases_run_in_order_and_each_as_the_guide_says(workspace: Workspace) ->
     assert own_processes(workspace.root) == []
 
 
+def test_a_prompt_of_the_projects_own_replaces_the_guides(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-B", streamName="api")
+    workspace.state.mkdir(mode=0o700)
+    (workspace.state / "worker-prompt.md").write_text("Do {stream.id}, which is {stream.name}, and no {other}.")
+    workspace.play("facts all")
+    workspace.complete("--no-worktrees")
+    assert workspace.facts()["argv"][-1] == "Do Stream-B, which is api, and no {other}."
+
+
 def test_a_worker_gets_what_the_contract_says(workspace: Workspace) -> None:
     workspace.database.add_stream("Stream-B", "parallel", streamName="api-implementation")
     workspace.play("facts all")

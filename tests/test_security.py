@@ -153,13 +153,17 @@ def test_an_id_that_no_process_can_be_given_fails_its_stream_alone_and_at_once(
         assert workspace.run(*words).returncode == 0, words
 
 
-def test_a_prompt_template_that_no_process_can_be_given_fails_at_once(workspace: Workspace) -> None:
+@pytest.mark.parametrize(("content", "said"), [("x" * 1_000_000, "Argument list too long"), (None, "Is a directory")])
+def test_a_prompt_template_that_no_process_can_be_given_fails_at_once(
+    workspace: Workspace, content: str | None, said: str
+) -> None:
     workspace.database.add_stream("A")
     workspace.state.mkdir(mode=0o700)
-    (workspace.state / "worker-prompt.md").write_text("x" * 1_000_000)
+    template = workspace.state / "worker-prompt.md"
+    template.mkdir() if content is None else template.write_text(content)
     done = workspace.run("start", "--max-restarts", "2", *NO_POLL)
     assert (done.returncode, [e["verdict"] for e in workspace.events("worker_ended")]) == (1, ["failed"])
-    assert "Argument list too long" in done.stdout
+    assert said in done.stdout
 
 
 # ── .mcp.json ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -22,7 +22,6 @@ from support import SCRIPT, Workspace, is_running, wait_until
 from orchestrate import (
     LINE_BYTES,
     UNWRITTEN_LINES,
-    WORKER_PROMPT,
     Appender,
     Journal,
     Project,
@@ -33,7 +32,6 @@ from orchestrate import (
     Transcript,
     discover_workers,
     format_prompt,
-    read_prompt_template,
     shorten,
     signal_tree,
 )
@@ -287,13 +285,9 @@ def test_a_tail_finds_the_last_lines_of_a_large_log(tmp_path: Path, tail: Open) 
     assert [text.split()[0] for text in tail(lines=700)()] == [str(number) for number in range(1300, 2000)]
 
 
-def test_the_projects_own_prompt_replaces_the_built_in_one(tmp_path: Path) -> None:
-    project = Project(tmp_path)
-    project.folder.mkdir(parents=True)
-    assert read_prompt_template(project) == WORKER_PROMPT
-    (project.folder / "worker-prompt.md").write_text("- {stream.id} {stream.name} {stream.phase} {other} {0}")
-    stream = Stream("Stream-B", "{stream.id}\0")
-    prompt = format_prompt(read_prompt_template(project), stream, Record())
+def test_a_prompt_template_gets_the_streams_words_and_nothing_else() -> None:
+    template = "- {stream.id} {stream.name} {stream.phase} {other} {0}"
+    prompt = format_prompt(template, Stream("Stream-B", "{stream.id}\0"), Record())
     assert prompt == "\n- Stream-B {stream.id}\ufffd parallel {other} {0}"
 
 
