@@ -128,7 +128,9 @@ POLL_INTERVAL = 30  # seconds between full re-reads of the database; changes and
 MAX_RESTARTS = 10  # restarts of one stream in a row without a newly completed task
 
 MAX_WORKERS = 5  # workers alive at once
-FINISH_GRACE = 120  # seconds that a worker has to commit and exit once its tasks are complete
+FINISH_GRACE = 120  # seconds that a worker has to commit and exit once its tasks are complete, or its result is printed
+SHELL_GRACE = 10  # seconds that it has where background shells alone keep it from exiting
+STALL_TIMEOUT = 60  # minutes without a sign of life after which a worker is restarted
 STOP_TIMEOUT = 10  # seconds between SIGTERM and SIGKILL
 KILL_INTERVAL = 1  # seconds between two SIGKILL of a tree that does not go
 KILL_TIMEOUT = 5  # seconds after SIGKILL until `stop` reports survivors
@@ -142,10 +144,12 @@ LIMIT_RETRY = 15.0  # seconds, the least pause after a reset that was none; doub
 PAID_OUTAGES = 5  # workers that the API left after paid work, until a task is completed; of more each costs a restart
 LOGIN_TRIES = 3  # tries with a login that was good in this run: it may be again
 LOGIN_PAUSE = 60.0  # seconds before each of them
+SERVER_TRIES = 1  # tries after the one that lacked its Task Copilot server
+COMMIT_CREDITS = 3  # workers in a row whose new commits count as progress, until a task is completed
 PROGRAM_TRIES = 7  # tries while claude can't be executed, after the pauses of restarts: two minutes, an update is done
 LIMIT_MARGIN = 1.0  # seconds added to the reset time that a worker reported
 WORKING_WITHIN = 60  # seconds since the last sign of life in which a worker is shown as working
-SILENT_AFTER = 300  # seconds without a sign of life until a worker is shown as silent
+SILENT_AFTER = 900  # seconds without a sign of life until a worker is shown as silent, where nothing ends it for that
 CPU_INTERVAL = 15  # seconds between two looks at the CPU time and the memory of the workers' trees
 CPU_IDLE = 0.1  # share of one core below which a worker's tree counts as idle; a claude that waits was seen to use 0.03
 BUDGET_LEAST = 0.01  # US dollars, the least that a worker is started with
@@ -154,6 +158,7 @@ NOTIFICATIONS_QUEUED = 100  # those that wait for their turn; of more, the oldes
 NOTIFICATION_TIMEOUT = 60  # seconds until such a command is killed
 NOTIFICATION_LENGTH = 4000  # characters of a message; an argument or variable of a process has its limit
 TROUBLE_CALM = 5.0  # seconds without another refusal of the system after which a trouble is over
+COUNT_TIMEOUT = 1.0  # seconds for git to count the commits of a worker that has ended
 GIT_TIMEOUT = 10.0  # seconds for a git command that only asks, or changes what git has registered
 CHECKOUT_TIMEOUT = 600  # seconds for one that writes a whole working tree
 TICK = 0.45  # seconds between two cheap looks at the database, the marks and adopted workers: each within half a second
@@ -187,6 +192,7 @@ PACKAGES = {"click": "8.0", "rich": "12.3", "psutil": "5.9"}  # the least versio
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_RUNNING = 0, 1, 2, 75
 EXIT_INCOMPLETE, EXIT_NO_PROJECT = 3, 4  # of `status --check` alone
 
+SERVER = "task-copilot"  # the name of its server in .mcp.json
 WORKER_FLAGS = ["--print", "--dangerously-skip-permissions"]
 # What would mislead a program below us: the session of a Claude Code around us (seen in the environment of its Bash
 # tool), which a worker would take for its own; and a repository that is not the folder's.
@@ -318,6 +324,14 @@ You are a worker agent in the Claude Copilot orchestration system.
 Begin by running: /continue {stream.stream_id}
 """
 
+# What every worker is told beside that.
+WORKER_RULES = """
+## While you work
+- What you leave running (a server, a watcher) is ended with you. A subagent is waited for, and wakes you at its end
+- Other streams may be at work beside you: what is not yours is theirs
+- Never run git clean -x, never git stash: they take what others need
+"""
+
 # ── 2. Model ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 Event = Dict[str, Any]
@@ -406,6 +420,7 @@ class StreamState(enum.Enum):
     COMPLETE = "Complete"
     WORKING = "Working"
     RUNNING = "Running"
+    SILENT = "Silent"
     FINISHING = "Finishing"
     STOPPING = "Stopping"
     RESTARTING = "Restarting"
@@ -419,15 +434,16 @@ class StreamState(enum.Enum):
 
     @property
     def is_running(self) -> bool:
-        """Whether a worker lives, and nothing else is to be said of it; that it works comes and goes."""
-        return self in (StreamState.WORKING, StreamState.RUNNING)
+        """Whether a worker lives, and nothing is to be done about it."""
+        return self in (StreamState.WORKING, StreamState.RUNNING, StreamState.SILENT)
 
 
 class StopReason(enum.Enum):
     USER = "by the user"
     VANISHED = "its stream is no longer in the database"
-    GRACE = "its tasks are complete, and it did not exit by itself"
+    GRACE = "it had nothing more to do, and did not exit by itself"
     STALLED = "it gave no sign of life"
+    TIMEOUT = "it ran for longer than --worker-timeout"
     LEFTOVERS = "the worker ended and left them running"
     EXIT = "the orchestrator ends"
 
@@ -452,6 +468,7 @@ class Cause(enum.Enum):
     LOGIN = "it was not logged in"
     PROGRAM = "claude could not be executed"
     BUDGET = "its budget is spent"
+    SERVER = "its Task Copilot server failed to start"
     FINAL = "another try can't go better"
     OTHER = "anything else"
 
@@ -530,7 +547,8 @@ class Ending(NamedTuple):
     `kind` is that of the error in the last message of the main conversation, `api_error` the result's own, finer one.
     `limit` is the last usage limit that a request was refused for, and `reset_in` in how many seconds it ends, where
     that is known; `is_rejected` says that it was no subagent's, as far as is known, and that nothing was allowed since.
-    Cost is in US dollars.
+    `failed_servers` are the MCP servers that it lacked, `refused` the tools that it was not allowed to use, `remarks`
+    what else may explain why its work is not done. Cost is in US dollars.
     Source: observations of Claude Code 2.1.49 to 2.1.332 (FACTS.md).
     """
 
@@ -546,7 +564,9 @@ class Ending(NamedTuple):
     limit: str = ""
     is_rejected: bool = False
     reset_in: float | None = None
-    denials: int = 0
+    failed_servers: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     turns: int = 0
     cost: float = 0.0
 
@@ -556,17 +576,20 @@ class Ending(NamedTuple):
 
     @property
     def summary(self) -> str:
-        words = f": {self.words}" if self.words and (self.is_error or self.code != 0) else ""
-        if self.limit and not self.has_failed:
-            words += f", a subagent hit the {self.limit} limit"
-        if self.denials:
-            words += f", {format_count(self.denials, 'permission denial')}"
+        parts = [self.words] if self.words and (self.is_error or self.code != 0) else []
+        behind = ": " if parts else ", "
+        if not self.has_failed:
+            parts += [f"a subagent hit the {self.limit} limit"] if self.limit else []
+            parts += [f"the MCP server {name} failed to start" for name in self.failed_servers]
+        parts += self.remarks
+        parts += [f"it was not allowed to use {format_names(self.refused)}"] if self.refused else []
+        words = ", ".join([*(part.rstrip(".") for part in parts[:-1]), *parts[-1:]])
         if self.code is None:
-            return words.lstrip(":, ") or "ended unseen"
+            return words or "ended unseen"
         if self.code < 0:
             name = next((s.name for s in signal.Signals if s == -self.code), f"signal {-self.code}")
             return f"killed by {name}"
-        return f"exit code {self.code}{words}"
+        return f"exit code {self.code}{behind if words else ''}{words}"
 
 
 class Worker(NamedTuple):
@@ -575,9 +598,11 @@ class Worker(NamedTuple):
     `active_at` is when it last gave a sign of life, in monotonic seconds, 0 where nobody knows; `cost` is what it has
     reported so far, in US dollars; `notice` is what it said of a usage limit that comes near, `overage` of one beyond
     which it works on and every token is paid for; `has_answer` says that the API has answered it; `activity` is the
-    last that it has said or done. `cpu` is the share of a core that its tree has used of late, `memory` what that
-    holds, in bytes; None and 0 where nobody has looked. Of one that was just started, `folder` and `branch` say where
-    it works, and `warnings` what a person should know about that.
+    last that it has said or done. `done_at` is when it printed its last result, in monotonic seconds, 0 while it works;
+    `background` are the kinds of what its events list as running beside it. `cpu` is the share of a core that its tree
+    has used of late, `memory` what that holds, in bytes; None and 0 where nobody has looked. `folder` and `branch` say
+    where it works, `head` is the commit that it began at, empty where others commit there too, and `commits` counts
+    what it has made of them; `warnings` are what a person should know about that place.
     """
 
     stream_id: str
@@ -591,10 +616,14 @@ class Worker(NamedTuple):
     overage: str = ""
     has_answer: bool = False
     activity: str = ""
+    done_at: float = 0.0
+    background: frozenset[str] = frozenset()
     cpu: float | None = None
     memory: int = 0
     folder: str = ""
     branch: str = ""
+    head: str = ""
+    commits: int = 0
     warnings: tuple[str, ...] = ()
 
 
@@ -640,7 +669,7 @@ class Verdict(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What one run may do. Times in seconds, the budget in US dollars, 0 for none of either.
+    """What one run may do. Times in seconds, the budget in US dollars, 0 for none of these.
 
     `streams` None means every stream, `phase` None every phase.
     """
@@ -651,10 +680,16 @@ class Limits(NamedTuple):
     stop_timeout: float = STOP_TIMEOUT
     exit_on_blocked: bool = False
     stall_timeout: float = 0.0
+    worker_timeout: float = 0.0
     budget: float = 0.0
     streams: frozenset[str] | None = None
     phase: Phase | None = None
     is_closing: bool = False
+
+    @property
+    def silence(self) -> float:
+        """The seconds without a sign of life after which that is said."""
+        return self.stall_timeout / 4 or SILENT_AFTER
 
     def selects(self, stream: Stream) -> bool:
         return (self.streams is None or stream.id in self.streams) and self.phase in (None, stream.phase)
@@ -666,8 +701,9 @@ class Record(NamedTuple):
     `best` is the most tasks that were ever seen completed, `fewest` the fewest open: a task that is reopened and
     completed again is no progress, and one that is completed and archived is. `is_starting` says that a worker was
     about to be started, and nobody knows whether it was. `tries` are the workers in a row that ended by `cause` and
-    spent no restart; `paid_outages` those since the last completed task that the API left after paid work. Until
-    `pause_ends`, in seconds since the epoch, the limit of its subagents' model is hit.
+    spent no restart; `paid_outages` those since the last completed task that the API left after paid work, `credits`
+    those whose new commits counted as progress. `commits` are all that its workers made in this run, `head` is where
+    the last one began. Until `pause_ends`, in seconds since the epoch, the limit of its subagents' model is hit.
     """
 
     attempts: int = 0
@@ -675,6 +711,8 @@ class Record(NamedTuple):
     cause: Cause = Cause.OTHER
     tries: int = 0
     paid_outages: int = 0
+    credits: int = 0
+    commits: int = 0
     pause_ends: float = 0.0
     pause_reason: str = ""
     best: int = 0
@@ -685,6 +723,7 @@ class Record(NamedTuple):
     raw_start: int = 0
     budget: float = 0.0
     folder: str = ""
+    head: str = ""
     is_starting: bool = False
     retry_at: float = 0.0
     failure: str = ""
@@ -702,12 +741,20 @@ class Record(NamedTuple):
         is_fewer = self.fewest is not None and open_tasks is not None and open_tasks < self.fewest
         return completed > self.best or is_fewer
 
-    def after_look(self, completed: int, open_tasks: int | None) -> Record:
-        """Return it after a look at the tasks: what counts in a row begins anew where one was completed since."""
+    def after_look(self, completed: int, open_tasks: int | None, commits: int = 0) -> Record:
+        """Return it after a look at the tasks, and a worker's commits: what counts in a row begins anew with progress.
+
+        A completed task is progress. So are new commits without one, for some workers in a row.
+        """
         counts = [count for count in (self.fewest, open_tasks) if count is not None]
-        seen = self._replace(best=max(self.best, completed), fewest=min(counts, default=None))
         is_outdone = self.is_outdone(completed, open_tasks)
-        return seen._replace(restarts=0, tries=0, paid_outages=0) if is_outdone else seen
+        has_credit = bool(commits) and self.credits < COMMIT_CREDITS
+        seen = self._replace(
+            best=max(self.best, completed), fewest=min(counts, default=None), commits=self.commits + commits
+        )
+        if not (is_outdone or has_credit):
+            return seen
+        return seen._replace(restarts=0, tries=0, paid_outages=0, credits=0 if is_outdone else self.credits + 1)
 
 
 class History(NamedTuple):
@@ -767,7 +814,7 @@ _NO_RECORD = Record()
 _RECORD_CHANGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "worker_starting": ("started_at=clock raw_start budget", {"is_starting": True, "pid": 0, "run": ""}),
     "worker_started": (
-        "attempts=attempt pid run started_at=clock raw_start budget folder",
+        "attempts=attempt pid run started_at=clock raw_start budget folder head",
         {"is_starting": False, "retry_at": 0.0, "stopping": None},
     ),
     "worker_adopted": ("pid run", {"is_starting": False}),
@@ -791,7 +838,7 @@ _RECORD_CHANGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         },
     ),
 }
-_LATER_FACTS = ("budget", "folder", "cause", "tries")  # the journal of an older version may lack them
+_LATER_FACTS = ("budget", "folder", "head", "cause", "tries")  # the journal of an older version may lack them
 _BY_NAME: Mapping[str, Any] = {"stopping": StopReason, "state": StreamState, "cause": Cause}
 
 
@@ -804,7 +851,8 @@ def _change_record(record: Record, event: Event) -> Record:
         changes[field] = plain if fact in _LATER_FACTS and fact not in event else read(event[fact])
     if "completed" in event:
         open_tasks = event.get("open")
-        record = record.after_look(int(event["completed"]), None if open_tasks is None else int(open_tasks))
+        open_tasks = None if open_tasks is None else int(open_tasks)
+        record = record.after_look(int(event["completed"]), open_tasks, int(event.get("commits", 0)))
     if event["event"] == "worker_adopted":
         # Seen running for as long as the journal or, where it knows nothing, this orchestrator can tell.
         is_known = record.is_starting or record.pid == changes["pid"]
@@ -846,7 +894,18 @@ def _begin_run(history: History, event: Event) -> History:
     known = {key: value for key, value in event["limits"].items() if key in Limits._fields}
     known["streams"] = None if known.get("streams") is None else frozenset(known["streams"])
     known["phase"] = Phase(known["phase"]) if known.get("phase") else None
-    kept = ("attempts", "pid", "run", "started_at", "raw_start", "budget", "folder", "is_starting", "last_ending")
+    kept = (
+        "attempts",
+        "pid",
+        "run",
+        "started_at",
+        "raw_start",
+        "budget",
+        "folder",
+        "head",
+        "is_starting",
+        "last_ending",
+    )
     records = {}
     for stream_id, record in history.records.items():
         # Who names a stream takes back its own pause too.
@@ -1023,7 +1082,7 @@ def read_server(project: Project, environ: Mapping[str, str]) -> tuple[list[str]
     """
     path = project.root / ".mcp.json"
     try:
-        given = json.loads(path.read_text(encoding="utf-8-sig"))["mcpServers"]["task-copilot"]
+        given = json.loads(path.read_text(encoding="utf-8-sig"))["mcpServers"][SERVER]
         words, variables = [given.get("command"), *list(given.get("args") or ())], dict(given.get("env") or {})
     except (FileNotFoundError, KeyError):
         return None
@@ -1328,7 +1387,9 @@ def judge(stream: Stream | None, worker: Worker, snapshot: Snapshot, limits: Lim
     record = snapshot.history.record(worker.stream_id)
     if stream is None:
         return Verdict(VerdictKind.VANISHED, StopReason.VANISHED.value, record.restarts)
-    record = record.after_look(stream.completed, stream.open)
+    if record.is_outdone(stream.completed, stream.open):
+        ending = ending._replace(failed_servers=())  # it has come to life since
+    record = record.after_look(stream.completed, stream.open, worker.commits)
     if stream.is_complete:
         is_odd = ending.code not in (0, None) and record.stopping in (None, StopReason.LEFTOVERS)
         reason = f"all tasks are complete, but {ending.summary}" if is_odd else ""
@@ -1337,7 +1398,9 @@ def judge(stream: Stream | None, worker: Worker, snapshot: Snapshot, limits: Lim
         return Verdict(VerdictKind.STOPPED, StopReason.USER.value, record.restarts)
     if stream.is_blocked:
         return Verdict(VerdictKind.BLOCKED, stream.block, record.restarts)
-    if record.stopping in (StopReason.STALLED, StopReason.GRACE):  # its exit code is ours, and says nothing
+    # Its exit code is ours and says nothing; its result, where it has printed one, does.
+    is_unasked = record.stopping is StopReason.GRACE and not ending.has_result
+    if record.stopping and (is_unasked or record.stopping in (StopReason.STALLED, StopReason.TIMEOUT)):
         return _judge_restart(stream, worker.run, f"stopped: {record.stopping.value}", record, limits)
     return _judge_cause(stream, worker, ending, record, snapshot, limits)
 
@@ -1362,17 +1425,22 @@ def _judge_cause(
         counts = record.restarts, limits.max_restarts
         return Verdict(VerdictKind.RESTART, ending.summary, *counts, delay, cause, tries + 1)
     is_share_spent = cause is Cause.BUDGET and limits.budget and find_budget_left(snapshot, limits) >= BUDGET_LEAST
-    if cause in (Cause.LOGIN, Cause.PROGRAM, Cause.BUDGET, Cause.FINAL) and not is_share_spent:
-        return Verdict(VerdictKind.FAILED, ending.summary, record.restarts, cause=cause)
-    open_tasks = f", {format_count(stream.open, 'task')} open" if ending.code == 0 else ""
+    if cause in _FINAL_CAUSES and not is_share_spent:
+        remedy = ". Look why: claude mcp list" if cause is Cause.SERVER else ""
+        return Verdict(VerdictKind.FAILED, ending.summary + remedy, record.restarts, cause=cause)
+    open_tasks = "" if ending.has_failed else f", {format_count(stream.open, 'task')} open"
     return _judge_restart(stream, worker.run, ending.summary + open_tasks, record, limits)._replace(cause=cause)
+
+
+_FINAL_CAUSES = (Cause.LOGIN, Cause.PROGRAM, Cause.BUDGET, Cause.SERVER, Cause.FINAL)
 
 
 def _judge_restart(stream: Stream, run: str, reason: str, record: Record, limits: Limits) -> Verdict:
     restarts = record.restarts + 1
     if restarts > limits.max_restarts:
+        made = f", {format_count(record.commits, 'commit')} made" if record.commits else ""
         times = format_count(limits.max_restarts, "restart")
-        reason = f"gave up after {times} without a completed task; last: {reason}"
+        reason = f"gave up after {times} without a completed task{made}; last: {reason}"
         return Verdict(VerdictKind.FAILED, reason, record.restarts)
     delay = plan_backoff(restarts, f"{stream.id} {run}")
     return Verdict(VerdictKind.RESTART, reason, restarts, limits.max_restarts, delay)
@@ -1387,6 +1455,8 @@ def may_try_again(cause: Cause, ending: Ending, tries: int, record: Record, snap
         return not ending.cost or record.paid_outages < PAID_OUTAGES
     if cause is Cause.LOGIN:
         return tries < LOGIN_TRIES and snapshot.has_answer
+    if cause is Cause.SERVER:
+        return tries < SERVER_TRIES
     return cause is Cause.PROGRAM and tries < PROGRAM_TRIES and snapshot.has_executed
 
 
@@ -1469,7 +1539,9 @@ def find_cause(ending: Ending) -> Cause:
     if not ending.has_result:
         return Cause.LIMIT if Cause.LIMIT in fitting else Cause.OTHER
     is_limited = ending.limit and (ending.reset_in is None or ending.reset_in > 0)
-    return Cause.MODEL_LIMIT if is_limited and ending.code in (0, None) else Cause.OTHER
+    if is_limited and ending.code in (0, None):
+        return Cause.MODEL_LIMIT
+    return Cause.SERVER if SERVER in ending.failed_servers else Cause.OTHER
 
 
 def plan_pause(reset_in: float | None, hits: int) -> float:
@@ -1522,10 +1594,32 @@ def _assess_running(stream: Stream, snapshot: Snapshot, limits: Limits, now: flo
     if record.stopping is not None or worker.ending is not None:
         return Standing(StreamState.STOPPING, record.stopping.value if record.stopping else "its worker ended")
     if stream.is_complete:
+        return Standing(
+            StreamState.FINISHING, "its tasks are complete", find_deadline(stream, worker, record, limits, now)
+        )
+    silence = now - worker.active_at if worker.active_at else WORKING_WITHIN + 1.0
+    if worker.active_at and silence >= limits.silence:
+        return Standing(StreamState.SILENT, f"no sign of life for {format_duration(limits.silence)}")
+    return Standing(StreamState.WORKING if silence <= WORKING_WITHIN else StreamState.RUNNING)
+
+
+def find_deadline(stream: Stream, worker: Worker, record: Record, limits: Limits, now: float) -> float:
+    """Return when a worker is ended that has nothing more to do, in monotonic seconds; infinity where it has.
+
+    Its tasks are complete, or it has printed its result and only waits. What runs in its background may wake it: a
+    subagent will, and a shell may, where there is something left to do. A server that it left running never ends.
+    """
+    if worker.background - {"local_bash"}:
+        return float("inf")
+    deadlines = [float("inf")]
+    if stream.is_complete:
         since = record.since if record.state is StreamState.FINISHING else now
-        return Standing(StreamState.FINISHING, "its tasks are complete", since + limits.finish_grace)
-    is_working = worker.active_at and now - worker.active_at <= WORKING_WITHIN
-    return Standing(StreamState.WORKING if is_working else StreamState.RUNNING)
+        deadlines.append(since + limits.finish_grace)
+    if worker.done_at and not worker.background:
+        deadlines.append(max(worker.done_at, worker.active_at) + limits.finish_grace)
+    if worker.done_at and worker.background and (stream.is_complete or stream.is_blocked):
+        deadlines.append(worker.done_at + SHELL_GRACE)
+    return min(deadlines)
 
 
 def _assess_resting(
@@ -1623,6 +1717,9 @@ def _plan_worker(stream: Stream | None, worker: Worker, snapshot: Snapshot, limi
     record = snapshot.history.record(worker.stream_id)
     if worker.ending is not None and not worker.leftovers:
         is_blind = snapshot.database_error and not limits.is_closing
+        if record.stopping is StopReason.GRACE and worker.ending.has_result:  # its exit code is ours
+            unasked = worker.ending._replace(code=None, remarks=("it did not exit by itself",))
+            worker = worker._replace(ending=unasked)
         return [] if is_blind else [Conclude(worker, judge(stream, worker, snapshot, limits))]
     if record.stopping is not None:
         first_kill = record.stopping_at + limits.stop_timeout
@@ -1647,9 +1744,11 @@ def _find_stop_reason(
         return None
     if stream is None:
         return StopReason.VANISHED
-    standing = _assess_running(stream, snapshot, limits, now)
-    if standing.state is StreamState.FINISHING:
-        return StopReason.GRACE if now >= standing.until else None
+    record = snapshot.history.record(stream.id)
+    if now >= find_deadline(stream, worker, record, limits, now):
+        return StopReason.GRACE
+    if 0 < limits.worker_timeout <= now - record.started_at:
+        return StopReason.TIMEOUT
     patience = max(limits.stall_timeout, 3 * CPU_INTERVAL)  # CPU time is evidence after two looks
     is_stalled = limits.stall_timeout and worker.active_at and now - worker.active_at >= patience
     return StopReason.STALLED if is_stalled else None
@@ -1965,7 +2064,7 @@ def _read_number(event: Mapping[str, Any], key: str) -> float:
 
 def format_output(event: Event, folder: str) -> list[str]:
     """Return an event of a worker as lines for people; paths below the folder are shown relative to it."""
-    kind, subtype = event["type"], event.get("subtype")
+    kind = event["type"]
     blocks = _read_items(_read_dict(event, "message").get("content"))
     lines: list[str] = []
     if kind == "assistant":
@@ -1979,22 +2078,37 @@ def format_output(event: Event, folder: str) -> list[str]:
         texts = [
             " ".join(str(p.get("text", "")) for p in _read_items(c)) if isinstance(c, list) else c for c in contents
         ]
-        lines = [f"  error: {_format_argument(text, folder)}" for text in texts]
+        lines = [re.sub("</?tool_use_error>", "", f"  error: {_format_argument(text, folder)}") for text in texts]
     elif kind == "rate_limit_event":
         lines = [f"  {notice}" for notice in [format_limit(_read_dict(event, "rate_limit_info"))] if notice]
     elif kind == "result":
         denials = _read_items(event.get("permission_denials"))
         tools = [_format_tool(d.get("tool_name"), d.get("tool_input"), folder) for d in denials]
         lines = [f"  permission denied: {tool}" for tool in tools]
-    elif kind == "system" and subtype == "init":
-        failed = [s.get("name") for s in _read_items(event.get("mcp_servers")) if s.get("status") == "failed"]
-        lines = [visible(f"  MCP server {name} failed to start: the worker lacks its tools") for name in failed]
-    elif kind == "system" and subtype == "api_retry":
+    elif kind == "system":
+        lines = [f"  {visible(line)}" for line in _format_system(event)]
+    return [f"  {line}" for line in lines] if event.get("parent_tool_use_id") else lines  # a subagent's
+
+
+def _format_system(event: Event) -> list[str]:
+    subtype = event.get("subtype")
+    if subtype == "init":
+        return [f"MCP server {name} failed to start: the worker lacks its tools" for name in _find_failed(event)]
+    if subtype == "api_retry":
         status = f" ({event['error_status']})" if event.get("error_status") else ""
         turn = f"{_read_number(event, 'attempt'):.0f}/{_read_number(event, 'max_retries'):.0f}"
         pause = f"{_read_number(event, 'retry_delay_ms') / 1000:.1f}s"
-        lines = [visible(f"  retry {turn} in {pause}: {event.get('error', 'error')}{status}")]
-    return [f"  {line}" for line in lines] if event.get("parent_tool_use_id") else lines  # a subagent's
+        return [f"retry {turn} in {pause}: {event.get('error', 'error')}{status}"]
+    if subtype in ("task_started", "task_notification") and event.get("is_backgrounded"):
+        how = f", {event.get('status')}" if subtype == "task_notification" else ""
+        return [f"in the background{how}: {shorten(str(event.get('description')), 160)}"]
+    return []
+
+
+def _find_failed(event: Event) -> list[str]:
+    """Return the MCP servers that failed to start, of an init event."""
+    servers = _read_items(event.get("mcp_servers"))
+    return [visible(str(s.get("name"))[:60]) for s in servers if s.get("status") == "failed"]
 
 
 def format_limit_name(info: Mapping[str, Any]) -> str:
@@ -2004,26 +2118,28 @@ def format_limit_name(info: Mapping[str, Any]) -> str:
 def format_limit(info: Mapping[str, Any]) -> str:
     """Return in words what the facts of a rate limit event say; empty where nothing is near its limit."""
     resets_at, kind = _read_number(info, "resetsAt"), format_limit_name(info)
-    until = f" until {datetime.fromtimestamp(resets_at):%a %H:%M}" if 0 < resets_at < 1e11 else ""
+    at = f"{datetime.fromtimestamp(resets_at):%a %H:%M}" if 0 < resets_at < 1e11 else ""
+    until, resets = (f" until {at}", f", resets {at}") if at else ("", "")
     if info.get("isUsingOverage"):
         return f"The {kind} limit is used up{until}: what follows is overage, which costs money"
     if info.get("status") == "rejected":
         return f"{kind} limit rejected{until}"
     share = f" is used to {_read_number(info, 'utilization'):.0%}" if "utilization" in info else " is near"
-    return f"The {kind} limit{share}{until}" if info.get("status") == "allowed_warning" else ""
+    return f"The {kind} limit{share}{resets}" if info.get("status") == "allowed_warning" else ""
 
 
 # The argument that tells what a tool call is about, in order of precedence.
-_TELLING = ("command", "file_path", "notebook_path", "path", "pattern", "url", "query", "id", "description", "prompt")
+_TELLING = ("command", "file_path", "notebook_path", "path", "pattern", "url", "query", "id", "skill", "description")
 
 
 def _format_tool(name: object, arguments: object, folder: str) -> str:
     """Return a tool call in one line: `Bash  npm test`, `Edit  src/api.ts`, `task_update  TASK-12 completed`."""
     given = arguments if isinstance(arguments, dict) else {}
-    key = next((key for key in _TELLING if given.get(key)), next(iter(given), ""))
+    key = next((key for key in (*_TELLING, "prompt") if given.get(key)), next(iter(given), ""))
     words = _format_argument(given.get(key, ""), folder)
-    if key == "id" and given.get("status"):
-        words += f" {_format_argument(given['status'], folder)}"
+    more = {"id": "status", "skill": "args"}.get(key, "")
+    if given.get(more):
+        words += f" {_format_argument(given[more], folder)}"
     return f"{visible(str(name).rpartition('__')[2])}  {words}".rstrip()
 
 
@@ -2039,7 +2155,11 @@ class Transcript:
     It reads from `start`, where the worker's output begins, and hands what stands from `position` on, as lines for
     people, to `write`. `words` is the last line that was no event: an error message, often enough. `signs` counts the
     signs of life: the heartbeat that claude prints while a tool runs is none, it would hide a tool that hangs.
+    `is_done` says that its last result is printed, `background` which kinds of things run beside it.
     """
+
+    # What 2.1.332 says when its patience with what runs in the background is at an end: in text mode all that there is.
+    _STOPPING = re.compile(r"Background tasks still running (\w+) after the last turn \((.{1,200})\); stopping them")
 
     def __init__(self, raw: Path, write: Callable[[Sequence[str]], object], start: int, position: int) -> None:
         self._tail = Tail(raw, start)
@@ -2052,11 +2172,21 @@ class Transcript:
         self.overage = ""
         self.has_answer = False
         self.cost = 0.0
+        self.background: frozenset[str] = frozenset()
+        self._tasks: dict[str, tuple[str, str]] = {}  # what was started in the background: its kind and description
+        self._stopping = ""
+        self._stopped: list[str] = []  # what the CLI ended there before it was done, in words
+        self._failed_servers: list[str] = []
+        self._turns = 0
         self._folder = ""
         self._kind = ""
         self._result: Event = {}
         self._rejection: Event = {}
         self._is_rejected = False
+
+    @property
+    def is_done(self) -> bool:
+        return bool(self._result)
 
     def pump(self) -> bool:
         """Render what came since the last time, up to a bound; return whether that was all. Raises OSError."""
@@ -2077,11 +2207,14 @@ class Transcript:
         self.finish()
         result = self._result
         errors = result.get("errors")
-        error = errors[0] if isinstance(errors, list) and errors else result.get("subtype")
-        words = str(result.get("result") or result.get("terminal_reason") or error) if result else self.words
+        error = str(errors[0]) if isinstance(errors, list) and errors else ""
+        error = "" if error.startswith("[") else error  # a note for its makers
+        said = result.get("result") or error or result.get("terminal_reason") or result.get("subtype")
+        words = str(said) if result else self.words
         words = words[:WORDS_LENGTH].encode("utf-8", "replace").decode()  # half a surrogate pair is no argument
         resets_at = _read_number(self._rejection, "resetsAt")
-        denials = result.get("permission_denials")
+        denials = _read_items(result.get("permission_denials"))
+        refused = dict.fromkeys(shorten(str(denial.get("tool_name")), 60) for denial in denials)
         return Ending(
             code=code,
             words=visible(shorten(words, 200)),
@@ -2094,8 +2227,10 @@ class Transcript:
             limit=format_limit_name(self._rejection) if self._rejection else "",
             is_rejected=self._is_rejected,
             reset_in=resets_at - wall if resets_at else None,
-            denials=len(denials) if isinstance(denials, list) else 0,
-            turns=int(_read_number(result, "num_turns")),
+            failed_servers=tuple(self._failed_servers),
+            refused=tuple(refused),
+            remarks=(self._stopping,) if self._stopping else tuple(self._stopped),
+            turns=self._turns,
             cost=self.cost,
         )
 
@@ -2108,6 +2243,9 @@ class Transcript:
         self.signs += event is None or not event.get("heartbeat")
         if event is None:
             self.words = text.strip() or self.words
+            stopping = self._STOPPING.match(text)
+            if stopping:
+                self._stopping = visible(f"it stopped its background {stopping[2]} after {stopping[1]}")
         else:
             self.words = ""  # no longer the last line
             self._heed(event)
@@ -2121,19 +2259,39 @@ class Transcript:
     def _heed(self, event: Event) -> None:
         if event["type"] == "result":
             self._result = event
+            self._turns += int(_read_number(event, "num_turns"))
             # A process that reports twice reports its whole cost each time.
             self.cost = max(self.cost, _read_number(event, "total_cost_usd"))
         elif event["type"] == "system" and event.get("subtype") == "init":
             # Another turn of the same process. A limit that was hit in it stays hit.
             self._folder, self._result, self._kind = str(event.get("cwd") or ""), {}, ""
+            self._failed_servers = _find_failed(event)
+        elif event["type"] == "system":
+            self._heed_task(event)
         elif event["type"] == "assistant":
             kind, is_subagents = str(event.get("error") or ""), bool(event.get("parent_tool_use_id"))
             is_synthetic = _read_dict(event, "message").get("model") == "<synthetic>"
             self.has_answer = self.has_answer or not (kind or is_synthetic)
             self._kind = self._kind if is_subagents else kind
+            self._stopping, self._stopped = "", []  # it goes on
             self._is_rejected = self._is_rejected and not (is_subagents and kind == "rate_limit")  # it was that one's
         elif event["type"] == "rate_limit_event":
             self._heed_limit(_read_dict(event, "rate_limit_info"))
+
+    def _heed_task(self, event: Event) -> None:
+        """Take note of what runs in the background, and of what the CLI ended there before it was done."""
+        subtype, task_id = event.get("subtype"), str(event.get("task_id"))
+        if subtype == "background_tasks_changed":
+            self.background = frozenset(str(task.get("task_type")) for task in _read_items(event.get("tasks")))
+        elif subtype == "task_started" and event.get("is_backgrounded", True):  # older versions do not say
+            event["is_backgrounded"] = True
+            self._tasks[task_id] = str(event.get("task_type")), shorten(str(event.get("description")), 100)
+        elif subtype == "task_notification" and task_id in self._tasks:
+            kind, description = self._tasks.pop(task_id)
+            event.update(is_backgrounded=True, description=description)
+            if event.get("status") == "stopped":
+                what = "command" if kind == "local_bash" else "subagent"
+                self._stopped.append(visible(f"it stopped its background {what} {description!r}"))
 
     def _heed_limit(self, info: dict[str, Any]) -> None:
         status = str(info.get("status"))
@@ -2409,7 +2567,7 @@ def format_prompt(template: str, stream: Stream, record: Record, more: Sequence[
     """
     values = {"id": stream.id, "stream_id": stream.id, "phase": stream.phase.value, "name": shorten(stream.name, 200)}
     prompt = re.sub(r"\{stream\.(id|stream_id|phase|name)\}", lambda match: values[match[1]], template)
-    lines = list(more)
+    lines = [*WORKER_RULES.split("\n")[:-1], *more]
     if record.last_ending and record.attempts:
         begun = [
             f"{task.id}: {shorten(task.title, 200)}" for task in stream.named_tasks if task.status == "in_progress"
@@ -2423,8 +2581,7 @@ def format_prompt(template: str, stream: Stream, record: Record, more: Sequence[
         lines += ["- These tasks stand in_progress and are now yours to finish:"] if begun else []
         lines += [f"  - {task}" for task in begun[:50]]
         lines += [f"  - and {len(begun) - 50} more"] if len(begun) > 50 else []
-    if lines:
-        prompt = "\n".join([prompt.rstrip("\n"), *lines, ""])
+    prompt = "\n".join([prompt.rstrip("\n"), *lines, ""])
     prompt = prompt.replace("\0", "\ufffd")
     return f"\n{prompt}" if prompt.startswith("-") else prompt  # else the CLI takes it for an option
 
@@ -2602,15 +2759,16 @@ class Workplace(NamedTuple):
     """Where a worker works.
 
     `worktree` is the top of its working tree, None where that is the project's own; `base` is the commit that it
-    begins at, or its branch where that has commits already. `elsewhere` is what it was left on where that is not
-    `branch`, `missing` are claude's files that it lacks, `mcp_config` is the project's where it is one of these.
-    `lines` tell the worker about all this, `warnings` a person.
+    begins at, or its branch where that has commits already, and `head` the commit in any case. `elsewhere` is what it
+    was left on where that is not `branch`, `missing` are claude's files that it lacks, `mcp_config` is the project's
+    where it is one of these. `lines` tell the worker about all this, `warnings` a person.
     """
 
     folder: Path
     branch: str = ""
     worktree: Path | None = None
     base: str = ""
+    head: str = ""
     elsewhere: str = ""
     missing: tuple[str, ...] = ()
     mcp_config: str = ""
@@ -2635,7 +2793,7 @@ def open_workplace(
         return Workplace(project.root, warnings=(f"git can't be asked: {error}",))
     if repository.obstacle:
         return share_workplace(project, stream, repository.obstacle)
-    place = Workplace(project.root, repository.place)
+    place = Workplace(project.root, repository.place, head=repository.head)
     if is_parallel:
         place = _open_worktree(project, repository, stream, last_folder)
     needed = [s for s in streams if s.id in stream.dependencies] if is_parallel else streams
@@ -2666,13 +2824,14 @@ def _open_worktree(project: Project, repository: Repository, stream: Stream, las
         worktrees = read_worktrees(git)
     here, ref = worktrees.get(folder), f"refs/heads/{branch}"
     _check_worktree(git.root, folder, branch, worktrees, is_known=last_folder == str(folder / repository.prefix))
-    has_branch = bool(git.run("rev-parse", "--verify", "--quiet", ref, most=1))
-    is_ahead = has_branch and git.run("rev-list", "--max-count=1", f"{repository.head}..{ref}")
-    place = Workplace(folder / repository.prefix, branch, folder, ref if is_ahead else repository.head)
+    own = git.run("rev-parse", "--verify", "--quiet", ref, most=1).strip()
+    is_ahead = own and git.run("rev-list", "--max-count=1", f"{repository.head}..{ref}")
+    base, head = (ref, own) if is_ahead else (repository.head, repository.head)
+    place = Workplace(folder / repository.prefix, branch, folder, base, head)
     if here is None or not here.is_there:
-        _add_worktree(project, repository, folder, branch, has_branch)
+        _add_worktree(project, repository, folder, branch, bool(own))
     elif here.branch != branch:
-        place = place._replace(base="HEAD", elsewhere=here.branch or "no branch")
+        place = place._replace(base="HEAD", head=here.head, elsewhere=here.branch or "no branch")
     return _equip(place, project, git)
 
 
@@ -2999,6 +3158,8 @@ class Tracked:
         said = self.transcript
         self.worker = self.worker._replace(
             active_at=active_at,
+            done_at=(self.worker.done_at or active_at) if said.is_done else 0.0,
+            background=said.background,
             cost=said.cost,
             notice=said.notice,
             overage=said.overage,
@@ -3053,7 +3214,8 @@ class WorkerTable:
             # Without a leader it has ended: the next poll finds that, and what it left running.
             leader = found.trees.get(stream_id, {}).get(worker.pid)
             now = self._clock.monotonic()
-            unjudged = worker._replace(ending=None, leftovers=(), folder=record.folder, active_at=now)
+            unjudged = worker._replace(ending=None, leftovers=(), active_at=now)
+            unjudged = unjudged._replace(folder=record.folder, head=record.head)
             self._tracked[stream_id] = Tracked(unjudged, transcript, leader)
             if leader is not None:
                 self._attempt(self._write_pid, worker)
@@ -3165,6 +3327,7 @@ class WorkerTable:
                 child = self._execute(stream, record, run, budget, place, output)
                 worker = Worker(stream.id, child.pid, f"{run}.{child.pid}")
                 worker = worker._replace(folder=str(place.folder), branch=place.branch, warnings=place.warnings)
+                worker = worker._replace(head="" if self._share(worker.folder) else place.head)
             except (OSError, OrchestrateError) as error:
                 is_final = isinstance(error, _FINAL_ERRORS) or error.errno in _FINAL_CODES
                 is_final = not error.is_passing if isinstance(error, GitError) else is_final
@@ -3179,6 +3342,24 @@ class WorkerTable:
         if worker.ending is None:
             self._attempt(self._write_pid, worker)  # it runs: the next poll tries again
         return worker
+
+    def _share(self, folder: str) -> bool:
+        """Whether others work in this folder; then whose commits appear there, nobody can tell."""
+        others = [tracked for tracked in self._tracked.values() if tracked.worker.folder == folder]
+        for tracked in others:
+            tracked.worker = tracked.worker._replace(head="")
+        return bool(others)
+
+    def count_commits(self, stream_id: str) -> Worker:
+        """Return a worker that has ended, with the number of commits that it made; 0 where git can't tell at once."""
+        tracked = self._tracked[stream_id]
+        worker = tracked.worker
+        if worker.head:
+            words = ("rev-list", "--count", "--first-parent", f"{worker.head}..HEAD")  # a merge brings one
+            with contextlib.suppress(OSError, OrchestrateError):
+                worker = worker._replace(commits=int(Git(Path(worker.folder)).run(*words, timeout=COUNT_TIMEOUT)))
+            tracked.worker = worker._replace(head="")
+        return tracked.worker
 
     def signal(self, stream_id: str, signum: int) -> None:
         self._scan(self._clock.monotonic())
@@ -3285,6 +3466,7 @@ def make_end_event(clock: Clock, worker: Worker, verdict: Verdict, record: Recor
         has_answer=worker.has_answer,
         completed=completed,
         open=open_tasks,
+        commits=worker.commits,
         seconds=round(max(clock.monotonic() - record.started_at, 0.0), 3),  # a reboot sets that clock back
         turns=ending.turns,
         cost=ending.cost,
@@ -3492,8 +3674,8 @@ class Reporter:
 class Notifier(Reporter):
     """Runs a command of the user's for what a person wants to know at night.
 
-    The command gets ORCHESTRATE_EVENT (complete, failed, blocked, paused, overage, ended), ORCHESTRATE_STREAM and
-    ORCHESTRATE_MESSAGE. It is never waited for. One that takes too long is killed; where many run, others queue.
+    The command gets ORCHESTRATE_EVENT (complete, failed, blocked, silent, paused, overage, ended), ORCHESTRATE_STREAM
+    and ORCHESTRATE_MESSAGE. It is never waited for. One that takes too long is killed; where many run, others queue.
     """
 
     _KINDS: Mapping[str, str] = {
@@ -3502,7 +3684,7 @@ class Notifier(Reporter):
         "run_ended": "ended",
         "run_left": "ended",
     }
-    _STATES: Mapping[str, str] = {"FAILED": "failed", "BLOCKED": "blocked"}
+    _STATES: Mapping[str, str] = {"FAILED": "failed", "BLOCKED": "blocked", "SILENT": "silent"}
 
     def __init__(self, command: str, environ: Mapping[str, str]) -> None:
         self.command = command
@@ -3688,6 +3870,9 @@ class Orchestrator:
         if is_due:
             self._read_backlog()
             self._quiet_until = 2 * self.clock.monotonic() - now
+        for stream in self.backlog.streams if has_ended else ():
+            if stream.id in workers and workers[stream.id].ending is not None and not stream.is_complete:
+                workers[stream.id] = self.table.count_commits(stream.id)
         return Snapshot(
             project=self.state.project.name,
             streams=self.backlog.streams,
@@ -3730,7 +3915,9 @@ class Orchestrator:
         standings = assess(snapshot, self.limits, now)
         for stream_id, standing in standings.items():
             record = self.history.record(stream_id)
-            state = StreamState.RUNNING if standing.state.is_running else standing.state
+            state = (
+                StreamState.RUNNING if standing.state is StreamState.WORKING else standing.state
+            )  # it comes and goes
             # For whom a stream waits changes with each one that ends, and stands in `status`.
             has_reason = state is not StreamState.WAITING
             if record.state is not state or (has_reason and record.reason != standing.reason):
@@ -3789,6 +3976,7 @@ class Orchestrator:
             open=stream.open,
             folder=worker.folder or str(self.state.project.root),
             branch=worker.branch or None,
+            head=worker.head,
             raw_start=raw_start,
             budget=budget,
         )
@@ -3878,7 +4066,7 @@ def format_event(event: Event) -> str:
         return f"Stopping {what} {stream}: {why.value}"
     if kind == "state":
         state = StreamState[event["state"]]
-        is_said = state in (StreamState.BLOCKED, StreamState.FAILED, StreamState.STOPPED)
+        is_said = state in (StreamState.BLOCKED, StreamState.FAILED, StreamState.STOPPED, StreamState.SILENT)
         return f"{stream} {state.value.lower()}: {reason}" if is_said else ""
     if kind == "worker_started" and not event["pid"]:
         return ""  # it could not be executed; why, its end says
@@ -3987,6 +4175,7 @@ _LOOKS: dict[StreamState, tuple[str, str]] = {
     StreamState.COMPLETE: ("✓", "green"),
     StreamState.WORKING: ("●", "cyan"),
     StreamState.RUNNING: ("●", "blue"),
+    StreamState.SILENT: ("◇", "yellow"),
     StreamState.FINISHING: ("◕", "green"),
     StreamState.STOPPING: ("▣", "yellow"),
     StreamState.RESTARTING: ("↻", "yellow"),
@@ -4014,21 +4203,17 @@ def format_standing(standing: Standing, worker: Worker | None, now: float) -> st
         words += f" {'in' if state is StreamState.RESTARTING else 'for'} {format_countdown(standing.until, now)}"
     if worker is not None and worker.pid:
         words += f" (PID: {worker.pid})"
+    if state is StreamState.FINISHING and standing.until == float("inf"):
+        return f"{words}: waits for its subagent"
     if state is StreamState.FINISHING:
         return f"{words}: stopped in {format_duration(standing.until - now)} unless it exits"
-    if state is StreamState.RUNNING and worker is not None:
-        words += format_silence(worker, now)
+    if state is StreamState.SILENT and worker is not None:
+        return f"{words} for {format_duration(now - worker.active_at)}"
     return words + (f": {visible(standing.reason)}" if standing.reason else "")
 
 
 def format_countdown(until: float, now: float) -> str:
     return format_duration(until - now + 0.999)
-
-
-def format_silence(worker: Worker, now: float) -> str:
-    """Return for how long a worker has given no sign of life, behind a comma; empty where that is not long."""
-    silence = now - worker.active_at if worker.active_at else 0
-    return f", silent for {format_duration(silence)}" if silence >= SILENT_AFTER else ""
 
 
 def render_box(title: str, width: int) -> list[Text]:
@@ -4200,8 +4385,8 @@ def _render_row(
     if worker is None or not standing.state.is_running:
         return row.append(format_standing(standing, None, now), style)
     record = snapshot.history.record(stream.id)
-    age = f" {format_duration(now - record.started_at)}" if record.started_at else ""
-    row.append(standing.state.value + age + format_silence(worker, now), style)
+    since = worker.active_at if standing.state is StreamState.SILENT else record.started_at
+    row.append(standing.state.value + (f" {format_duration(now - since)}" if since else ""), style)
     row.append(f" · {worker.activity}" if worker.activity else "", "bright_black")
     restarts = f"↻{record.restarts}" if record.restarts else ""
     cpu = "" if worker.cpu is None else f"{worker.cpu:.0%}"
@@ -4568,7 +4753,7 @@ def render_findings(findings: Sequence[Finding], width: int) -> Text:
 
 
 # What stands for a symbol where the terminal's encoding does not have it. Other characters become a question mark.
-_PAIRS = "█# ▒: ░. ═= ─- │| ║| ╔+ ╗+ ╚+ ╝+ ┴+ └+ ┘+ ✓v ●* ◕@ ▣& ↻~ ◫= ◌: ○o ◯o ⊘- ■% ✗x ·. ⚡! …. ×x 📊* 🖥* ⌨*"
+_PAIRS = "█# ▒: ░. ═= ─- │| ║| ╔+ ╗+ ╚+ ╝+ ┴+ └+ ┘+ ✓v ●* ◇z ◕@ ▣& ↻~ ◫= ◌: ○o ◯o ⊘- ■% ✗x ·. ⚡! …. ×x 📊* 🖥* ⌨*"
 _PLAIN = {pair[0]: pair[1] for pair in _PAIRS.split()}
 
 
@@ -4790,8 +4975,9 @@ _SAME_LIMITS = ("max_restarts", "max_workers", "finish_grace", "exit_on_blocked"
 @number_option("--poll-interval", "SECONDS", 0.1, POLL_INTERVAL, "Time between full re-reads of the database.")
 @number_option("--max-restarts", "N", 0, MAX_RESTARTS, "Restarts without a newly completed task until a stream fails.")
 @number_option("--max-workers", "N", 1, MAX_WORKERS, "Workers at once.")
-@number_option("--finish-grace", "SECONDS", 0, FINISH_GRACE, "Time for a worker to exit once its tasks are complete.")
-@number_option("--stall-timeout", "MINUTES", 0, 0, "Restart a worker that shows no sign of life for so long; 0: never.")
+@number_option("--finish-grace", "SECONDS", 0, FINISH_GRACE, "Time for a worker to exit once it is done.")
+@number_option("--stall-timeout", "MINUTES", 0, STALL_TIMEOUT, "Restart a worker without a sign of life; 0: never.")
+@number_option("--worker-timeout", "MINUTES", 0, 0, "The longest that one worker may run; 0: for ever.")
 @number_option("--budget", "USD", 0, 0, "What all workers of the run may cost together; 0: no limit.")
 @click.option("--notify", metavar="CMD", help="Shell command to run for what a person wants to know.")
 @click.option("--claude", default="claude", show_default=True, metavar="CMD", help="Shell words that stand for claude.")
@@ -4851,6 +5037,7 @@ def read_limits(streams: Sequence[str], options: Mapping[str, Any]) -> Limits:
     return Limits(
         **{name: options[name] for name in _SAME_LIMITS},
         stall_timeout=options["stall_timeout"] * 60,
+        worker_timeout=options["worker_timeout"] * 60,
         streams=frozenset(streams) or None,
         phase=Phase(options["phase"]) if options["phase"] else None,
     )
@@ -5702,7 +5889,7 @@ def make_demo(top: Path) -> tuple[Project, Path]:
                 connection.execute(f"INSERT INTO tasks ({columns}) VALUES (?, ?, ?, ?, ?)", row)
     write_file(top / "claude.py", DEMO_WORKER)
     project.root.mkdir()
-    servers = {"mcpServers": {"task-copilot": {"command": "true", "env": database_variables(database)}}}
+    servers = {"mcpServers": {SERVER: {"command": "true", "env": database_variables(database)}}}
     write_file(project.root / ".mcp.json", f"{json.dumps(servers, indent=2)}\n")
     generate(project)
     git = Git(project.root)
@@ -5919,7 +6106,7 @@ def check_server(project: Project) -> list[Checked]:
             given = json.loads((Path.home() / ".claude.json").read_text(encoding="utf-8"))
             settings = {**(given.get("projects", {}).get(str(project.root), {}).get("mcpServers") or {})}
             settings.update(given.get("mcpServers") or {})
-        if "task-copilot" not in settings:
+        if SERVER not in settings:
             found = f"no task-copilot server in {project.root / '.mcp.json'}, or in ~/.claude.json"
             remedy = "Without its tools a worker can't complete a task: run /setup-project in Claude Code."
     for base in (project.root, Path.home()):

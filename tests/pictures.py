@@ -46,6 +46,10 @@ EVERY_STATE: tuple[tuple[str, Stream, Standing], ...] = tuple(
             Standing(StreamState.RUNNING),
         ),
         (
+            Stream("Stream-C2", "ui-tests", Phase.PARALLEL, completed=1, pending=2),
+            Standing(StreamState.SILENT, "no sign of life for 15m"),
+        ),
+        (
             Stream("Stream-D", "docs", Phase.PARALLEL, completed=4),
             Standing(StreamState.FINISHING, "its tasks are complete", NOW + 42),
         ),
@@ -94,6 +98,7 @@ WORKERS = {
         "Stream-B", 12345, active_at=NOW - 5, cost=0.42, activity="Edit src/api/routes.py", cpu=0.37, memory=2**28
     ),
     "Stream-C": Worker("Stream-C", 12346, active_at=NOW - 400, activity="Running the tests", cpu=0.0, memory=2**27),
+    "Stream-C2": Worker("Stream-C2", 12349, active_at=NOW - 1200, activity="Running the tests", cpu=0.0, memory=2**27),
     "Stream-D": Worker("Stream-D", 12347, active_at=NOW - 1, cost=1.5, activity="Done."),
     "Stream-E": Worker("Stream-E", 12348),
 }

@@ -770,6 +770,10 @@ class SimulatedTable:
         self._host.step()
         return self._describe(stream.id, process)
 
+    def count_commits(self, stream_id: str) -> Worker:
+        """Nobody commits here."""
+        return self._describe(stream_id, self._tracked[stream_id])
+
     def signal(self, stream_id: str, signum: int) -> None:
         """Signal a worker."""
         self._host.step()

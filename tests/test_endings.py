@@ -402,7 +402,7 @@ SPENT = Ending(1, "Reached", has_result=True, is_error=True, subtype="error_max_
         ({"pending": 1}, SPENT, Limits(budget=1), VerdictKind.FAILED, "exit code 1: Reached"),
         ({"pending": 1}, replace(SPENT, cost=0), Limits(budget=0.01), VerdictKind.RESTART, "exit code 1: Reached"),
         ({"pending": 1}, Ending(0), Limits(), VerdictKind.RESTART, "exit code 0, 1 task open"),
-        ({"pending": 2}, Ending(0, denials=3), Limits(), VerdictKind.RESTART, "exit code 0, 3 permission denials, 2 tasks open"),
+        ({"pending": 2}, Ending(0, refused=("Bash",)), Limits(), VerdictKind.RESTART, "exit code 0, it was not allowed to use Bash, 2 tasks open"),
         ({"pending": 1}, Ending(-9), Limits(), VerdictKind.RESTART, "killed by SIGKILL"),
         ({"pending": 1}, Ending(None), Limits(), VerdictKind.RESTART, "ended unseen"),
         ({"blocked": 1, "pending": 1}, Ending(0), Limits(), VerdictKind.RESTART, "exit code 0, 2 tasks open"),
@@ -978,14 +978,28 @@ def test_the_log_reads_like_a_transcript(workspace: Workspace) -> None:
     retry = {"attempt": 1, "max_retries": 10, "retry_delay_ms": 584.5, "error_status": 529, "error": "overloaded"}
     denial = {"tool_name": "Bash", "tool_input": {"command": "rm -rf /"}}
     servers = [{"name": "other", "status": "connected"}, {"name": "task-copilot", "status": "failed"}]
+    tools += [
+        {"type": "tool_use", "name": "Skill", "input": {"skill": "continue", "args": "Stream-A"}},
+        {"type": "tool_use", "name": "Bash", "input": {"command": "npm run dev", "run_in_background": True}},
+    ]
+    error = {"type": "tool_result", "is_error": True, "content": "<tool_use_error>Blocked: sleep</tool_use_error>"}
+    task = {"type": "system", "task_id": "b1", "task_type": "local_bash", "description": "The dev server"}
+    foreground = {**task, "task_id": "b2", "description": "The tests", "is_backgrounded": False}
     lines = {
+        "began": {**task, "subtype": "task_started", "is_backgrounded": True},
+        "began_here": {**foreground, "subtype": "task_started"},
+        "error": {"type": "user", "message": {"content": [error]}},
+        "ended_here": {**foreground, "subtype": "task_notification", "status": "completed", "summary": "The tests"},
+        "ended": {**task, "subtype": "task_notification", "status": "completed", "summary": "exit code 0"},
+        "first": {**RESULT, "num_turns": 2},
         "init": {**INIT, "cwd": str(workspace.root), "mcp_servers": servers},
         "tools": {"type": "assistant", "message": {"content": tools}},
         "retry": {"type": "system", "subtype": "api_retry", **retry},
         "result": {**RESULT, "total_cost_usd": 0.42, "num_turns": 34, "permission_denials": [denial]},
     }
     (workspace.root / "lines.json").write_text(json.dumps(lines))
-    workspace.play("print=init print=tools print=retry say=plain print=result all")
+    names = "init tools began began_here error ended_here first ended init retry"
+    workspace.play(" ".join(f"print={name}" for name in names.split()) + " say=plain print=result all")
     assert workspace.run("start").returncode == 0
     header, *body, closing, complete = (workspace.state / "logs" / "A.log").read_text().splitlines()
     pid = workspace.events("worker_started")[0]["pid"]
@@ -1001,12 +1015,19 @@ def test_the_log_reads_like_a_transcript(workspace: Workspace) -> None:
             "Bash  npm test",
             "Edit  src/api.ts",
             "task_update  TASK-12 completed",
+            "Skill  continue Stream-A",
+            "Bash  npm run dev",
+            "  in the background: The dev server",
+            "  error: Blocked: sleep",
+            "  in the background, completed: The dev server",
+            "  MCP server task-copilot failed to start: the worker lacks its tools",
             "  retry 1/10 in 0.6s: overloaded (529)",
             "plain",
             "  permission denied: Bash  rm -rf /",
         ][1:]
     )
-    assert closing.endswith("34 turns, $0.42: exit code 0, 1 permission denial")
+    reason = "exit code 0, the MCP server task-copilot failed to start, it was not allowed to use Bash"
+    assert closing.endswith(f"36 turns, $0.42: {reason}")
     assert complete.startswith("A complete in ")
 
 
@@ -1020,3 +1041,127 @@ def test_a_worker_comes_back_within_a_second_of_the_unblocking(workspace: Worksp
     assert run.wait(timeout=20) == 0
     assert not any(end["restarts"] for end in workspace.events("worker_ended"))
     assert not is_running(run.pid)
+
+
+# ── Why work is not done ──────────────────────────────────────────────────────────────────────────────────────────────
+
+BACKGROUND = {"type": "system", "task_id": "t1", "task_type": "local_agent", "description": "the API"}
+STARTED = {**BACKGROUND, "subtype": "task_started", "is_backgrounded": True}
+STOPPED = {**BACKGROUND, "subtype": "task_notification", "status": "stopped", "summary": "the API"}
+GIVEN_UP = (
+    'Background tasks still running 10m after the last turn (subagent "the API"); stopping them. '
+    "Set CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS=0 to wait indefinitely."
+)
+SPOKEN = {"type": "assistant", "message": {"content": [{"type": "text", "text": "On with it."}]}}
+
+
+@pytest.mark.parametrize(
+    ("printed", "code", "reason"),
+    [
+        ([INIT, STARTED, STOPPED, RESULT], 0, "exit code 0, it stopped its background subagent 'the API'"),
+        ([INIT, STARTED, RESULT, STOPPED], 0, "exit code 0, it stopped its background subagent 'the API'"),
+        (
+            [INIT, STARTED, GIVEN_UP, STOPPED, RESULT],
+            0,
+            'exit code 0, it stopped its background subagent "the API" after 10m',
+        ),
+        ([GIVEN_UP, "I wait for it."], 0, 'exit code 0, it stopped its background subagent "the API" after 10m'),
+        ([INIT, STARTED, STOPPED, SPOKEN, RESULT], 0, "exit code 0"),  # its own wish, or it went on without it
+        ([INIT, STOPPED, RESULT], 0, "exit code 0"),  # of a task that was none of these
+        (
+            [INIT, {**STARTED, "task_type": "local_bash"}, RESULT, STOPPED],
+            0,
+            "exit code 0, it stopped its background command 'the API'",
+        ),
+        (
+            [
+                INIT,
+                {**RESULT, "permission_denials": [{"tool_name": "Bash"}, {"tool_name": "Bash"}, {"tool_name": "Edit"}]},
+            ],
+            0,
+            "exit code 0, it was not allowed to use Bash, Edit",
+        ),
+        (
+            [
+                {**INIT, "mcp_servers": [{"name": "task-copilot", "status": "failed"}]},
+                {**INIT, "mcp_servers": [{"name": "other", "status": "failed"}]},
+                RESULT,
+            ],
+            0,
+            "exit code 0, the MCP server other failed to start",
+        ),
+        (
+            [
+                INIT,
+                {
+                    **RESULT,
+                    "is_error": True,
+                    "subtype": "error_max_budget_usd",
+                    "result": None,
+                    "errors": ["Reached maximum budget ($1)"],
+                    "terminal_reason": "budget_exhausted",
+                },
+            ],
+            1,
+            "exit code 1: Reached maximum budget ($1)",
+        ),
+    ],
+)
+def test_the_reason_is_what_the_worker_told_of_itself(
+    tmp_path: Path, printed: list[Any], code: int, reason: str
+) -> None:
+    assert read_ending(tmp_path, printed, code).summary == reason
+
+
+def test_the_next_worker_and_whoever_looks_are_told_the_real_reason(workspace: Workspace) -> None:
+    workspace.database.add_stream("A", tasks=2)
+    workspace.write_lines(init=INIT, started=STARTED, given_up=GIVEN_UP, stopped=STOPPED, result=RESULT)
+    workspace.play(A=["print=init print=started print=given_up print=stopped print=result exit=0", "facts all"])
+    reason = 'exit code 0, it stopped its background subagent "the API" after 10m'
+    assert f"Restarting worker for A (1/10) in 1s: {reason}, 2 tasks open" in workspace.complete()
+    assert f"The last worker ended: {reason}\n" in workspace.facts()["argv"][-1]
+
+
+def test_a_worker_without_its_task_copilot_server_is_tried_once_more_and_fails_with_the_remedy(
+    workspace: Workspace,
+) -> None:
+    workspace.database.add_stream("A", tasks=2)
+    workspace.write_lines(init={**INIT, "mcp_servers": [{"name": "task-copilot", "status": "failed"}]}, result=RESULT)
+    workspace.play("print=init print=result exit=0")
+    out = workspace.complete(code=1)
+    reason = "exit code 0, the MCP server task-copilot failed to start"
+    assert [(e["verdict"], e["restarts"]) for e in workspace.events("worker_ended")] == [("restart", 0), ("failed", 0)]
+    assert f"Trying A again in 1s: {reason}" in out
+    assert f"A failed: {reason}. Look why: claude mcp list" in out
+
+
+@pytest.mark.parametrize("phase", ["foundation", "parallel"])
+def test_new_commits_are_progress_three_times_and_a_stream_that_gives_up_says_how_many(
+    workspace: Workspace, phase: str
+) -> None:
+    workspace.make_repository("README.md")
+    workspace.database.add_stream("A", phase)
+    workspace.play(A=[f"commit={number} exit=1" for number in range(9)])
+    out = workspace.complete("--max-restarts", "1", code=1)
+    ends = workspace.events("worker_ended")
+    assert [(end["verdict"], end["restarts"], end["commits"]) for end in ends] == [
+        ("restart", 1, 1), ("restart", 1, 1), ("restart", 1, 1), ("failed", 1, 1)
+    ]  # fmt: skip
+    assert "A failed: gave up after 1 restart without a completed task, 4 commits made; last: exit code 1" in out
+
+
+def test_commits_in_a_folder_that_workers_share_are_nobodys_progress(workspace: Workspace) -> None:
+    workspace.make_repository("README.md")
+    for name in ("A", "B"):
+        workspace.database.add_stream(name, "integration")
+    workspace.play("write=seen until=both commit=x exit=1", B="until=seen write=both sleep=1 exit=1")
+    workspace.complete("--max-restarts", "0", code=1)
+    assert {end["stream"]: end["commits"] for end in workspace.events("worker_ended")} == {"A": 0, "B": 0}
+
+
+def test_a_worker_that_runs_for_too_long_is_restarted_however_much_it_says(workspace: Workspace) -> None:
+    workspace.database.add_stream("A")
+    workspace.play(A=["say=on sleep=0.3 " * 100, "all"])
+    out = workspace.complete("--worker-timeout", "0.03")
+    assert "Stopping the worker of A: it ran for longer than --worker-timeout" in out
+    assert "Restarting worker for A (1/10) in 1s: stopped: it ran for longer than --worker-timeout" in out

@@ -1542,9 +1542,102 @@ def test_fault_39_what_a_worker_prints_after_its_output_was_rotated_is_read(
     rotate_output(workspace.state / "logs" / "A.jsonl")
     run.finish("rotated")
     (ended,) = workspace.events("worker_ended")
-    assert (ended["cost"], ended["turns"], ended["verdict"]) == (1.5, 2, "complete")
+    assert (ended["cost"], ended["turns"], ended["verdict"]) == (1.5, 4, "complete")
     assert log.read_text().count("b" * 5000) == 1
     assert f"\n{'a' * length}\n" in log.read_text()
+
+
+INIT = {"type": "system", "subtype": "init"}
+DONE = {"type": "result", "subtype": "success", "is_error": False, "num_turns": 2, "result": "All is said."}
+DENIED = {**DONE, "is_error": True, "result": "Not logged in · Please run /login"}
+LIMITED = {**DONE, "is_error": True, "api_error_status": 429, "result": "You've hit your session limit · resets 3pm"}
+
+
+def list_background(*kinds: str) -> dict[str, Any]:
+    tasks = [{"task_id": kind, "task_type": kind, "description": "a server"} for kind in kinds]
+    return {"type": "system", "subtype": "background_tasks_changed", "tasks": tasks}
+
+
+@pytest.mark.parametrize(
+    ("part", "result", "verdict", "reason"),
+    [
+        ("", DONE, "restart", "All is said, it did not exit by itself, 1 task open"),
+        ("block=why", DONE, "blocked", "why (TASK-1)"),
+        ("", LIMITED, "paused", "You've hit your session limit · resets 3pm"),
+        ("", DENIED, "failed", "Not logged in · Please run /login, it did not exit by itself"),
+        ("all", DONE, "complete", ""),
+    ],
+)
+def test_fault_40_a_worker_that_has_printed_its_result_and_does_not_exit_is_ended_and_judged_by_it(
+    workspace: Workspace, part: str, result: Any, verdict: str, reason: str
+) -> None:
+    """Row 40."""
+    workspace.database.add_stream("A")
+    workspace.write_lines(init=INIT, result=result)
+    workspace.play(A=[f"print=init {part} print=result sleep=3600", "sleep=3600"])
+    run = workspace.start("--finish-grace", "1", "--stall-timeout", "0")
+    ended = workspace.wait_for_event("worker_ended", stream="A")
+    assert (ended["verdict"], ended["reason"], ended["exit_code"]) == (verdict, reason, None)
+    (stopping,) = workspace.events("worker_stopping", stream="A")
+    assert stopping["why"] == "GRACE"
+    assert stopping["clock"] - workspace.events("worker_started")[0]["clock"] >= 1
+    run.process.send_signal(signal.SIGTERM)
+    run.process.wait(timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("part", "kinds", "ends"),
+    [
+        ("all", ["local_bash"], True),
+        ("block=why", ["local_bash"], True),
+        ("", ["local_bash"], False),  # it will be woken, and has something to do
+        ("all", ["local_agent"], False),
+        ("block=why", ["local_bash", "local_agent"], False),
+        ("", ["local_agent"], False),
+        ("all", ["something_new"], False),
+    ],
+)
+def test_fault_40_what_runs_in_the_background_may_wake_a_worker_that_has_printed_its_result(
+    workspace: Workspace, part: str, kinds: list[str], ends: bool
+) -> None:
+    """Row 40: a subagent is waited for, and so is a shell while tasks are open; a server left running ends it early."""
+    workspace.database.add_stream("A")
+    workspace.write_lines(init=INIT, result=DONE, background=list_background(*kinds), idle=list_background())
+    workspace.play(f"print=init print=background {part} print=result until=woken print=idle print=init next exit=0")
+    script = hasten(workspace, SHELL_GRACE="1")
+    grace = "60" if ends else "1"
+    run = workspace.start("--finish-grace", grace, "--stall-timeout", "0", wait="A", script=script)
+    if ends:
+        assert workspace.wait_for_event("worker_stopping")["why"] == "GRACE"
+        assert workspace.wait_for_event("worker_ended")["verdict"] == ("complete" if part == "all" else "blocked")
+        return
+    wait_until(lambda: "All is said." in (workspace.state / "logs" / "A.jsonl").read_text(), "the result")
+    begin = time.monotonic()
+    wait_until(lambda: time.monotonic() > begin + 3, "three times the grace")
+    assert is_running(run.pids["A"])
+    if "block" in part:
+        run.end(signal.SIGTERM, 143)
+    else:
+        run.finish("woken")
+    assert workspace.events("worker_stopping") == []
+
+
+def test_fault_41_a_worker_that_never_prints_a_line_is_shown_silent_and_restarted(workspace: Workspace) -> None:
+    """Row 41, with a shortened limit. That of every day stands in `--help`."""
+    assert re.search(r"--stall-timeout MINUTES .*\[default: 60;", " ".join(workspace.check("start", "--help").split()))
+    workspace.database.add_stream("A")
+    workspace.play(A=["sleep=3600", "all"])
+    script = hasten(workspace, CPU_INTERVAL="1")
+    command = 'echo "$ORCHESTRATE_EVENT $ORCHESTRATE_MESSAGE" >> told.txt'
+    run = workspace.start("--stall-timeout", "0.1", "--notify", command, wait="A", script=script)
+    run.wait_to_say("A silent: no sign of life for 1s")
+    wait_until(lambda: workspace.states() == {"A": "silent"}, "the silence in the status")
+    assert re.search(r"Silent \(PID: \d+\) for [1-9]s", workspace.check("status"))
+    wait_until(lambda: "silent A silent: no sign" in (workspace.root / "told.txt").read_text(), "the notification")
+    out = run.finish()
+    assert "Stopping the worker of A: it gave no sign of life" in out
+    assert "Restarting worker for A (1/10) in 1s: stopped: it gave no sign of life" in out
+    assert len(workspace.events("state", state="SILENT")) == 1
 
 
 def ends_with(path: Path, words: bytes) -> bool:

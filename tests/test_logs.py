@@ -81,7 +81,7 @@ def test_what_a_worker_has_said_and_cost_is_known_when_it_is_stopped_without_an_
     wait_until(lambda: '"total_cost_usd": 1.5' in raw.read_text(), "its second result")
     assert workspace.run("stop", "--timeout", "0").returncode == 0
     (ended,) = workspace.events("worker_ended")
-    assert (ended["verdict"], ended["ending"], ended["cost"], ended["turns"]) == ("stopped", "by the user", 1.5, 2)
+    assert (ended["verdict"], ended["ending"], ended["cost"], ended["turns"]) == ("stopped", "by the user", 1.5, 4)
     log = (workspace.state / "logs" / "A.log").read_text().splitlines()
     assert (log.count("before"), log.count("after")) == (1, 1)
     assert log.index("after") < next(i for i, line in enumerate(log) if " · ended after " in line)

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from support import IMPORT, RUN, SCRIPT, Run, Workspace, is_running, own_processes, wait_until
 
+from orchestrate import WORKER_RULES
+
 
 def spans(workspace: Workspace, stream: str) -> list[tuple[float, float]]:
     """Return start and end of each worker of a stream that ended by itself, in monotonic seconds."""
@@ -42,7 +44,7 @@ def test_a_prompt_of_the_projects_own_replaces_the_guides(workspace: Workspace) 
     (workspace.state / "worker-prompt.md").write_text("Do {stream.id}, which is {stream.name}, and no {other}.")
     workspace.play("facts all")
     workspace.complete("--no-worktrees")
-    assert workspace.facts()["argv"][-1] == "Do Stream-B, which is api, and no {other}."
+    assert workspace.facts()["argv"][-1] == f"Do Stream-B, which is api, and no {{other}}.\n{WORKER_RULES}"
 
 
 def test_a_worker_gets_what_the_contract_says(workspace: Workspace) -> None:
@@ -58,7 +60,7 @@ def test_a_worker_gets_what_the_contract_says(workspace: Workspace) -> None:
     facts = workspace.facts()
     guide = (SCRIPT.parent / "tests" / "worker-prompt.txt").read_text()
     flags = ["--print", "--dangerously-skip-permissions", "--output-format", "stream-json", "--verbose", "-p"]
-    assert facts["argv"] == [*flags, guide]
+    assert facts["argv"] == [*flags, guide + WORKER_RULES]
     env = facts["env"]
     assert {key for key in nested if key in env} == set(own)
     assert env["CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS"] == "0"
@@ -171,7 +173,7 @@ def test_a_worker_that_does_not_exit_after_its_last_task_is_stopped(workspace: W
     workspace.database.add_stream("P")
     workspace.play("all", F="all sleep=60")
     out = workspace.complete("--finish-grace", "0.5")
-    assert "Stopping the worker of F: its tasks are complete, and it did not exit by itself" in out
+    assert "Stopping the worker of F: it had nothing more to do, and did not exit by itself" in out
     assert workspace.starts() == ["F", "P"]
 
 

@@ -177,6 +177,10 @@ def test_plan_backoff_doubles_from_one_second_to_a_minute_within_a_tenth() -> No
 
 ODD = "all tasks are complete, but "
 STALLED = "stopped: it gave no sign of life"
+TIMEOUT = "it ran for longer than --worker-timeout"
+SAID = Ending(None, "well", has_result=True)
+LACKING = Ending(0, has_result=True, failed_servers=("task-copilot",))
+LACKED = "exit code 0, the MCP server task-copilot failed to start"
 
 
 def judge_one(text: str, ending: Ending, record: Record = Record(), max_restarts: int = 2) -> Verdict:  # noqa: B008
@@ -211,6 +215,42 @@ def judge_one(text: str, ending: Ending, record: Record = Record(), max_restarts
         ("P1", Ending(1, "Not logged in"), Record(stopping=StopReason.STALLED), VerdictKind.RESTART, STALLED),
         ("P1", Ending(1, "Not logged in"), Record(stopping=StopReason.GRACE), VerdictKind.RESTART, None),  # reopened
         ("P1", Ending(None, "unseen"), Record(), VerdictKind.RESTART, "unseen"),
+        ("P1", Ending(-15), Record(stopping=StopReason.TIMEOUT), VerdictKind.RESTART, f"stopped: {TIMEOUT}"),
+        ("P1", SAID, Record(stopping=StopReason.GRACE), VerdictKind.RESTART, "well, 1 task open"),
+        ("P1", replace(SAID, is_error=True), Record(stopping=StopReason.GRACE), VerdictKind.RESTART, "well"),
+        ("P1", SAID, Record(stopping=StopReason.STALLED), VerdictKind.RESTART, STALLED),
+        ("P1", LACKING, Record(), VerdictKind.RESTART, LACKED),
+        ("P1", LACKING, Record(tries=1), VerdictKind.RESTART, LACKED),  # of another cause
+        (
+            "P1",
+            LACKING,
+            Record(cause=Cause.SERVER, tries=1),
+            VerdictKind.FAILED,
+            f"{LACKED}. Look why: claude mcp list",
+        ),
+        ("P1", LACKING, Record(fewest=2, cause=Cause.SERVER, tries=1), VerdictKind.RESTART, "exit code 0, 1 task open"),
+        (
+            "P1",
+            replace(LACKING, failed_servers=("other",)),
+            Record(cause=Cause.SERVER, tries=1),
+            VerdictKind.RESTART,
+            "exit code 0, the MCP server other failed to start, 1 task open",
+        ),
+        (
+            "P1",
+            replace(LACKING, code=1, is_error=True, words="boom"),
+            Record(),
+            VerdictKind.RESTART,
+            "exit code 1: boom",
+        ),
+        ("P1!", LACKING, Record(cause=Cause.SERVER, tries=1), VerdictKind.BLOCKED, "why (T)"),
+        (
+            "P1",
+            Ending(0, "Well.", remarks=("it stopped a part",)),
+            Record(),
+            VerdictKind.RESTART,
+            "exit code 0, it stopped a part, 1 task open",
+        ),
     ],
 )
 def test_judge_goes_by_the_tasks_then_by_what_was_asked_then_by_how_it_ended(
@@ -219,6 +259,33 @@ def test_judge_goes_by_the_tasks_then_by_what_was_asked_then_by_how_it_ended(
     verdict = judge_one(text, ending, record)
     assert verdict.kind is kind
     assert reason in (None, verdict.reason)
+
+
+def test_a_server_that_did_not_start_costs_no_restart_and_is_tried_once_more() -> None:
+    verdict = judge_one("P1", LACKING, Record(restarts=2))
+    assert (verdict.restarts, verdict.cause, verdict.tries) == (2, Cause.SERVER, 1)
+    assert verdict.delay > 0
+
+
+@pytest.mark.parametrize(("commits", "credit", "restarts"), [(0, 0, 3), (1, 0, 1), (7, 2, 1), (1, 3, 3)])
+def test_judge_takes_new_commits_for_progress_three_times(commits: int, credit: int, restarts: int) -> None:
+    snapshot = make_snapshot("P1", {"P1": Record(restarts=2, credits=credit)})
+    worker = Worker("P1", 9, "run", Ending(1), commits=commits)
+    assert judge(snapshot.streams[0], worker, snapshot, Limits()).restarts == restarts
+
+
+def test_commits_are_credited_until_a_task_is_completed_and_counted_for_good() -> None:
+    history = History()
+    given = []
+    for number, completed in enumerate([0, 0, 0, 0, 1, 1]):
+        end = {**ENDED, "completed": completed, "open": 9 - completed, "commits": number % 2 + 1}
+        history = fold_events(history, [end])
+        given.append(history.record("A").credits)
+    assert given == [1, 2, 3, 3, 0, 1]
+    assert history.record("A").commits == 9
+    snapshot = make_snapshot("P1", {"P1": replace(history.record("A"), credits=3, best=9, fewest=None)})
+    last = judge(snapshot.streams[0], Worker("P1", 9, "r", Ending(1)), snapshot, Limits(max_restarts=0))
+    assert last.reason == "gave up after 0 restarts without a completed task, 9 commits made; last: exit code 1"
 
 
 @pytest.mark.parametrize("max_restarts", [0, 1, 10])
@@ -399,6 +466,67 @@ def test_plan_stops_a_silent_worker_at_the_deadline(
 ) -> None:
     snapshot = make_snapshot("P1", workers={"P1": Worker("P1", 9, active_at=active_at)})
     assert tell_plan(snapshot, now, stall_timeout=stall_timeout) == expected
+
+
+@pytest.mark.parametrize(
+    ("timeout", "started_at", "now", "expected"),
+    [(60, 100, 159.9, []), (60, 100, 160, ["stop P1: TIMEOUT"]), (0, 100, 9999, [])],
+)
+def test_plan_stops_a_worker_that_ran_for_too_long(
+    timeout: float, started_at: float, now: float, expected: list[str]
+) -> None:
+    workers = {"P1": Worker("P1", 9, active_at=now)}
+    snapshot = make_snapshot("P1", {"P1": Record(started_at=started_at)}, workers=workers)
+    assert tell_plan(snapshot, now, worker_timeout=timeout) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "background", "active_at", "deadline"),
+    [
+        ("P1", "", 100, 230),  # the last sign of life was before its result
+        ("P1", "", 150, 270),
+        ("P1", "local_bash", 100, None),
+        ("P1", "local_agent", 100, None),
+        ("P1!", "", 100, 230),
+        ("P1!", "local_bash", 200, 120),
+        ("P1!", "local_bash local_agent", 100, None),
+        ("P1+", "", 200, 215),
+        ("P1+", "local_bash", 200, 120),
+        ("P1+", "local_agent", 200, None),
+    ],
+)
+def test_plan_stops_a_worker_that_has_printed_its_result_unless_it_may_be_woken(
+    text: str, background: str, active_at: float, deadline: float | None
+) -> None:
+    worker = Worker("P1", 9, active_at=active_at, done_at=110, background=frozenset(background.split()))
+    snapshot = make_snapshot(text, {"P1": Record(state=FINISHING, since=95)}, workers={"P1": worker})
+    if deadline is not None:
+        assert tell_plan(snapshot, deadline - 0.1, finish_grace=120) == []
+    expected = [] if deadline is None else ["stop P1: GRACE"]
+    assert tell_plan(snapshot, deadline or 10_000, finish_grace=120) == expected
+
+
+@pytest.mark.parametrize("code", [0, -15, 143])
+def test_plan_judges_a_worker_that_was_done_by_its_result_and_not_by_the_signal(code: int) -> None:
+    ended = Worker("P1", 9, ending=Ending(code, "Well.", has_result=True))
+    snapshot = make_snapshot("P1", {"P1": Record(stopping=StopReason.GRACE)}, workers={"P1": ended})
+    (conclude,) = plan(snapshot, Limits(), 500)
+    assert isinstance(conclude, Conclude)
+    assert conclude.worker.ending is not None
+    assert (conclude.worker.ending.code, conclude.verdict.kind) == (None, VerdictKind.RESTART)
+    assert conclude.verdict.reason == "Well, it did not exit by itself, 1 task open"
+
+
+@pytest.mark.parametrize(
+    ("stall_timeout", "silence", "state"),
+    [(0, 899, "RUNNING"), (0, 900, "SILENT"), (60, 14, "WORKING"), (60, 15, "SILENT"), (4000, 61, "RUNNING"),
+     (4000, 60, "WORKING"), (4000, 1000, "SILENT")],
+)  # fmt: skip
+def test_assess_calls_a_worker_silent_after_a_quarter_of_the_stall_timeout(
+    stall_timeout: float, silence: float, state: str
+) -> None:
+    snapshot = make_snapshot("P1", workers={"P1": Worker("P1", 9, active_at=1000)})
+    assert assess(snapshot, Limits(stall_timeout=stall_timeout), 1000 + silence)["P1"].state.name == state
 
 
 def test_plan_ends_what_a_worker_has_left_running_before_it_concludes() -> None:

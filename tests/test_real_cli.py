@@ -326,6 +326,65 @@ def test_a_subagent_is_waited_for(workspace: Workspace, claude: str) -> None:
         impatient = {**environment, "CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS": "1000"}
         done = workspace.run("start", "Stream-B", "--max-restarts", "0", env=impatient, timeout=120)
     print(f"with a ceiling of one second: {done.stdout.splitlines()[-1]}")
+    end = workspace.events("worker_ended", stream="Stream-B")[-1]
+    # One that does not stop it has waited.
+    assert end["verdict"] == "complete" or "it stopped its background subagent" in end["reason"]
+
+
+@newest
+def test_a_server_that_a_worker_leaves_running_costs_its_stream_seconds(workspace: Workspace, claude: str) -> None:
+    tasks = {name: workspace.database.add_task(name, streamPhase="foundation") for name in ("Stream-A", "Stream-B")}
+    server = {"command": "python3 -m http.server 0", "description": "The dev server", "run_in_background": True}
+
+    def respond(conversation: Conversation) -> Reply:
+        steps = (UseTool("Bash", server), set_status(tasks[conversation.stream_id], "completed"), Say("It is served."))
+        return steps[len(conversation.tool_results)]
+
+    with ScriptedApi(respond) as api:
+        done = workspace.run("start", env=use_real_cli(workspace, api, claude), timeout=120)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    ends = workspace.events("worker_ended")
+    assert [end["verdict"] for end in ends] == ["complete"] * 2
+    assert max(end["seconds"] for end in ends) < 60, "each took the grace of two minutes"
+    assert own_processes(workspace.root) == []
+    log = (workspace.state / "logs" / "Stream-A.log").read_text()
+    assert "Bash  python3 -m http.server 0\n  in the background: The dev server\n" in log
+    print(f"with a server left running: {[end['seconds'] for end in ends]} s\n{log}")
+
+
+@both
+def test_a_worker_without_its_task_copilot_server_fails_with_the_remedy(workspace: Workspace, claude: str) -> None:
+    workspace.database.add_task("Stream-A")
+    server = {"command": sys.executable, "args": ["-c", "exit('no such database')"]}
+    (workspace.root / ".mcp.json").write_text(json.dumps({"mcpServers": {"task-copilot": server}}))
+    with ScriptedApi(lambda _: Say("I have no tools.")) as api:
+        words = ("--claude", f"{claude} --mcp-config .mcp.json")
+        done = workspace.run("start", *words, env=use_real_cli(workspace, api, claude), timeout=120)
+    ends = workspace.events("worker_ended")
+    assert [(end["verdict"], end["restarts"]) for end in ends] == [("restart", 0), ("failed", 0)], done.stdout
+    assert ends[-1]["reason"].endswith("the MCP server task-copilot failed to start. Look why: claude mcp list")
+
+
+@both
+def test_a_tool_that_was_refused_and_a_budget_are_the_reason(workspace: Workspace, claude: str) -> None:
+    for name in ("Stream-A", "Stream-B"):
+        workspace.database.add_task(name)
+
+    def respond(conversation: Conversation) -> Reply:
+        return Say("I may not.") if conversation.tool_results else bash("npm publish")
+
+    (workspace.root / ".claude" / "settings.json").write_text('{"permissions": {"deny": ["Bash(npm publish:*)"]}}')
+    with ScriptedApi(respond) as api:
+        environment = use_real_cli(workspace, api, claude)
+        words = ("--max-restarts", "0")
+        workspace.run("start", "Stream-A", *words, env=environment, timeout=120)
+        words = (*words, "--claude", f"{claude} --max-budget-usd 0.00001")
+        workspace.run("start", "Stream-B", *words, env=environment, timeout=120)
+    refused, spent = (workspace.events("worker_ended", stream=name)[-1] for name in ("Stream-A", "Stream-B"))
+    assert "it was not allowed to use Bash, 1 task open" in refused["reason"]
+    assert (spent["verdict"], spent["cause"]) == ("failed", "BUDGET")
+    assert "budget" in spent["reason"].lower()
+    assert "budget_exhausted" not in spent["reason"]
 
 
 @both

@@ -391,8 +391,11 @@ STANDINGS = [
     (Standing(StreamState.COMPLETE), 0, "Complete"),
     (Standing(StreamState.WORKING), 7, "Working (PID: 7)"),
     (Standing(StreamState.RUNNING), 7, "Running (PID: 7)"),
+    (Standing(StreamState.SILENT, "no sign of life for 15m"), 7, "Silent (PID: 7) for 16m 40s"),
     (Standing(StreamState.FINISHING, "its tasks are complete", NOW + 72), 7,
      "Finishing (PID: 7): stopped in 1m 12s unless it exits"),
+    (Standing(StreamState.FINISHING, "its tasks are complete", float("inf")), 7,
+     "Finishing (PID: 7): waits for its subagent"),
     (Standing(StreamState.STOPPING, "by the user"), 7, "Stopping (PID: 7): by the user"),
     (Standing(StreamState.RESTARTING, "exit code 1", NOW + 3.2), 0, "Restarting in 4s: exit code 1"),
     (Standing(StreamState.PAUSED, "the limit", NOW + 61.5), 0, "Paused for 1m 02s: the limit"),
@@ -408,7 +411,7 @@ STANDINGS = [
 
 @pytest.mark.parametrize(("standing", "pid", "words"), STANDINGS)
 def test_format_standing_says_the_state_the_pid_and_the_reason(standing: Standing, pid: int, words: str) -> None:
-    assert format_standing(standing, Worker("A", pid) if pid else None, NOW) == words
+    assert format_standing(standing, Worker("A", pid, active_at=NOW - 1000) if pid else None, NOW) == words
 
 
 def test_every_state_has_words() -> None:

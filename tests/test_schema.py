@@ -207,6 +207,7 @@ def test_the_status_keeps_to_the_schema_in_many_states(workspace: Workspace) -> 
     workspace.database.add_stream("Stream-A", "foundation")
     workspace.database.add_stream("Working")
     workspace.database.add_stream("Running")
+    workspace.database.add_stream("Silent")
     workspace.database.add_stream("Failed")
     workspace.database.add_stream("Blocked")
     workspace.database.add_stream("Restarting")
@@ -214,20 +215,20 @@ def test_the_status_keeps_to_the_schema_in_many_states(workspace: Workspace) -> 
     workspace.database.add_stream("Late", "integration")
     assert {stream["state"] for stream in read_status(workspace)["streams"]} == {"idle"}
     workspace.play(
-        "all", Working="begin until=never", Running="until=never", Failed="exit=126", Blocked="block",
-        Restarting=["next exit=1"] + ["exit=1"] * 99, Finishing="all until=never",
+        "all", Working="begin until=never", Running="until=never", Silent="until=never", Failed="exit=126",
+        Blocked="block", Restarting=["next exit=1"] + ["exit=1"] * 99, Finishing="all until=never",
     )  # fmt: skip
     run = workspace.popen("start", *NO_POLL, "--max-restarts", "50", "--max-workers", "9", "--finish-grace", "600")
     expected = {
-        "Stream-A": "complete", "Working": "working", "Running": "running", "Blocked": "blocked",
+        "Stream-A": "complete", "Working": "working", "Running": "running", "Silent": "silent", "Blocked": "blocked",
         "Finishing": "finishing", "Late": "waiting",
     }  # fmt: skip
 
     def look() -> bool:
-        if workspace.pid("Running"):  # nothing is heard of it for long
-            for path in ("pids/Running.pid", "logs/Running.jsonl"):
-                if (workspace.state / path).exists():
-                    os.utime(workspace.state / path, (1e9, 1e9))
+        for name, silence in (("Running", 300), ("Silent", 3000)):  # nothing is heard of them for long
+            for path in (workspace.state / f"pids/{name}.pid", workspace.state / f"logs/{name}.jsonl"):
+                if path.exists():
+                    os.utime(path, (time.time() - silence,) * 2)
         states = {stream["id"]: stream["state"] for stream in read_status(workspace)["streams"]}
         return {name: states[name] for name in expected} == expected
 

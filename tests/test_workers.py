@@ -22,6 +22,7 @@ from support import SCRIPT, Workspace, is_running, wait_until
 from orchestrate import (
     LINE_BYTES,
     UNWRITTEN_LINES,
+    WORKER_RULES,
     Appender,
     Journal,
     Project,
@@ -288,7 +289,7 @@ def test_a_tail_finds_the_last_lines_of_a_large_log(tmp_path: Path, tail: Open) 
 def test_a_prompt_template_gets_the_streams_words_and_nothing_else() -> None:
     template = "- {stream.id} {stream.name} {stream.phase} {other} {0}"
     prompt = format_prompt(template, Stream("Stream-B", "{stream.id}\0"), Record())
-    assert prompt == "\n- Stream-B {stream.id}\ufffd parallel {other} {0}"
+    assert prompt == f"\n- Stream-B {{stream.id}}\ufffd parallel {{other}} {{0}}\n{WORKER_RULES}"
 
 
 def test_a_restart_is_told_how_the_last_worker_ended_and_what_it_left() -> None:

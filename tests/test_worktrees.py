@@ -22,6 +22,8 @@ import pytest
 import support
 from support import SCRIPT, Workspace, is_running, wait_until
 
+from orchestrate import WORKER_RULES
+
 # Longer than any test: whatever goes on without it was noticed by itself.
 NO_POLL = ("--poll-interval", "600")
 GIT = shutil.which("git") or "git"
@@ -61,9 +63,9 @@ def warnings(workspace: Workspace) -> list[str]:
 
 
 def prompt(workspace: Workspace, stream: str, attempt: int = -1) -> str:
-    """What a worker was told behind the guide's template."""
+    """What a worker was told behind what every worker is told."""
     words = workspace.argv(stream)[attempt]
-    return words[words.index("-p") + 1].split(f"Begin by running: /continue {stream}\n", 1)[1]
+    return words[words.index("-p") + 1].split(f"Begin by running: /continue {stream}\n{WORKER_RULES}", 1)[1]
 
 
 def failures(workspace: Workspace) -> dict[str, str]:
