@@ -2062,6 +2062,12 @@ def _read_number(event: Mapping[str, Any], key: str) -> float:
     return float(value) if isinstance(value, (int, float)) and 0 <= value < 1e12 else 0.0
 
 
+def _read_words(value: object, length: int) -> str:
+    """Return a text of a worker's as one line that a person can be shown and a process can be given."""
+    text = str(value)[:WORDS_LENGTH].encode("utf-8", "replace").decode()  # half a surrogate pair is no argument
+    return visible(shorten(text, length))
+
+
 def format_output(event: Event, folder: str) -> list[str]:
     """Return an event of a worker as lines for people; paths below the folder are shown relative to it."""
     kind = event["type"]
@@ -2108,7 +2114,7 @@ def _format_system(event: Event) -> list[str]:
 def _find_failed(event: Event) -> list[str]:
     """Return the MCP servers that failed to start, of an init event."""
     servers = _read_items(event.get("mcp_servers"))
-    return [visible(str(s.get("name"))[:60]) for s in servers if s.get("status") == "failed"]
+    return [_read_words(s.get("name"), 60) for s in servers if s.get("status") == "failed"]
 
 
 def format_limit_name(info: Mapping[str, Any]) -> str:
@@ -2210,14 +2216,12 @@ class Transcript:
         error = str(errors[0]) if isinstance(errors, list) and errors else ""
         error = "" if error.startswith("[") else error  # a note for its makers
         said = result.get("result") or error or result.get("terminal_reason") or result.get("subtype")
-        words = str(said) if result else self.words
-        words = words[:WORDS_LENGTH].encode("utf-8", "replace").decode()  # half a surrogate pair is no argument
         resets_at = _read_number(self._rejection, "resetsAt")
         denials = _read_items(result.get("permission_denials"))
-        refused = dict.fromkeys(shorten(str(denial.get("tool_name")), 60) for denial in denials)
+        refused = dict.fromkeys(_read_words(denial.get("tool_name"), 60) for denial in denials)
         return Ending(
             code=code,
-            words=visible(shorten(words, 200)),
+            words=_read_words(said if result else self.words, 200),
             has_result=bool(result),
             is_error=bool(result.get("is_error")),
             subtype=str(result.get("subtype", "")),
@@ -2245,7 +2249,7 @@ class Transcript:
             self.words = text.strip() or self.words
             stopping = self._STOPPING.match(text)
             if stopping:
-                self._stopping = visible(f"it stopped its background {stopping[2]} after {stopping[1]}")
+                self._stopping = _read_words(f"it stopped its background {stopping[2]} after {stopping[1]}", 200)
         else:
             self.words = ""  # no longer the last line
             self._heed(event)
@@ -2283,15 +2287,17 @@ class Transcript:
         subtype, task_id = event.get("subtype"), str(event.get("task_id"))
         if subtype == "background_tasks_changed":
             self.background = frozenset(str(task.get("task_type")) for task in _read_items(event.get("tasks")))
-        elif subtype == "task_started" and event.get("is_backgrounded", True):  # older versions do not say
-            event["is_backgrounded"] = True
-            self._tasks[task_id] = str(event.get("task_type")), shorten(str(event.get("description")), 100)
+        elif subtype == "task_started" and len(self._tasks) < ITEMS_AT_MOST:
+            kind = str(event.get("task_type"))
+            event["is_backgrounded"] = event.get("is_backgrounded", kind == "local_bash")  # 2.1.197 does not say
+            if event["is_backgrounded"]:
+                self._tasks[task_id] = kind, _read_words(event.get("description"), 100)
         elif subtype == "task_notification" and task_id in self._tasks:
             kind, description = self._tasks.pop(task_id)
             event.update(is_backgrounded=True, description=description)
             if event.get("status") == "stopped":
                 what = "command" if kind == "local_bash" else "subagent"
-                self._stopped.append(visible(f"it stopped its background {what} {description!r}"))
+                self._stopped = [*self._stopped[:2], f'it stopped its background {what} "{description}"']
 
     def _heed_limit(self, info: dict[str, Any]) -> None:
         status = str(info.get("status"))

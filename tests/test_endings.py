@@ -1058,8 +1058,8 @@ SPOKEN = {"type": "assistant", "message": {"content": [{"type": "text", "text": 
 @pytest.mark.parametrize(
     ("printed", "code", "reason"),
     [
-        ([INIT, STARTED, STOPPED, RESULT], 0, "exit code 0, it stopped its background subagent 'the API'"),
-        ([INIT, STARTED, RESULT, STOPPED], 0, "exit code 0, it stopped its background subagent 'the API'"),
+        ([INIT, STARTED, STOPPED, RESULT], 0, 'exit code 0, it stopped its background subagent "the API"'),
+        ([INIT, STARTED, RESULT, STOPPED], 0, 'exit code 0, it stopped its background subagent "the API"'),
         (
             [INIT, STARTED, GIVEN_UP, STOPPED, RESULT],
             0,
@@ -1071,7 +1071,7 @@ SPOKEN = {"type": "assistant", "message": {"content": [{"type": "text", "text": 
         (
             [INIT, {**STARTED, "task_type": "local_bash"}, RESULT, STOPPED],
             0,
-            "exit code 0, it stopped its background command 'the API'",
+            'exit code 0, it stopped its background command "the API"',
         ),
         (
             [

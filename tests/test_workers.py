@@ -95,7 +95,7 @@ def test_a_transcript_renders_each_line_once_as_the_output_grows(tmp_path: Path,
     [
         ([{"name": "task-copilot", "status": "failed"}, {"name": "b", "status": "failed"}], ["task-copilot", "b"]),
         ([{"name": "a", "status": "connected"}, {"name": "b", "status": "pending"}, {"name": "c"}, "failed", None], []),
-        ([{"name": "x\x1b[31m\n\u202e[red]", "status": "failed"}], ["x␛[31m␊�[red]"]),
+        ([{"name": "x\x1b[31m\n\u202e[red]", "status": "failed"}], ["x␛[31m �[red]"]),
         ([{"status": "failed"}, {"name": ["a"], "status": "failed"}], ["None", "['a']"]),
         ({"name": "a", "status": "failed"}, []),
         ("failed", []),
