@@ -2506,13 +2506,35 @@ def signal_tree(tree: Tree, signum: int) -> None:
             process.send_signal(signum)
 
 
-def end_group(child: subprocess.Popen[bytes]) -> None:
-    """End a child of ours that still runs, with its group: first so that it can let go of its locks."""
-    for signum in (signal.SIGTERM, signal.SIGKILL):
-        if child.poll() is None:
-            os.killpg(child.pid, signum)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(1)
+def run_bounded(
+    words: Sequence[str],
+    timeout: float,
+    environ: Mapping[str, str],
+    cwd: Path | None = None,
+    is_interrupted: Callable[[], bool] = lambda: False,
+) -> tuple[int, str, str]:
+    """Run a program that asks nobody; return its exit code and what it printed, as bytes would be file names.
+
+    Raises OSError; TimeoutError where it takes longer than `timeout` seconds or `is_interrupted` says so: then it is
+    ended with its group, at first so that it can let go of its locks.
+    """
+    null, pipe = subprocess.DEVNULL, subprocess.PIPE
+    child = subprocess.Popen(words, cwd=cwd, env=environ, stdin=null, stdout=pipe, stderr=pipe, start_new_session=True)
+    with child:
+        try:
+            for _ in range(max(int(timeout / TICK), 1)):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    out, err = child.communicate(timeout=TICK)
+                    return child.returncode, out.decode("utf-8", "surrogateescape"), err.decode("utf-8", "replace")
+                if is_interrupted():
+                    raise TimeoutError("was interrupted")
+            raise TimeoutError(f"took longer than {timeout:.0f} s")
+        finally:
+            for signum in (signal.SIGTERM, signal.SIGKILL):
+                if child.poll() is None:
+                    os.killpg(child.pid, signum)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        child.wait(1)
 
 
 # The worker's command, its environment and its prompt.
@@ -2617,40 +2639,20 @@ class Git(NamedTuple):
     def run(
         self, *words: str, timeout: float = GIT_TIMEOUT, most: int = 0, variables: Mapping[str, str] | None = None
     ) -> str:
-        with self._start(words, variables or {}) as child:
-            try:
-                for _ in range(max(int(timeout / TICK), 1)):
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        out, err = child.communicate(timeout=TICK)
-                        break
-                    if self.is_interrupted():
-                        raise GitError(f"git {words[0]}: interrupted", is_passing=True)
-                else:
-                    raise GitError(f"git {words[0]} took longer than {timeout:.0f} s", is_passing=True)
-            finally:
-                end_group(child)
-        if not 0 <= child.returncode <= most:
-            said = [line for line in err.decode("utf-8", "replace").splitlines() if line]
-            telling = [line for line in said if line.startswith(("fatal: ", "error: "))]
-            raise GitError(f"git {words[0]}: {(telling or said[-1:] or [f'exit code {child.returncode}'])[0]}")
-        return out.decode("utf-8", "surrogateescape")
-
-    def _start(self, words: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        null, pipe = subprocess.DEVNULL, subprocess.PIPE
+        environ = {**keep_variables(os.environ), **GIT_VARIABLES, **(variables or {})}
         try:
-            return subprocess.Popen(
-                [*GIT, *words],
-                cwd=self.root,
-                env={**keep_variables(os.environ), **GIT_VARIABLES, **variables},
-                stdin=null,
-                stdout=pipe,
-                stderr=pipe,
-                start_new_session=True,
-            )
+            code, out, err = run_bounded([*GIT, *words], timeout, environ, self.root, self.is_interrupted)
+        except TimeoutError as error:
+            raise GitError(f"git {words[0]} {error}", is_passing=True) from error
         except OSError as error:
             if error.filename != GIT[0]:
                 raise
             raise OrchestrateError("git: command not found", "Install git, or start with --no-worktrees.") from error
+        if not 0 <= code <= most:
+            said = [line for line in err.splitlines() if line]
+            telling = [line for line in said if line.startswith(("fatal: ", "error: "))]
+            raise GitError(f"git {words[0]}: {(telling or said[-1:] or [f'exit code {code}'])[0]}")
+        return out
 
     def find(self, *words: str) -> list[str]:
         """Return the names that a command prints, each of which ends in NUL. Raises GitError."""
@@ -6032,20 +6034,10 @@ def check_claude(command: Command) -> list[Checked]:
 
 def ask_claude(command: Command, word: str) -> str:
     """Return what claude prints for an option that does nothing else; empty where it fails."""
-    null, pipe = subprocess.DEVNULL, subprocess.PIPE
-    try:
-        words, environ = [*command.words, word], keep_variables(os.environ)
-        child = subprocess.Popen(words, stdin=null, stdout=pipe, stderr=null, env=environ, start_new_session=True)
-    except OSError:
-        return ""
-    with child:
-        try:
-            out, _ = child.communicate(timeout=CLAUDE_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            out = b""
-        finally:
-            end_group(child)
-    return "" if child.returncode else out.decode("utf-8", "replace").strip()
+    with contextlib.suppress(OSError):
+        code, out, _ = run_bounded([*command.words, word], CLAUDE_TIMEOUT, keep_variables(os.environ))
+        return "" if code else out.strip()
+    return ""
 
 
 def check_folders(project: Project) -> list[Checked]:

@@ -1317,7 +1317,7 @@ def test_a_second_ctrl_c_ends_a_merge_that_hangs_and_restores_the_tree(repositor
         time.sleep(0.1)  # two signals of one kind at once are one
     _, err = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert err.startswith("[ERROR] stream/A was not merged, the tree is as it was: git merge: interrupted\n")
+    assert err.startswith("[ERROR] stream/A was not merged, the tree is as it was: git merge was interrupted\n")
     assert state_of(repository) == before
 
 
