@@ -132,6 +132,7 @@ FINISH_GRACE = 120  # seconds that a worker has to commit and exit once its task
 SHELL_GRACE = 10  # seconds that it has where background shells alone keep it from exiting
 STALL_TIMEOUT = 60  # minutes without a sign of life after which a worker is restarted
 STOP_TIMEOUT = 10  # seconds between SIGTERM and SIGKILL
+NEVER = float("inf")  # seconds
 KILL_INTERVAL = 1  # seconds between two SIGKILL of a tree that does not go
 KILL_TIMEOUT = 5  # seconds after SIGKILL until `stop` reports survivors
 BACKOFF_FIRST = 1.0  # seconds before the first restart; doubles with each one that follows
@@ -441,7 +442,7 @@ class StreamState(enum.Enum):
 class StopReason(enum.Enum):
     USER = "by the user"
     VANISHED = "its stream is no longer in the database"
-    GRACE = "it had nothing more to do, and did not exit by itself"
+    GRACE = "it was done, and did not exit by itself"
     STALLED = "it gave no sign of life"
     TIMEOUT = "it ran for longer than --worker-timeout"
     LEFTOVERS = "the worker ended and left them running"
@@ -578,12 +579,11 @@ class Ending(NamedTuple):
     def summary(self) -> str:
         parts = [self.words] if self.words and (self.is_error or self.code != 0) else []
         behind = ": " if parts else ", "
-        if not self.has_failed:
-            parts += [f"a subagent hit the {self.limit} limit"] if self.limit else []
-            parts += [f"the MCP server {name} failed to start" for name in self.failed_servers]
-        parts += self.remarks
+        parts += [*self.remarks]
         parts += [f"it was not allowed to use {format_names(self.refused)}"] if self.refused else []
-        words = ", ".join([*(part.rstrip(".") for part in parts[:-1]), *parts[-1:]])
+        parts += [f"a subagent hit the {self.limit} limit"] if self.limit and not self.has_failed else []
+        parts += [f"the MCP server {name} failed to start" for name in self.failed_servers]
+        words = shorten(", ".join([*(part.rstrip(".") for part in parts[:-1]), *parts[-1:]]), 500)
         if self.code is None:
             return words or "ended unseen"
         if self.code < 0:
@@ -599,10 +599,10 @@ class Worker(NamedTuple):
     reported so far, in US dollars; `notice` is what it said of a usage limit that comes near, `overage` of one beyond
     which it works on and every token is paid for; `has_answer` says that the API has answered it; `activity` is the
     last that it has said or done. `done_at` is when it printed its last result, in monotonic seconds, 0 while it works;
-    `background` are the kinds of what its events list as running beside it. `cpu` is the share of a core that its tree
-    has used of late, `memory` what that holds, in bytes; None and 0 where nobody has looked. `folder` and `branch` say
-    where it works, `head` is the commit that it began at, empty where others commit there too, and `commits` counts
-    what it has made of them; `warnings` are what a person should know about that place.
+    `background` are the kinds of what its events list as running beside it, since `background_at`. `cpu` is the share
+    of a core that its tree has used of late, `memory` what that holds, in bytes; None and 0 where nobody has looked.
+    `folder` and `branch` say where it works, `head` is the commit that it began at, empty where others commit there
+    too, and `commits` counts what it has made of them; `warnings` are what a person should know about that place.
     """
 
     stream_id: str
@@ -618,6 +618,7 @@ class Worker(NamedTuple):
     activity: str = ""
     done_at: float = 0.0
     background: frozenset[str] = frozenset()
+    background_at: float = 0.0
     cpu: float | None = None
     memory: int = 0
     folder: str = ""
@@ -701,7 +702,7 @@ class Record(NamedTuple):
     `best` is the most tasks that were ever seen completed, `fewest` the fewest open: a task that is reopened and
     completed again is no progress, and one that is completed and archived is. `is_starting` says that a worker was
     about to be started, and nobody knows whether it was. `tries` are the workers in a row that ended by `cause` and
-    spent no restart; `paid_outages` those since the last completed task that the API left after paid work, `credits`
+    spent no restart; `paid_outages` those since the last completed task that the API left after paid work, `credited`
     those whose new commits counted as progress. `commits` are all that its workers made in this run, `head` is where
     the last one began. Until `pause_ends`, in seconds since the epoch, the limit of its subagents' model is hit.
     """
@@ -711,7 +712,7 @@ class Record(NamedTuple):
     cause: Cause = Cause.OTHER
     tries: int = 0
     paid_outages: int = 0
-    credits: int = 0
+    credited: int = 0
     commits: int = 0
     pause_ends: float = 0.0
     pause_reason: str = ""
@@ -741,20 +742,20 @@ class Record(NamedTuple):
         is_fewer = self.fewest is not None and open_tasks is not None and open_tasks < self.fewest
         return completed > self.best or is_fewer
 
-    def after_look(self, completed: int, open_tasks: int | None, commits: int = 0) -> Record:
+    def after_look(self, completed: int, open_tasks: int | None, commits: int = 0, takes_credit: bool = True) -> Record:
         """Return it after a look at the tasks, and a worker's commits: what counts in a row begins anew with progress.
 
         A completed task is progress. So are new commits without one, for some workers in a row.
         """
         counts = [count for count in (self.fewest, open_tasks) if count is not None]
-        is_outdone = self.is_outdone(completed, open_tasks)
-        has_credit = bool(commits) and self.credits < COMMIT_CREDITS
         seen = self._replace(
             best=max(self.best, completed), fewest=min(counts, default=None), commits=self.commits + commits
         )
-        if not (is_outdone or has_credit):
-            return seen
-        return seen._replace(restarts=0, tries=0, paid_outages=0, credits=0 if is_outdone else self.credits + 1)
+        if self.is_outdone(completed, open_tasks):
+            return seen._replace(restarts=0, tries=0, paid_outages=0, credited=0)
+        if commits and takes_credit and self.credited < COMMIT_CREDITS:
+            return seen._replace(restarts=0, paid_outages=0, credited=self.credited + 1)
+        return seen
 
 
 class History(NamedTuple):
@@ -833,6 +834,7 @@ _RECORD_CHANGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
             "restarts": 0,
             "tries": 0,
             "paid_outages": 0,
+            "credited": 0,
             "retry_at": 0.0,
             "pause_ends": 0.0,
         },
@@ -852,7 +854,8 @@ def _change_record(record: Record, event: Event) -> Record:
     if "completed" in event:
         open_tasks = event.get("open")
         open_tasks = None if open_tasks is None else int(open_tasks)
-        record = record.after_look(int(event["completed"]), open_tasks, int(event.get("commits", 0)))
+        is_restart = event.get("verdict") == VerdictKind.RESTART.value  # what costs no restart needs no credit
+        record = record.after_look(int(event["completed"]), open_tasks, int(event.get("commits", 0)), is_restart)
     if event["event"] == "worker_adopted":
         # Seen running for as long as the journal or, where it knows nothing, this orchestrator can tell.
         is_known = record.is_starting or record.pid == changes["pid"]
@@ -894,7 +897,8 @@ def _begin_run(history: History, event: Event) -> History:
     known = {key: value for key, value in event["limits"].items() if key in Limits._fields}
     known["streams"] = None if known.get("streams") is None else frozenset(known["streams"])
     known["phase"] = Phase(known["phase"]) if known.get("phase") else None
-    kept = (
+    is_over = bool(history.outcome)
+    kept = [
         "attempts",
         "pid",
         "run",
@@ -905,13 +909,13 @@ def _begin_run(history: History, event: Event) -> History:
         "head",
         "is_starting",
         "last_ending",
-    )
+    ]
+    kept += [] if is_over else ["commits"]
     records = {}
     for stream_id, record in history.records.items():
         # Who names a stream takes back its own pause too.
-        names = kept if stream_id in (known["streams"] or ()) else (*kept, "pause_ends", "pause_reason")
+        names = kept if stream_id in (known["streams"] or ()) else [*kept, "pause_ends", "pause_reason"]
         records[stream_id] = Record(**{name: getattr(record, name) for name in names})
-    is_over = bool(history.outcome)
     return History(
         records=records,
         limits=Limits(**known),
@@ -984,6 +988,10 @@ class Standing(NamedTuple):
     state: StreamState
     reason: str = ""
     until: float = 0.0
+
+
+# Why a stream stands as Finishing and nothing ends its worker. The journal tells it to whoever looks from outside.
+WAITS = "its tasks are complete, it waits for what runs in its background"
 
 
 class Start(NamedTuple):  # a worker for a stream, with a budget in US dollars; 0 is none
@@ -1381,6 +1389,14 @@ def plan_backoff(restarts: int, seed: str) -> float:
     return pause * (1 + BACKOFF_JITTER * (2 * spread - 1))
 
 
+def explain_stop(ending: Ending, why: StopReason | None) -> Ending:
+    """Return the ending of a worker that was stopped: its exit code is ours then and says nothing, a result does."""
+    if why not in (StopReason.GRACE, StopReason.STALLED, StopReason.TIMEOUT):
+        return ending
+    words = ending.words if ending.is_error else ""
+    return ending._replace(code=None, words=words, remarks=(*ending.remarks, f"stopped: {why.value}"))
+
+
 def judge(stream: Stream | None, worker: Worker, snapshot: Snapshot, limits: Limits) -> Verdict:
     """Return what follows from a worker's end: by the tasks first, then by what was asked for, then by how it ended."""
     ending = worker.ending or Ending(None)
@@ -1398,11 +1414,10 @@ def judge(stream: Stream | None, worker: Worker, snapshot: Snapshot, limits: Lim
         return Verdict(VerdictKind.STOPPED, StopReason.USER.value, record.restarts)
     if stream.is_blocked:
         return Verdict(VerdictKind.BLOCKED, stream.block, record.restarts)
-    # Its exit code is ours and says nothing; its result, where it has printed one, does.
-    is_unasked = record.stopping is StopReason.GRACE and not ending.has_result
-    if record.stopping and (is_unasked or record.stopping in (StopReason.STALLED, StopReason.TIMEOUT)):
-        return _judge_restart(stream, worker.run, f"stopped: {record.stopping.value}", record, limits)
-    return _judge_cause(stream, worker, ending, record, snapshot, limits)
+    verdict = _judge_cause(stream, worker, ending, record, snapshot, limits)
+    if verdict.kind is VerdictKind.FAILED and record.commits:
+        return verdict._replace(reason=f"{verdict.reason}; it made {format_count(record.commits, 'commit')}")
+    return verdict
 
 
 def _judge_cause(
@@ -1438,9 +1453,8 @@ _FINAL_CAUSES = (Cause.LOGIN, Cause.PROGRAM, Cause.BUDGET, Cause.SERVER, Cause.F
 def _judge_restart(stream: Stream, run: str, reason: str, record: Record, limits: Limits) -> Verdict:
     restarts = record.restarts + 1
     if restarts > limits.max_restarts:
-        made = f", {format_count(record.commits, 'commit')} made" if record.commits else ""
         times = format_count(limits.max_restarts, "restart")
-        reason = f"gave up after {times} without a completed task{made}; last: {reason}"
+        reason = f"gave up after {times} without a completed task; last: {reason}"
         return Verdict(VerdictKind.FAILED, reason, record.restarts)
     delay = plan_backoff(restarts, f"{stream.id} {run}")
     return Verdict(VerdictKind.RESTART, reason, restarts, limits.max_restarts, delay)
@@ -1529,19 +1543,18 @@ def find_cause(ending: Ending) -> Cause:
         return Cause.PROGRAM
     if not ending.has_result and (ending.code or 0) < 0:  # a signal ended it before it could say why
         return Cause.OTHER
+    otherwise = Cause.SERVER if SERVER in ending.failed_servers else Cause.OTHER
     fitting = [
         cause
         for field, cause, pattern in _CAUSES
         if re.fullmatch(f"(?:{pattern}){'.*' if field == 'words' else ''}", str(getattr(ending, field)))
     ]
     if ending.has_failed and (ending.has_result or ending.code is not None):
-        return fitting[0] if fitting else Cause.OTHER
+        return fitting[0] if fitting else otherwise
     if not ending.has_result:
-        return Cause.LIMIT if Cause.LIMIT in fitting else Cause.OTHER
+        return Cause.LIMIT if Cause.LIMIT in fitting else otherwise
     is_limited = ending.limit and (ending.reset_in is None or ending.reset_in > 0)
-    if is_limited and ending.code in (0, None):
-        return Cause.MODEL_LIMIT
-    return Cause.SERVER if SERVER in ending.failed_servers else Cause.OTHER
+    return Cause.MODEL_LIMIT if is_limited and ending.code in (0, None) else otherwise
 
 
 def plan_pause(reset_in: float | None, hits: int) -> float:
@@ -1593,32 +1606,33 @@ def _assess_running(stream: Stream, snapshot: Snapshot, limits: Limits, now: flo
     worker, record = snapshot.workers[stream.id], snapshot.history.record(stream.id)
     if record.stopping is not None or worker.ending is not None:
         return Standing(StreamState.STOPPING, record.stopping.value if record.stopping else "its worker ended")
-    if stream.is_complete:
-        return Standing(
-            StreamState.FINISHING, "its tasks are complete", find_deadline(stream, worker, record, limits, now)
-        )
     silence = now - worker.active_at if worker.active_at else WORKING_WITHIN + 1.0
-    if worker.active_at and silence >= limits.silence:
+    is_silent = worker.active_at and silence >= limits.silence
+    until = find_deadline(stream, worker, record, limits, now)
+    if stream.is_complete and (until < NEVER or not is_silent):
+        return Standing(StreamState.FINISHING, "its tasks are complete" if until < NEVER else WAITS, until)
+    if is_silent:
         return Standing(StreamState.SILENT, f"no sign of life for {format_duration(limits.silence)}")
     return Standing(StreamState.WORKING if silence <= WORKING_WITHIN else StreamState.RUNNING)
 
 
 def find_deadline(stream: Stream, worker: Worker, record: Record, limits: Limits, now: float) -> float:
-    """Return when a worker is ended that has nothing more to do, in monotonic seconds; infinity where it has.
+    """Return when a worker is ended that has nothing more to do, in monotonic seconds; NEVER where it has.
 
     Its tasks are complete, or it has printed its result and only waits. What runs in its background may wake it: a
     subagent will, and a shell may, where there is something left to do. A server that it left running never ends.
     """
     if worker.background - {"local_bash"}:
-        return float("inf")
-    deadlines = [float("inf")]
-    if stream.is_complete:
-        since = record.since if record.state is StreamState.FINISHING else now
-        deadlines.append(since + limits.finish_grace)
+        return NEVER
+    deadlines = [NEVER]
+    since = record.since if record.state is StreamState.FINISHING else now
+    if stream.is_complete:  # who was woken by a subagent has its time from then on
+        deadlines.append(max(since, worker.background_at) + limits.finish_grace)
     if worker.done_at and not worker.background:
-        deadlines.append(max(worker.done_at, worker.active_at) + limits.finish_grace)
+        deadlines.append(max(worker.done_at, worker.active_at, worker.background_at) + limits.finish_grace)
     if worker.done_at and worker.background and (stream.is_complete or stream.is_blocked):
-        deadlines.append(worker.done_at + SHELL_GRACE)
+        begin = since if stream.is_complete else 0.0
+        deadlines.append(max(worker.done_at, worker.background_at, begin) + SHELL_GRACE)
     return min(deadlines)
 
 
@@ -1717,9 +1731,7 @@ def _plan_worker(stream: Stream | None, worker: Worker, snapshot: Snapshot, limi
     record = snapshot.history.record(worker.stream_id)
     if worker.ending is not None and not worker.leftovers:
         is_blind = snapshot.database_error and not limits.is_closing
-        if record.stopping is StopReason.GRACE and worker.ending.has_result:  # its exit code is ours
-            unasked = worker.ending._replace(code=None, remarks=("it did not exit by itself",))
-            worker = worker._replace(ending=unasked)
+        worker = worker._replace(ending=explain_stop(worker.ending, record.stopping))
         return [] if is_blind else [Conclude(worker, judge(stream, worker, snapshot, limits))]
     if record.stopping is not None:
         first_kill = record.stopping_at + limits.stop_timeout
@@ -2105,9 +2117,6 @@ def _format_system(event: Event) -> list[str]:
         turn = f"{_read_number(event, 'attempt'):.0f}/{_read_number(event, 'max_retries'):.0f}"
         pause = f"{_read_number(event, 'retry_delay_ms') / 1000:.1f}s"
         return [f"retry {turn} in {pause}: {event.get('error', 'error')}{status}"]
-    if subtype in ("task_started", "task_notification") and event.get("is_backgrounded"):
-        how = f", {event.get('status')}" if subtype == "task_notification" else ""
-        return [f"in the background{how}: {shorten(str(event.get('description')), 160)}"]
     return []
 
 
@@ -2179,8 +2188,10 @@ class Transcript:
         self.has_answer = False
         self.cost = 0.0
         self.background: frozenset[str] = frozenset()
-        self._tasks: dict[str, tuple[str, str]] = {}  # what was started in the background: its kind and description
-        self._stopping = ""
+        self.results = 0
+        self.is_signalled = False  # by us: what it stops from then on, it stops since we said so
+        self._calls: set[str] = set()  # of tools, for the background, that have not begun yet
+        self._tasks: dict[str, tuple[str, str]] = {}  # what began there: its kind and its description
         self._stopped: list[str] = []  # what the CLI ended there before it was done, in words
         self._failed_servers: list[str] = []
         self._turns = 0
@@ -2213,8 +2224,8 @@ class Transcript:
         self.finish()
         result = self._result
         errors = result.get("errors")
-        error = str(errors[0]) if isinstance(errors, list) and errors else ""
-        error = "" if error.startswith("[") else error  # a note for its makers
+        errors = map(str, errors if isinstance(errors, list) else ())
+        error = next((error for error in errors if not error.startswith("[")), "")  # that is a note for its makers
         said = result.get("result") or error or result.get("terminal_reason") or result.get("subtype")
         resets_at = _read_number(self._rejection, "resetsAt")
         denials = _read_items(result.get("permission_denials"))
@@ -2233,7 +2244,7 @@ class Transcript:
             reset_in=resets_at - wall if resets_at else None,
             failed_servers=tuple(self._failed_servers),
             refused=tuple(refused),
-            remarks=(self._stopping,) if self._stopping else tuple(self._stopped),
+            remarks=tuple(self._stopped),
             turns=self._turns,
             cost=self.cost,
         )
@@ -2249,11 +2260,11 @@ class Transcript:
             self.words = text.strip() or self.words
             stopping = self._STOPPING.match(text)
             if stopping:
-                self._stopping = _read_words(f"it stopped its background {stopping[2]} after {stopping[1]}", 200)
+                self._stopped = [_read_words(f"it stopped its background {stopping[2]} after {stopping[1]}", 200)]
         else:
             self.words = ""  # no longer the last line
             self._heed(event)
-        lines = [text] if event is None else format_output(event, self._folder)
+        lines = [text] if event is None else [*format_output(event, self._folder), *self._heed_task(event)]
         self.activity = next(filter(None, map(str.strip, reversed(lines))), self.activity)
         if end <= self.position:
             return []
@@ -2263,6 +2274,7 @@ class Transcript:
     def _heed(self, event: Event) -> None:
         if event["type"] == "result":
             self._result = event
+            self.results += 1
             self._turns += int(_read_number(event, "num_turns"))
             # A process that reports twice reports its whole cost each time.
             self.cost = max(self.cost, _read_number(event, "total_cost_usd"))
@@ -2270,34 +2282,39 @@ class Transcript:
             # Another turn of the same process. A limit that was hit in it stays hit.
             self._folder, self._result, self._kind = str(event.get("cwd") or ""), {}, ""
             self._failed_servers = _find_failed(event)
-        elif event["type"] == "system":
-            self._heed_task(event)
         elif event["type"] == "assistant":
             kind, is_subagents = str(event.get("error") or ""), bool(event.get("parent_tool_use_id"))
             is_synthetic = _read_dict(event, "message").get("model") == "<synthetic>"
             self.has_answer = self.has_answer or not (kind or is_synthetic)
             self._kind = self._kind if is_subagents else kind
-            self._stopping, self._stopped = "", []  # it goes on
+            self._stopped = []  # it goes on
             self._is_rejected = self._is_rejected and not (is_subagents and kind == "rate_limit")  # it was that one's
         elif event["type"] == "rate_limit_event":
             self._heed_limit(_read_dict(event, "rate_limit_info"))
 
-    def _heed_task(self, event: Event) -> None:
-        """Take note of what runs in the background, and of what the CLI ended there before it was done."""
-        subtype, task_id = event.get("subtype"), str(event.get("task_id"))
-        if subtype == "background_tasks_changed":
-            self.background = frozenset(str(task.get("task_type")) for task in _read_items(event.get("tasks")))
+    def _heed_task(self, event: Event) -> list[str]:
+        """Take note of what runs in the background, and of what the CLI ends there; return what the log says of it."""
+        subtype, task_id, tasks = event.get("subtype"), str(event.get("task_id")), event.get("tasks")
+        if event["type"] == "assistant":
+            for block in _read_items(_read_dict(event, "message").get("content")):
+                if _read_dict(block, "input").get("run_in_background") and len(self._calls) < ITEMS_AT_MOST:
+                    self._calls.add(str(block.get("id")))
+        elif subtype == "background_tasks_changed" and isinstance(tasks, list):
+            self.background = frozenset(str(task.get("task_type")) for task in tasks if isinstance(task, dict))
         elif subtype == "task_started" and len(self._tasks) < ITEMS_AT_MOST:
-            kind = str(event.get("task_type"))
-            event["is_backgrounded"] = event.get("is_backgrounded", kind == "local_bash")  # 2.1.197 does not say
-            if event["is_backgrounded"]:
-                self._tasks[task_id] = kind, _read_words(event.get("description"), 100)
+            call = str(event.get("tool_use_id"))
+            if event.get("is_backgrounded", call in self._calls):  # 2.1.197 does not say
+                self._tasks[task_id] = str(event.get("task_type")), _read_words(event.get("description"), 100)
+                self._calls.discard(call)
+                return [f"  in the background: {self._tasks[task_id][1]}"]
         elif subtype == "task_notification" and task_id in self._tasks:
-            kind, description = self._tasks.pop(task_id)
-            event.update(is_backgrounded=True, description=description)
-            if event.get("status") == "stopped":
-                what = "command" if kind == "local_bash" else "subagent"
-                self._stopped = [*self._stopped[:2], f'it stopped its background {what} "{description}"']
+            kind, name = self._tasks.pop(task_id)
+            what = "command" if kind == "local_bash" else "subagent"
+            if event.get("status") == "stopped" and not self.is_signalled and len(self._stopped) < 3:
+                known = any(f'{what} "{name}"' in words for words in self._stopped)
+                self._stopped += [] if known else [f'it stopped its background {what} "{name}"']
+            return [f"  in the background, {_read_words(event.get('status'), 20)}: {name}"]
+        return []
 
     def _heed_limit(self, info: dict[str, Any]) -> None:
         status = str(info.get("status"))
@@ -2586,6 +2603,19 @@ def read_command(text: str, output_format: str, cwd: Path) -> Command:
 
 def keep_variables(environ: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in environ.items() if not re.fullmatch(REMOVED_VARIABLES, key)}
+
+
+def read_prompt_template(project: Project) -> str:
+    """Return the project's own prompt template where it has one, else the built-in one. Raises OSError."""
+    path = project.folder / "worker-prompt.md"
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return WORKER_PROMPT
+    except (IsADirectoryError, PermissionError, ValueError) as error:
+        raise OrchestrateError(
+            f"{path} can't be read: {error}", "Repair it, or remove it to use the built-in prompt."
+        ) from error
 
 
 def format_prompt(template: str, stream: Stream, record: Record, more: Sequence[str] = ()) -> str:
@@ -3135,7 +3165,7 @@ def _remove_worktree(git: Git, folder: Path) -> Callable[[], object]:
 # The workers of a run.
 
 # A worker that can't be executed for one of these reasons can't be in a minute either.
-_FINAL_ERRORS = (OrchestrateError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+_FINAL_ERRORS = (OrchestrateError, FileNotFoundError, NotADirectoryError, PermissionError)
 _FINAL_CODES = (errno.E2BIG, errno.EEXIST, errno.ENAMETOOLONG)
 
 
@@ -3154,6 +3184,7 @@ class Tracked:
         self.leader = leader
         self.child = child
         self.tree: Tree = {worker.pid: leader} if leader is not None else {}
+        self.results = 0  # that it has printed, as far as they were heard
         self.cpu_time = 0.0 if child is not None else None
         self.cpu_read_at = worker.active_at if child is not None else 0.0
 
@@ -3163,11 +3194,16 @@ class Tracked:
         return self.leader is None or not is_alive(self.leader)
 
     def hear(self, active_at: float) -> None:
-        said = self.transcript
-        self.worker = self.worker._replace(
+        said, before = self.transcript, self.worker
+        is_new = said.results != self.results
+        done_at = (active_at if is_new else before.done_at) if said.is_done else 0.0
+        background_at = before.background_at if said.background == before.background else active_at
+        self.results = said.results
+        self.worker = before._replace(
             active_at=active_at,
-            done_at=(self.worker.done_at or active_at) if said.is_done else 0.0,
+            done_at=done_at,
             background=said.background,
+            background_at=background_at,
             cost=said.cost,
             notice=said.notice,
             overage=said.overage,
@@ -3223,7 +3259,8 @@ class WorkerTable:
             leader = found.trees.get(stream_id, {}).get(worker.pid)
             now = self._clock.monotonic()
             unjudged = worker._replace(ending=None, leftovers=(), active_at=now)
-            unjudged = unjudged._replace(folder=record.folder, head=record.head)
+            head = "" if self._share(record.folder) else record.head
+            unjudged = unjudged._replace(folder=record.folder, head=head)
             self._tracked[stream_id] = Tracked(unjudged, transcript, leader)
             if leader is not None:
                 self._attempt(self._write_pid, worker)
@@ -3363,7 +3400,9 @@ class WorkerTable:
         tracked = self._tracked[stream_id]
         worker = tracked.worker
         if worker.head:
-            words = ("rev-list", "--count", "--first-parent", f"{worker.head}..HEAD")  # a merge brings one
+            words = ["rev-list", "--count", "--first-parent", "--ancestry-path", f"{worker.head}..HEAD"]
+            # Those of a merge are others', and so are those that the project has already.
+            words += [] if worker.folder == str(self.project.root) else ["--not", "main-worktree/HEAD"]
             with contextlib.suppress(OSError, OrchestrateError):
                 worker = worker._replace(commits=int(Git(Path(worker.folder)).run(*words, timeout=COUNT_TIMEOUT)))
             tracked.worker = worker._replace(head="")
@@ -3371,6 +3410,7 @@ class WorkerTable:
 
     def signal(self, stream_id: str, signum: int) -> None:
         self._scan(self._clock.monotonic())
+        self._tracked[stream_id].transcript.is_signalled = True
         signal_tree(self._tracked[stream_id].tree, signum)
 
     def forget(self, stream_id: str) -> None:
@@ -3384,7 +3424,10 @@ class WorkerTable:
     def _open_workplace(self, stream: Stream, record: Record, streams: Sequence[Stream]) -> Workplace:
         self.command.find(self._environ)  # raises where it has vanished since
         if self.git is None:
-            return share_workplace(self.project, stream, "--no-worktrees was given")
+            head = ""
+            with contextlib.suppress(OSError, OrchestrateError):  # it is asked for a count alone
+                head = Git(self.project.root).run("rev-parse", "--verify", "--quiet", "HEAD", most=1).strip()
+            return share_workplace(self.project, stream, "--no-worktrees was given")._replace(head=head)
         place = open_workplace(self.project, self.git, stream, streams, record.folder)
         if place.worktree is None:
             return place
@@ -3398,9 +3441,7 @@ class WorkerTable:
     def _execute(
         self, stream: Stream, record: Record, run: str, budget: float, place: Workplace, output: IO[bytes]
     ) -> subprocess.Popen[bytes]:
-        own = self.project.folder / "worker-prompt.md"
-        template = own.read_text(encoding="utf-8", errors="replace") if own.exists() else WORKER_PROMPT
-        prompt = format_prompt(template, stream, record, place.lines)
+        prompt = format_prompt(read_prompt_template(self.project), stream, record, place.lines)
         launcher = LAUNCHER
         if place.worktree is not None:
             git = shlex.join([sys.executable, "-SEc", ALARM, *GIT])  # Python is up in 10 ms; macOS has no timeout(1)
@@ -3652,6 +3693,7 @@ def read_snapshot(project: Project, backlog: Backlog, database_error: str = "") 
         workers[stream_id] = worker._replace(
             active_at=0.0 if age is None else time.monotonic() - max(age, 0),
             activity=visible(lines[-1][:WORDS_LENGTH]) if lines else "",
+            background=frozenset(["unknown"]) if history.record(stream_id).reason == WAITS else frozenset(),
         )
     return Snapshot(
         project=project.name,
@@ -4211,9 +4253,7 @@ def format_standing(standing: Standing, worker: Worker | None, now: float) -> st
         words += f" {'in' if state is StreamState.RESTARTING else 'for'} {format_countdown(standing.until, now)}"
     if worker is not None and worker.pid:
         words += f" (PID: {worker.pid})"
-    if state is StreamState.FINISHING and standing.until == float("inf"):
-        return f"{words}: waits for its subagent"
-    if state is StreamState.FINISHING:
+    if state is StreamState.FINISHING and standing.until < NEVER:
         return f"{words}: stopped in {format_duration(standing.until - now)} unless it exits"
     if state is StreamState.SILENT and worker is not None:
         return f"{words} for {format_duration(now - worker.active_at)}"

@@ -1026,7 +1026,7 @@ def test_the_log_reads_like_a_transcript(workspace: Workspace) -> None:
             "  permission denied: Bash  rm -rf /",
         ][1:]
     )
-    reason = "exit code 0, the MCP server task-copilot failed to start, it was not allowed to use Bash"
+    reason = "exit code 0, it was not allowed to use Bash, the MCP server task-copilot failed to start"
     assert closing.endswith(f"36 turns, $0.42: {reason}")
     assert complete.startswith("A complete in ")
 
@@ -1147,7 +1147,7 @@ def test_new_commits_are_progress_three_times_and_a_stream_that_gives_up_says_ho
     assert [(end["verdict"], end["restarts"], end["commits"]) for end in ends] == [
         ("restart", 1, 1), ("restart", 1, 1), ("restart", 1, 1), ("failed", 1, 1)
     ]  # fmt: skip
-    assert "A failed: gave up after 1 restart without a completed task, 4 commits made; last: exit code 1" in out
+    assert "A failed: gave up after 1 restart without a completed task; last: exit code 1; it made 4 commits" in out
 
 
 def test_commits_in_a_folder_that_workers_share_are_nobodys_progress(workspace: Workspace) -> None:

@@ -1561,10 +1561,10 @@ def list_background(*kinds: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("part", "result", "verdict", "reason"),
     [
-        ("", DONE, "restart", "All is said, it did not exit by itself, 1 task open"),
+        ("", DONE, "restart", "stopped: it was done, and did not exit by itself, 1 task open"),
         ("block=why", DONE, "blocked", "why (TASK-1)"),
         ("", LIMITED, "paused", "You've hit your session limit · resets 3pm"),
-        ("", DENIED, "failed", "Not logged in · Please run /login, it did not exit by itself"),
+        ("", DENIED, "failed", "Not logged in · Please run /login, stopped: it was done, and did not exit by itself"),
         ("all", DONE, "complete", ""),
     ],
 )
@@ -1603,7 +1603,9 @@ def test_fault_40_what_runs_in_the_background_may_wake_a_worker_that_has_printed
     """Row 40: a subagent is waited for, and so is a shell while tasks are open; a server left running ends it early."""
     workspace.database.add_stream("A")
     workspace.write_lines(init=INIT, result=DONE, background=list_background(*kinds), idle=list_background())
-    workspace.play(f"print=init print=background {part} print=result until=woken print=idle print=init next exit=0")
+    workspace.play(
+        f"print=init print=background {part} print=result until=woken print=idle print=init sleep=0.7 next exit=0"
+    )
     script = hasten(workspace, SHELL_GRACE="1")
     grace = "60" if ends else "1"
     run = workspace.start("--finish-grace", grace, "--stall-timeout", "0", wait="A", script=script)

@@ -173,7 +173,7 @@ def test_a_worker_that_does_not_exit_after_its_last_task_is_stopped(workspace: W
     workspace.database.add_stream("P")
     workspace.play("all", F="all sleep=60")
     out = workspace.complete("--finish-grace", "0.5")
-    assert "Stopping the worker of F: it had nothing more to do, and did not exit by itself" in out
+    assert "Stopping the worker of F: it was done, and did not exit by itself" in out
     assert workspace.starts() == ["F", "P"]
 
 

@@ -36,6 +36,7 @@ from orchestrate import (
     Wait,
     Worker,
     assess,
+    explain_stop,
     fold_events,
     format_time,
     judge,
@@ -177,7 +178,8 @@ def test_plan_backoff_doubles_from_one_second_to_a_minute_within_a_tenth() -> No
 
 ODD = "all tasks are complete, but "
 STALLED = "stopped: it gave no sign of life"
-TIMEOUT = "it ran for longer than --worker-timeout"
+TIMEOUT, DONE = "it ran for longer than --worker-timeout", "it was done, and did not exit by itself"
+AT_LIMIT = Ending(143, "the limit", has_result=True, is_error=True, api_error="usage_limit_reached")
 SAID = Ending(None, "well", has_result=True)
 LACKING = Ending(0, has_result=True, failed_servers=("task-copilot",))
 LACKED = "exit code 0, the MCP server task-copilot failed to start"
@@ -186,6 +188,7 @@ LACKED = "exit code 0, the MCP server task-copilot failed to start"
 def judge_one(text: str, ending: Ending, record: Record = Record(), max_restarts: int = 2) -> Verdict:  # noqa: B008
     snapshot = make_snapshot(text, {"P1": record})
     stream = next(iter(snapshot.streams), None)
+    ending = explain_stop(ending, record.stopping)
     return judge(stream, Worker("P1", 9, "run", ending), snapshot, Limits(max_restarts=max_restarts))
 
 
@@ -216,9 +219,24 @@ def judge_one(text: str, ending: Ending, record: Record = Record(), max_restarts
         ("P1", Ending(1, "Not logged in"), Record(stopping=StopReason.GRACE), VerdictKind.RESTART, None),  # reopened
         ("P1", Ending(None, "unseen"), Record(), VerdictKind.RESTART, "unseen"),
         ("P1", Ending(-15), Record(stopping=StopReason.TIMEOUT), VerdictKind.RESTART, f"stopped: {TIMEOUT}"),
-        ("P1", SAID, Record(stopping=StopReason.GRACE), VerdictKind.RESTART, "well, 1 task open"),
-        ("P1", replace(SAID, is_error=True), Record(stopping=StopReason.GRACE), VerdictKind.RESTART, "well"),
-        ("P1", SAID, Record(stopping=StopReason.STALLED), VerdictKind.RESTART, STALLED),
+        ("P1", SAID, Record(stopping=StopReason.GRACE), VerdictKind.RESTART, f"stopped: {DONE}, 1 task open"),
+        (
+            "P1",
+            replace(SAID, is_error=True),
+            Record(stopping=StopReason.GRACE),
+            VerdictKind.RESTART,
+            f"well, stopped: {DONE}",
+        ),
+        ("P1", SAID, Record(stopping=StopReason.STALLED), VerdictKind.RESTART, f"{STALLED}, 1 task open"),
+        ("P1", AT_LIMIT, Record(stopping=StopReason.STALLED), VerdictKind.PAUSED, "the limit"),
+        ("P1", AT_LIMIT, Record(stopping=StopReason.TIMEOUT), VerdictKind.PAUSED, "the limit"),
+        (
+            "P1",
+            replace(SAID, remarks=("it stopped a part",)),
+            Record(stopping=StopReason.GRACE),
+            VerdictKind.RESTART,
+            f"it stopped a part, stopped: {DONE}, 1 task open",
+        ),
         ("P1", LACKING, Record(), VerdictKind.RESTART, LACKED),
         ("P1", LACKING, Record(tries=1), VerdictKind.RESTART, LACKED),  # of another cause
         (
@@ -241,7 +259,14 @@ def judge_one(text: str, ending: Ending, record: Record = Record(), max_restarts
             replace(LACKING, code=1, is_error=True, words="boom"),
             Record(),
             VerdictKind.RESTART,
-            "exit code 1: boom",
+            "exit code 1: boom, the MCP server task-copilot failed to start",
+        ),
+        (
+            "P1",
+            replace(LACKING, code=1, is_error=True, words="boom"),
+            Record(cause=Cause.SERVER, tries=1),
+            VerdictKind.FAILED,
+            None,
         ),
         ("P1!", LACKING, Record(cause=Cause.SERVER, tries=1), VerdictKind.BLOCKED, "why (T)"),
         (
@@ -269,7 +294,7 @@ def test_a_server_that_did_not_start_costs_no_restart_and_is_tried_once_more() -
 
 @pytest.mark.parametrize(("commits", "credit", "restarts"), [(0, 0, 3), (1, 0, 1), (7, 2, 1), (1, 3, 3)])
 def test_judge_takes_new_commits_for_progress_three_times(commits: int, credit: int, restarts: int) -> None:
-    snapshot = make_snapshot("P1", {"P1": Record(restarts=2, credits=credit)})
+    snapshot = make_snapshot("P1", {"P1": Record(restarts=2, credited=credit)})
     worker = Worker("P1", 9, "run", Ending(1), commits=commits)
     assert judge(snapshot.streams[0], worker, snapshot, Limits()).restarts == restarts
 
@@ -280,12 +305,12 @@ def test_commits_are_credited_until_a_task_is_completed_and_counted_for_good() -
     for number, completed in enumerate([0, 0, 0, 0, 1, 1]):
         end = {**ENDED, "completed": completed, "open": 9 - completed, "commits": number % 2 + 1}
         history = fold_events(history, [end])
-        given.append(history.record("A").credits)
+        given.append(history.record("A").credited)
     assert given == [1, 2, 3, 3, 0, 1]
     assert history.record("A").commits == 9
-    snapshot = make_snapshot("P1", {"P1": replace(history.record("A"), credits=3, best=9, fewest=None)})
+    snapshot = make_snapshot("P1", {"P1": replace(history.record("A"), credited=3, best=9, fewest=None)})
     last = judge(snapshot.streams[0], Worker("P1", 9, "r", Ending(1)), snapshot, Limits(max_restarts=0))
-    assert last.reason == "gave up after 0 restarts without a completed task, 9 commits made; last: exit code 1"
+    assert last.reason == "gave up after 0 restarts without a completed task; last: exit code 1; it made 9 commits"
 
 
 @pytest.mark.parametrize("max_restarts", [0, 1, 10])
@@ -493,12 +518,18 @@ def test_plan_stops_a_worker_that_ran_for_too_long(
         ("P1+", "", 200, 215),
         ("P1+", "local_bash", 200, 120),
         ("P1+", "local_agent", 200, None),
+        ("P1+ woken", "", 100, 320),
+        ("P1+ woken", "local_bash", 100, 210),
+        ("P1! woken", "local_bash", 100, 210),
+        ("P1 woken", "", 100, 320),
     ],
 )
 def test_plan_stops_a_worker_that_has_printed_its_result_unless_it_may_be_woken(
     text: str, background: str, active_at: float, deadline: float | None
 ) -> None:
-    worker = Worker("P1", 9, active_at=active_at, done_at=110, background=frozenset(background.split()))
+    text, _, is_woken = text.partition(" ")
+    kinds = frozenset(background.split())
+    worker = Worker("P1", 9, active_at=active_at, done_at=110, background=kinds, background_at=200 if is_woken else 0)
     snapshot = make_snapshot(text, {"P1": Record(state=FINISHING, since=95)}, workers={"P1": worker})
     if deadline is not None:
         assert tell_plan(snapshot, deadline - 0.1, finish_grace=120) == []
@@ -514,7 +545,7 @@ def test_plan_judges_a_worker_that_was_done_by_its_result_and_not_by_the_signal(
     assert isinstance(conclude, Conclude)
     assert conclude.worker.ending is not None
     assert (conclude.worker.ending.code, conclude.verdict.kind) == (None, VerdictKind.RESTART)
-    assert conclude.verdict.reason == "Well, it did not exit by itself, 1 task open"
+    assert conclude.verdict.reason == f"stopped: {DONE}, 1 task open"
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,10 @@ def test_an_id_that_no_process_can_be_given_fails_its_stream_alone_and_at_once(
         assert workspace.run(*words).returncode == 0, words
 
 
-@pytest.mark.parametrize(("content", "said"), [("x" * 1_000_000, "Argument list too long"), (None, "Is a directory")])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("x" * 1_000_000, "Argument list too long"), (None, "can't be read: [Errno 21] Is a directory")],
+)
 def test_a_prompt_template_that_no_process_can_be_given_fails_at_once(
     workspace: Workspace, content: str | None, said: str
 ) -> None:
