@@ -1606,14 +1606,15 @@ def _assess_running(stream: Stream, snapshot: Snapshot, limits: Limits, now: flo
     worker, record = snapshot.workers[stream.id], snapshot.history.record(stream.id)
     if record.stopping is not None or worker.ending is not None:
         return Standing(StreamState.STOPPING, record.stopping.value if record.stopping else "its worker ended")
-    silence = now - worker.active_at if worker.active_at else WORKING_WITHIN + 1.0
-    is_silent = worker.active_at and silence >= limits.silence
+    silence = now - worker.active_at if worker.active_at else None  # nobody knows
+    is_silent = silence is not None and silence >= limits.silence
     until = find_deadline(stream, worker, record, limits, now)
     if stream.is_complete and (until < NEVER or not is_silent):
         return Standing(StreamState.FINISHING, "its tasks are complete" if until < NEVER else WAITS, until)
     if is_silent:
         return Standing(StreamState.SILENT, f"no sign of life for {format_duration(limits.silence)}")
-    return Standing(StreamState.WORKING if silence <= WORKING_WITHIN else StreamState.RUNNING)
+    is_working = silence is not None and silence <= WORKING_WITHIN
+    return Standing(StreamState.WORKING if is_working else StreamState.RUNNING)
 
 
 def find_deadline(stream: Stream, worker: Worker, record: Record, limits: Limits, now: float) -> float:

@@ -1048,6 +1048,16 @@ def test_a_worker_comes_back_within_a_second_of_the_unblocking(workspace: Worksp
 BACKGROUND = {"type": "system", "task_id": "t1", "task_type": "local_agent", "description": "the API"}
 STARTED = {**BACKGROUND, "subtype": "task_started", "is_backgrounded": True}
 STOPPED = {**BACKGROUND, "subtype": "task_notification", "status": "stopped", "summary": "the API"}
+UNMARKED = {**BACKGROUND, "subtype": "task_started", "tool_use_id": "call-1"}
+CALLED = {"type": "tool_use", "id": "call-1", "name": "Bash", "input": {"run_in_background": True}}
+CALL = {"type": "assistant", "message": {"content": [CALLED]}}
+
+
+def number_task(number: int) -> list[Any]:
+    named = {"task_id": f"t{number}", "description": f"part {number}"}
+    return [{**STARTED, **named}, {**STOPPED, **named}]
+
+
 GIVEN_UP = (
     'Background tasks still running 10m after the last turn (subagent "the API"); stopping them. '
     "Set CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS=0 to wait indefinitely."
@@ -1068,6 +1078,18 @@ SPOKEN = {"type": "assistant", "message": {"content": [{"type": "text", "text": 
         ([GIVEN_UP, "I wait for it."], 0, 'exit code 0, it stopped its background subagent "the API" after 10m'),
         ([INIT, STARTED, STOPPED, SPOKEN, RESULT], 0, "exit code 0"),  # its own wish, or it went on without it
         ([INIT, STOPPED, RESULT], 0, "exit code 0"),  # of a task that was none of these
+        ([INIT, UNMARKED, STOPPED, RESULT], 0, "exit code 0"),  # as 2.1.197 tells of one in the foreground
+        ([INIT, CALL, UNMARKED, RESULT, STOPPED], 0, 'exit code 0, it stopped its background subagent "the API"'),
+        (
+            [INIT, *[x for n in range(9) for x in number_task(n)], RESULT],
+            0,
+            ", ".join(["exit code 0", *(f'it stopped its background subagent "part {n}"' for n in range(3))]),
+        ),
+        (
+            [INIT, {**RESULT, "is_error": True, "result": "", "errors": ["[note] x", "Error: ENOSPC"]}],
+            1,
+            "exit code 1: Error: ENOSPC",
+        ),
         (
             [INIT, {**STARTED, "task_type": "local_bash"}, RESULT, STOPPED],
             0,
@@ -1165,3 +1187,77 @@ def test_a_worker_that_runs_for_too_long_is_restarted_however_much_it_says(works
     out = workspace.complete("--worker-timeout", "0.03")
     assert "Stopping the worker of A: it ran for longer than --worker-timeout" in out
     assert "Restarting worker for A (1/10) in 1s: stopped: it ran for longer than --worker-timeout" in out
+    assert "The last worker ended: stopped: it ran for longer than --worker-timeout\n" in workspace.argv("A")[-1][-1]
+
+
+@pytest.mark.parametrize(
+    ("play", "commits"),
+    [
+        ("commit=a commit=b until=go exit=1", 2),
+        ("until=go git=merge,--quiet,--ff-only,main exit=1", 0),  # a person's
+        ("commit=a until=go git=merge,--quiet,--no-edit,main exit=1", 2),  # its own, and the merge
+        ("commit=a until=go git=rebase,--quiet,main exit=1", 1),
+        ("until=go git=checkout,--quiet,--detach,old exit=1", 0),
+    ],
+)
+def test_commits_of_others_are_no_progress_of_a_worktree(workspace: Workspace, play: str, commits: int) -> None:
+    workspace.make_repository("README.md")
+    workspace.git("checkout", "-q", "-b", "old")
+    workspace.git("commit", "-q", "--allow-empty", "-m", "old")
+    workspace.git("checkout", "-q", "main")
+    workspace.git("commit", "-q", "--allow-empty", "-m", "newer")
+    workspace.database.add_stream("A")
+    workspace.play(play)
+    run = workspace.start("--max-restarts", "0", wait="A")
+    wait_until(lambda: workspace.starts("A"), "the worker")
+    wait_until(
+        lambda: play.count("commit=") == len(workspace.git("log", "--oneline", "main..stream/A").split("\n")) - 1, ""
+    )
+    for name in ("one", "two"):
+        workspace.git("commit", "-q", "--allow-empty", "-m", name)
+    out = run.finish("go", code=1)
+    (end,) = workspace.events("worker_ended")
+    assert end["commits"] == commits
+    assert ("it made" in out) is bool(commits)
+
+
+def test_a_run_without_worktrees_counts_what_a_worker_commits_alone(workspace: Workspace) -> None:
+    workspace.make_repository("README.md")
+    workspace.database.add_stream("A", "foundation")
+    workspace.play("commit=a exit=1")
+    assert "; it made 1 commit\n" in workspace.complete("--max-restarts", "0", "--no-worktrees", code=1)
+
+
+def test_what_a_stream_has_committed_is_known_after_a_kill_and_shared_folders_stay_shared(
+    workspace: Workspace,
+) -> None:
+    workspace.make_repository("README.md")
+    workspace.database.add_stream("A", "foundation")
+    for name in ("I1", "I2"):
+        workspace.database.add_stream(name, "integration")
+    workspace.play(A=["commit=a exit=1", "until=go all"], I1="until=end exit=1", I2="commit=b until=end exit=1")
+    run = workspace.start("--max-restarts", "1")
+    wait_until(lambda: workspace.starts("A") == ["A", "A"], "the second worker")
+    run.kill()
+    run = workspace.start("--max-restarts", "0")
+    workspace.open_gate("go")
+    wait_until(lambda: workspace.starts("I2"), "the commit")
+    wait_until(lambda: "I2" in workspace.git("log", "--format=%s"), "the commit")
+    run.kill()
+    run = workspace.start("--max-restarts", "0")
+    wait_until(lambda: len(workspace.events("worker_adopted", stream="I1")) == 1, "its adoption")
+    out = run.finish("end", code=1)
+    assert {end["stream"]: end["commits"] for end in workspace.events("worker_ended")[1:]} == {"A": 0, "I1": 0, "I2": 0}
+    assert "I1 failed: gave up after 0 restarts without a completed task; last: exit code 1" not in out  # unseen
+    assert "it made" not in out
+
+
+def test_a_worker_that_waits_for_its_subagent_is_shown_so_from_outside(workspace: Workspace) -> None:
+    workspace.database.add_stream("A")
+    listed = {"type": "system", "subtype": "background_tasks_changed", "tasks": [{"task_type": "local_agent"}]}
+    workspace.write_lines(init=INIT, listed=listed, result=RESULT)
+    workspace.play("print=init print=listed all print=result until=go")
+    run = workspace.start("--finish-grace", "0")
+    words = re.compile(r"Finishing \(PID: \d+\): its tasks are complete, it waits for what runs in its background\n")
+    wait_until(lambda: words.search(workspace.check("status")), "the waiting")
+    run.finish("go")

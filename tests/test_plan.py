@@ -38,6 +38,7 @@ from orchestrate import (
     assess,
     explain_stop,
     fold_events,
+    format_duration,
     format_time,
     judge,
     order_streams,
@@ -495,7 +496,12 @@ def test_plan_stops_a_silent_worker_at_the_deadline(
 
 @pytest.mark.parametrize(
     ("timeout", "started_at", "now", "expected"),
-    [(60, 100, 159.9, []), (60, 100, 160, ["stop P1: TIMEOUT"]), (0, 100, 9999, [])],
+    [
+        (60, 100, 159.9, []),
+        (60, 100, 160, ["stop P1: TIMEOUT"]),
+        (0, 100, 9999, []),
+        (0.5, 100, 100.5, ["stop P1: TIMEOUT"]),
+    ],
 )
 def test_plan_stops_a_worker_that_ran_for_too_long(
     timeout: float, started_at: float, now: float, expected: list[str]
@@ -556,8 +562,27 @@ def test_plan_judges_a_worker_that_was_done_by_its_result_and_not_by_the_signal(
 def test_assess_calls_a_worker_silent_after_a_quarter_of_the_stall_timeout(
     stall_timeout: float, silence: float, state: str
 ) -> None:
+    limits = Limits(stall_timeout=stall_timeout)
     snapshot = make_snapshot("P1", workers={"P1": Worker("P1", 9, active_at=1000)})
-    assert assess(snapshot, Limits(stall_timeout=stall_timeout), 1000 + silence)["P1"].state.name == state
+    standing = assess(snapshot, limits, 1000 + silence)["P1"]
+    assert standing.state.name == state
+    assert (standing.reason == f"no sign of life for {format_duration(limits.silence)}") is (state == "SILENT")
+
+
+def test_assess_calls_a_worker_running_of_which_nobody_knows_when_it_gave_a_sign_of_life() -> None:
+    snapshot = make_snapshot("P1", workers={"P1": Worker("P1", 9)})
+    assert {assess(snapshot, Limits(), now)["P1"].state for now in (1, 30, 10_000)} == {StreamState.RUNNING}
+
+
+@pytest.mark.parametrize(
+    ("background", "silence", "state"),
+    [("local_agent", 899, "FINISHING"), ("local_agent", 900, "SILENT"), ("", 900, "FINISHING")],
+)
+def test_assess_says_the_silence_of_a_complete_worker_that_its_subagent_keeps(
+    background: str, silence: float, state: str
+) -> None:
+    worker = Worker("P1", 9, active_at=1000, done_at=1000, background=frozenset(background.split()))
+    assert assess(make_snapshot("P1+", workers={"P1": worker}), Limits(), 1000 + silence)["P1"].state.name == state
 
 
 def test_plan_ends_what_a_worker_has_left_running_before_it_concludes() -> None:

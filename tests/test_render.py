@@ -17,6 +17,7 @@ from rich.text import Text
 from support import replace
 
 from orchestrate import (
+    WAITS,
     Ending,
     History,
     Limits,
@@ -394,8 +395,8 @@ STANDINGS = [
     (Standing(StreamState.SILENT, "no sign of life for 15m"), 7, "Silent (PID: 7) for 16m 40s"),
     (Standing(StreamState.FINISHING, "its tasks are complete", NOW + 72), 7,
      "Finishing (PID: 7): stopped in 1m 12s unless it exits"),
-    (Standing(StreamState.FINISHING, "its tasks are complete", float("inf")), 7,
-     "Finishing (PID: 7): waits for its subagent"),
+    (Standing(StreamState.FINISHING, WAITS, float("inf")), 7,
+     f"Finishing (PID: 7): {WAITS}"),
     (Standing(StreamState.STOPPING, "by the user"), 7, "Stopping (PID: 7): by the user"),
     (Standing(StreamState.RESTARTING, "exit code 1", NOW + 3.2), 0, "Restarting in 4s: exit code 1"),
     (Standing(StreamState.PAUSED, "the limit", NOW + 61.5), 0, "Paused for 1m 02s: the limit"),
