@@ -291,6 +291,8 @@ class Process:
     has_answer: bool = False
     leftovers: int = 0
     is_hanging: bool = False
+    said: str = ""  # the result that it has printed, and lives on
+    said_at: float = 0.0
     is_child: bool = True
     is_known: bool = False
     unwanted_since: float = NEVER
@@ -411,7 +413,8 @@ class World:
 
     def _obey(self, process: Process, signum: int) -> None:
         process.leftovers = 0
-        self.end(process, "signal", Ending(143 if signum == 15 else -9))
+        said = replace(_ENDINGS[process.said], code=None) if process.said else Ending(0)
+        self.end(process, process.said or "signal", replace(said, code=143 if signum == 15 else -9))
 
     def _settle(self, process: Process) -> None:
         """Count the work that was done until now."""
@@ -476,7 +479,15 @@ class World:
         elif what in ("limit", "model"):
             window = self.window(what)
             process.resets_at = window[3] if window else NEVER
-            self.end(process, what, _ENDINGS[what])
+            self._conclude(process, what)
+        else:
+            self._conclude(process, what)
+
+    def _conclude(self, process: Process, what: str) -> None:
+        """Let a worker end, or print its result and live on."""
+        if process.stream.plan.lingers and _ENDINGS[what].has_result and not self.is_oracle:
+            process.said, process.said_at = what, self.now
+            process.version += 1
         else:
             self.end(process, what, _ENDINGS[what])
 
@@ -733,8 +744,10 @@ class SimulatedTable:
     def _describe(self, stream_id: str, process: Process) -> Worker:
         ending = process.ending
         if ending is None:
-            active_at = process.active_at if process.is_hanging else self._world.now
-            seen = Worker(stream_id, process.pid, process.run, active_at=active_at - self._world.booted_at)
+            is_quiet = process.is_hanging or process.said
+            active_at = (process.active_at if is_quiet else self._world.now) - self._world.booted_at
+            done_at = process.said_at - self._world.booted_at if process.said else 0.0
+            seen = Worker(stream_id, process.pid, process.run, active_at=active_at, done_at=done_at)
             return replace(seen, has_answer=process.has_answer)
         resets_at = process.resets_at
         known = resets_at is not None and resets_at < NEVER
@@ -831,6 +844,8 @@ class SimulatedClock(Reporter):
             return
         host.audit.check_idle()
         silent = [p.active_at + world.night.limits.stall_timeout for p in world.living() if p.is_hanging]
+        grace = world.night.limits.finish_grace
+        silent += [max(p.said_at, p.active_at) + grace for p in world.living() if p.said]
         silent = [moment for moment in silent if moment >= world.now]
         then = min(world.next_moment, self._due + world.booted_at, *silent)
         if then == NEVER:
