@@ -13,6 +13,7 @@ from support import replace
 
 from orchestrate import (
     KILL_INTERVAL,
+    WAITS,
     Action,
     Cause,
     Conclude,
@@ -314,6 +315,20 @@ def test_commits_are_credited_until_a_task_is_completed_and_counted_for_good() -
     assert last.reason == "gave up after 0 restarts without a completed task; last: exit code 1; it made 9 commits"
 
 
+@pytest.mark.parametrize("verdict", ["paused", "blocked", "stopped", "failed"])
+def test_commits_of_an_end_that_costs_no_restart_are_counted_and_take_no_credit(verdict: str) -> None:
+    end = {**ENDED, "verdict": verdict, "completed": 0, "open": 9, "commits": 2, "restarts": 3}
+    record = fold_events(History(), [end]).record("A")
+    assert (record.commits, record.credited, record.restarts) == (2, 0, 3)
+
+
+@pytest.mark.parametrize("is_over", [True, False])
+def test_a_run_that_goes_on_knows_what_its_streams_have_committed(is_over: bool) -> None:
+    over = make_event("run_ended", exit_code=1, reason="over")
+    events = [{**ENDED, "commits": 2}, *([over] if is_over else []), BEGUN]
+    assert fold_events(History(), events).record("A").commits == (0 if is_over else 2)
+
+
 @pytest.mark.parametrize("max_restarts", [0, 1, 10])
 def test_judge_gives_exactly_max_restarts_restarts_and_then_fails(max_restarts: int) -> None:
     record, verdicts = Record(), []
@@ -543,6 +558,20 @@ def test_plan_stops_a_worker_that_has_printed_its_result_unless_it_may_be_woken(
     assert tell_plan(snapshot, deadline or 10_000, finish_grace=120) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "record", "deadline"),
+    [
+        ("P1+", Record(state=FINISHING, since=300), 310),  # its last task was completed by somebody else
+        ("P1!", Record(state=StreamState.RUNNING, since=300), 120),
+    ],
+)
+def test_plan_gives_ten_seconds_to_a_worker_that_its_server_keeps(text: str, record: Record, deadline: float) -> None:
+    worker = Worker("P1", 9, active_at=110, done_at=110, background=frozenset({"local_bash"}))
+    snapshot = make_snapshot(text, {"P1": record}, workers={"P1": worker})
+    assert tell_plan(snapshot, deadline - 0.1) == []
+    assert tell_plan(snapshot, deadline) == ["stop P1: GRACE"]
+
+
 @pytest.mark.parametrize("code", [0, -15, 143])
 def test_plan_judges_a_worker_that_was_done_by_its_result_and_not_by_the_signal(code: int) -> None:
     ended = Worker("P1", 9, ending=Ending(code, "Well.", has_result=True))
@@ -582,7 +611,10 @@ def test_assess_says_the_silence_of_a_complete_worker_that_its_subagent_keeps(
     background: str, silence: float, state: str
 ) -> None:
     worker = Worker("P1", 9, active_at=1000, done_at=1000, background=frozenset(background.split()))
-    assert assess(make_snapshot("P1+", workers={"P1": worker}), Limits(), 1000 + silence)["P1"].state.name == state
+    standing = assess(make_snapshot("P1+", workers={"P1": worker}), Limits(), 1000 + silence)["P1"]
+    assert standing.state.name == state
+    if state == "FINISHING":
+        assert standing.reason == (WAITS if background else "its tasks are complete")
 
 
 def test_plan_ends_what_a_worker_has_left_running_before_it_concludes() -> None:
