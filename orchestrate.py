@@ -889,6 +889,9 @@ def _after_end(history: History, before: Record, event: Event) -> History:
     )
 
 
+_KEPT = "attempts pid run started_at raw_start budget folder head is_starting last_ending"  # of a record, at a start
+
+
 def _begin_run(history: History, event: Event) -> History:
     """A start by a person forgives: restarts, failures and backoff begin anew. What was started stays known.
 
@@ -898,18 +901,7 @@ def _begin_run(history: History, event: Event) -> History:
     known["streams"] = None if known.get("streams") is None else frozenset(known["streams"])
     known["phase"] = Phase(known["phase"]) if known.get("phase") else None
     is_over = bool(history.outcome)
-    kept = [
-        "attempts",
-        "pid",
-        "run",
-        "started_at",
-        "raw_start",
-        "budget",
-        "folder",
-        "head",
-        "is_starting",
-        "last_ending",
-    ]
+    kept = _KEPT.split()
     kept += [] if is_over else ["commits"]
     records = {}
     for stream_id, record in history.records.items():
@@ -2097,7 +2089,8 @@ def format_output(event: Event, folder: str) -> list[str]:
         texts = [
             " ".join(str(p.get("text", "")) for p in _read_items(c)) if isinstance(c, list) else c for c in contents
         ]
-        lines = [re.sub("</?tool_use_error>", "", f"  error: {_format_argument(text, folder)}") for text in texts]
+        texts = [re.sub("</?tool_use_error>", "", text) if isinstance(text, str) else text for text in texts]
+        lines = [f"  error: {_format_argument(text, folder)}" for text in texts]
     elif kind == "rate_limit_event":
         lines = [f"  {notice}" for notice in [format_limit(_read_dict(event, "rate_limit_info"))] if notice]
     elif kind == "result":
@@ -3372,8 +3365,9 @@ class WorkerTable:
                 place = self._open_workplace(stream, record, streams)
                 child = self._execute(stream, record, run, budget, place, output)
                 worker = Worker(stream.id, child.pid, f"{run}.{child.pid}")
-                worker = worker._replace(folder=str(place.folder), branch=place.branch, warnings=place.warnings)
-                worker = worker._replace(head="" if self._share(worker.folder) else place.head)
+                head = "" if self._share(str(place.folder)) else place.head
+                worker = worker._replace(folder=str(place.folder), branch=place.branch, head=head)
+                worker = worker._replace(warnings=place.warnings)
             except (OSError, OrchestrateError) as error:
                 is_final = isinstance(error, _FINAL_ERRORS) or error.errno in _FINAL_CODES
                 is_final = not error.is_passing if isinstance(error, GitError) else is_final
@@ -3427,7 +3421,8 @@ class WorkerTable:
         if self.git is None:
             head = ""
             with contextlib.suppress(OSError, OrchestrateError):  # it is asked for a count alone
-                head = Git(self.project.root).run("rev-parse", "--verify", "--quiet", "HEAD", most=1).strip()
+                words = ("rev-parse", "--verify", "--quiet", "HEAD")
+                head = Git(self.project.root).run(*words, most=1, timeout=COUNT_TIMEOUT).strip()
             return share_workplace(self.project, stream, "--no-worktrees was given")._replace(head=head)
         place = open_workplace(self.project, self.git, stream, streams, record.folder)
         if place.worktree is None:
@@ -3966,9 +3961,8 @@ class Orchestrator:
         standings = assess(snapshot, self.limits, now)
         for stream_id, standing in standings.items():
             record = self.history.record(stream_id)
-            state = (
-                StreamState.RUNNING if standing.state is StreamState.WORKING else standing.state
-            )  # it comes and goes
+            # That a worker works comes and goes.
+            state = StreamState.RUNNING if standing.state is StreamState.WORKING else standing.state
             # For whom a stream waits changes with each one that ends, and stands in `status`.
             has_reason = state is not StreamState.WAITING
             if record.state is not state or (has_reason and record.reason != standing.reason):
