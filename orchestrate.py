@@ -159,9 +159,14 @@ NOTIFICATIONS_QUEUED = 100  # those that wait for their turn; of more, the oldes
 NOTIFICATION_TIMEOUT = 60  # seconds until such a command is killed
 NOTIFICATION_LENGTH = 4000  # characters of a message; an argument or variable of a process has its limit
 TROUBLE_CALM = 5.0  # seconds without another refusal of the system after which a trouble is over
-COUNT_TIMEOUT = 1.0  # seconds for git to count the commits of a worker that has ended
-GIT_TIMEOUT = 10.0  # seconds for a git command that only asks, or changes what git has registered
-CHECKOUT_TIMEOUT = 600  # seconds for one that writes a whole working tree
+ADVICE_TIMEOUT = 1.0  # seconds for a question to git that serves a warning or a display alone; for all of them, twice
+GIT_TIMEOUT = 10.0  # seconds for any other while a run waits for it
+CHECKOUT_TIMEOUT = 600  # seconds for a git command that writes a whole working tree
+SIGN_TIMEOUT = 30  # seconds for the commit of a merge, which what signs it may hold up
+SETUP_TIMEOUT = 1800  # seconds for the set-up of a new worktree
+PORTS = range(10240, 32760, 10)  # the first of ten that a stream has; the system gives others away, from 32768 on
+SEEN_MOST = 1000  # changes in the project's own folder that are remembered
+PORT_BLOCK = 20  # streams whose ports follow one another from where those of a project begin
 TICK = 0.45  # seconds between two cheap looks at the database, the marks and adopted workers: each within half a second
 BUSY_TIMEOUT = 0.2  # seconds that the orchestrator waits for a locked database, so that Ctrl+C stays prompt
 PATIENT_BUSY_TIMEOUT = 5.0  # seconds that the other commands wait for it
@@ -209,25 +214,167 @@ WORKER_VARIABLES = {"CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS": "0"}
 GIT = ["git", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "gc.auto=0"]
 GIT += ["-c", "maintenance.auto=false", "-c", "merge.autoStash=false"]
 GIT += ["-c", "status.showUntrackedFiles=normal", "-c", "diff.ignoreSubmodules=none"]  # what is hidden could be lost
+GIT += ["-c", "submodule.recurse=false"]  # in a new worktree they are not there yet
 GIT_VARIABLES = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
 
 # The worker's shell adds its own PID to ORCHESTRATE_RUN and becomes the worker. A process whose ORCHESTRATE_RUN ends
 # in its own PID is therefore a worker itself, and one that has inherited it is not, even where every file is lost.
 LAUNCHER = 'export ORCHESTRATE_RUN="$ORCHESTRATE_RUN.$$"; exec "$@"'
 
-# Before that it fills its worktree, if that is new; brings it forward, if that loses nothing; or mends its index. No
-# other process of the stream lives, so a lock is one that a killed worker has left.
-CHECKOUT = """\
-state=$(git rev-parse --absolute-git-dir) || exit
-rm -f "$state/index.lock"
-if [ -e "$state/orchestrate-new" ] || [ ! -e "$state/index" -a "$(ls -A)" = .git ]
-then {git} reset --quiet --hard {base} && rm -f "$state/orchestrate-new" || exit
-elif [ -e "$state/index" ]; then {git} merge --quiet --ff-only --no-overwrite-ignore {base} || :
-else {git} reset --quiet || exit
-fi
-mkdir -p {folder} && cd {folder} || exit
+# A worker with a worktree of its own is this program first, by a Python without packages. It is a text: no update, and
+# no worker, can take it away from a run. Killed at any point, it completes what it left: in git's own folder of the
+# worktree `orchestrate` says that we have made it, and the branch if we made that too, and `orchestrate-new` stands
+# until it is ready, empty until it is filled. No other process of the stream lives, so a lock is a killed one's.
+PREPARE = """\
+import json, os, shutil, subprocess, sys, time
+
+given = json.loads(sys.argv[1])
+root, folder, branch, start = (given[name] for name in ("root", "folder", "branch", "start"))
+HALF = 0o200  # the mode of a file that is half copied
+
+
+def tell(text, failed=""):
+    print(json.dumps({"type": "orchestrator", "text": text, "failed": failed}), flush=True)
+    if failed:
+        sys.exit(1)
+
+
+def git(*words, cwd=folder, most=0, text=b""):
+    environ = {**os.environ, **given["variables"]}
+    try:
+        done = subprocess.run(
+            [*given["git"], *words], cwd=cwd, env=environ, input=text, capture_output=True, timeout=given["timeout"]
+        )
+    except subprocess.TimeoutExpired:
+        tell("git %s took longer than %s s" % (words[0], given["timeout"]), "for now")
+    if not 0 <= done.returncode <= most:
+        said = os.fsdecode(done.stderr).splitlines() or ["exit code %s" % done.returncode]
+        telling = [line for line in said if line.startswith(("fatal: ", "error: "))]
+        tell("git %s: %s" % (words[0], (telling or said[-1:])[0]), "git")
+    return done
+
+
+def find(name):
+    return os.path.join(os.fsdecode(git("rev-parse", "--absolute-git-dir").stdout)[:-1], name)
+
+
+def write(path, text):
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def make():
+    link = os.path.join(folder, ".git")
+    if os.path.isfile(link) and os.listdir(folder) == [".git"]:
+        with open(link) as file:
+            state = os.path.join(folder, file.read()[len("gitdir: ") : -1])
+        if not os.path.exists(os.path.join(state, "index")):
+            os.remove(link)  # git was killed in the middle, and there is nothing in it
+    if os.path.lexists(link):
+        return
+    hidden = given["hidden"]
+    if hidden and git("check-ignore", "--quiet", folder, cwd=root, most=1).returncode:
+        path = os.path.join(root, os.fsdecode(git("rev-parse", "--git-path", "info/exclude", cwd=root).stdout)[:-1])
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "a+") as file:
+            file.seek(0)
+            known = file.read()
+            file.write("%s%s\\n" % ("" if not known or known.endswith("\\n") else "\\n", hidden))
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    # Detached, since a branch is made with the files: five at once would wait for each other's lock of the settings.
+    # Forced, since a worktree that is gone may stand registered here.
+    words = ("--quiet", "--detach", "--no-checkout", "--force", "--force")
+    git("worktree", "add", *words, folder, start, cwd=root)
+    write(find("orchestrate-new"), "")
+    write(find("orchestrate"), "" if has_branch() else branch)
+
+
+def has_branch():
+    return not git("rev-parse", "--verify", "--quiet", "refs/heads/" + branch, most=1).returncode
+
+
+def fill():
+    new, index = find("orchestrate-new"), find("index")
+    if os.path.exists(index + ".lock"):
+        os.remove(index + ".lock")
+    if os.path.exists(new) and not os.path.getsize(new):
+        words = [branch] if has_branch() else ["--no-track", "-b", branch, start]
+        # That no other worktree has the branch was seen before: git counts those that are gone.
+        git("checkout", "--quiet", "--force", "--ignore-other-worktrees", *words, "--")
+        if given["lacking"]:  # else git asks their program about each file that is as young as its index
+            time.sleep(1.1)
+            git("update-index", "--refresh", "--force-write-index")
+        write(new, "filled")
+    elif not os.path.exists(index):
+        git("reset", "--quiet")
+    if given["forward"]:  # not where that would lose something
+        git("merge", "--quiet", "--ff-only", "--no-overwrite-ignore", given["forward"], most=128)
+    if os.path.exists(new):
+        if given["include"]:
+            include(given["top"])
+        set_up(given["setup"])
+        os.remove(new)
+
+
+def include(top):
+    words = ("ls-files", "-z", "--others", "--ignored", "--exclude-per-directory=.worktreeinclude")
+    found = git(*words, cwd=top).stdout  # also what git does not ignore
+    names = git("check-ignore", "-z", "--stdin", cwd=top, most=1, text=found).stdout if found else b""
+    for name in map(os.fsdecode, names.split(b"\\0")[:-1]):
+        parts = "/%s/" % name
+        own = ("/.copilot/", "/.claude/orchestrator/", "/.claude/worktrees/")
+        if not name.endswith("/") and not any(words in parts for words in own):
+            copy(os.path.join(top, name), os.path.join(folder, name))
+
+
+def copy(source, target):
+    if os.path.lexists(target) and os.lstat(target).st_mode & 0o777 != HALF:
+        return
+    home = os.path.realpath(os.path.dirname(target))
+    if os.path.relpath(home, folder).split(os.sep)[0] == os.pardir:
+        return  # a link of the branch leads out of it
+    os.makedirs(home, exist_ok=True)
+    try:
+        if os.path.islink(source):
+            os.symlink(os.readlink(source), target)
+            return
+        with open(source, "rb") as there, open(os.open(target, os.O_WRONLY | os.O_CREAT, HALF), "wb") as here:
+            here.truncate()
+            shutil.copyfileobj(there, here, 1 << 20)
+        shutil.copystat(source, target)
+    except FileNotFoundError:
+        tell("%s has vanished, and is not copied" % source)
+
+
+def set_up(command):
+    if not command:
+        return
+    tell("Set-up: " + command)
+    begin = time.monotonic()
+    child = subprocess.Popen(["/bin/sh", "-c", command], cwd=folder, stdin=subprocess.DEVNULL)
+    try:
+        code = child.wait(given["setup_timeout"])
+    except subprocess.TimeoutExpired:
+        tell("the set-up took longer than %s s" % given["setup_timeout"], "set-up")
+    if code:
+        tell("the set-up failed with exit code %s" % code, "set-up")
+    tell("Set-up done in %.0fs" % (time.monotonic() - begin))
+
+
+try:
+    make()
+    fill()
+    os.makedirs(given["place"], exist_ok=True)
+    os.chdir(given["place"])
+    os.environ["PWD"] = given["place"]
+except OSError as error:
+    tell("the worktree can't be made ready: %s" % error, "git")
+try:
+    os.execvp(sys.argv[2], sys.argv[2:])
+except OSError as error:
+    print("%s: %s" % (sys.argv[2], error.strerror), flush=True)
+    sys.exit(127 if isinstance(error, FileNotFoundError) else 126)
 """
-ALARM = f"import os, signal, sys; signal.alarm({CHECKOUT_TIMEOUT}); os.execvp(sys.argv[1], sys.argv[1:])"
 
 # `check-streams` and `watch-status`, which differ in what they show and in how they ask for it.
 WRAPPER = """\
@@ -332,6 +479,12 @@ WORKER_RULES = """
 - Other streams may be at work beside you: what is not yours is theirs
 - Never run git clean -x, never git stash: they take what others need
 """
+
+# What git ignores at the top of a project and nobody misses in a worktree: it is made by what runs there.
+DROPPINGS = (
+    r"__pycache__/|\..*cache/?|.*\.(log|pyc|tmp|swp|egg-info/?)|\.coverage.*|(dist|build|out|target|coverage|logs?|tmp)/"
+    r"|\.(DS_Store|idea/|vscode/|next/|nuxt/|git/|claude/|copilot/|archive/|worktreeinclude|hypothesis/|tox/|nox/)"
+)
 
 # ── 2. Model ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -631,9 +784,10 @@ class Worker(NamedTuple):
 class Branch(NamedTuple):
     """A branch of a stream, seen from the project's HEAD.
 
-    `ahead` counts its commits that HEAD lacks, `files` are what they change. `worktree` is the folder that it is
-    checked out in, empty where there is none, `uncommitted` are the files there that no commit has. `instead_of` is the
-    stream's own branch, where its worktree was left on another one, or on a commit.
+    `ahead` counts its commits that HEAD lacks, `files` what they change; `nested` are repositories that they add, whose
+    files are in no commit. `worktree` is the folder that it is checked out in, empty where there is none, `uncommitted`
+    are the files there that no commit has. `instead_of` is the stream's own branch, where its worktree was left on
+    another one, or on a commit. `unknown` says why git could not tell the most of this.
     """
 
     name: str
@@ -643,12 +797,17 @@ class Branch(NamedTuple):
     uncommitted: tuple[str, ...] = ()
     instead_of: str = ""
     ahead: int = 0
-    files: tuple[str, ...] = ()
+    files: int = 0
+    nested: tuple[str, ...] = ()
+    unknown: str = ""
 
     @property
     def summary(self) -> str:
-        work = f"{format_count(self.ahead, 'commit')} to merge, {format_count(len(self.files), 'file')} changed"
+        if self.unknown:
+            return f"what it holds is not known: {self.unknown}"
+        work = f"{format_count(self.ahead, 'commit')} to merge, {format_count(self.files, 'file')} changed"
         words = [work if self.ahead else "nothing to merge"]
+        words += [f"of repositories in it no file: {format_names(self.nested)}"] if self.nested else []
         words += [f"{format_count(len(self.uncommitted), 'file')} uncommitted"] if self.uncommitted else []
         words += [f"used instead of {visible(self.instead_of)}"] if self.instead_of else []
         return ", ".join(words)
@@ -704,7 +863,8 @@ class Record(NamedTuple):
     about to be started, and nobody knows whether it was. `tries` are the workers in a row that ended by `cause` and
     spent no restart; `paid_outages` those since the last completed task that the API left after paid work, `credited`
     those whose new commits counted as progress. `commits` are all that its workers made in this run, `head` is where
-    the last one began. Until `pause_ends`, in seconds since the epoch, the limit of its subagents' model is hit.
+    the last one began. `number` is the stream's own, by which it has its ports. Until `pause_ends`, in seconds since
+    the epoch, the limit of its subagents' model is hit.
     """
 
     attempts: int = 0
@@ -725,6 +885,7 @@ class Record(NamedTuple):
     budget: float = 0.0
     folder: str = ""
     head: str = ""
+    number: int = -1
     is_starting: bool = False
     retry_at: float = 0.0
     failure: str = ""
@@ -764,7 +925,9 @@ class History(NamedTuple):
     No worker starts before `pause_ends`, in seconds since the epoch: a reset is a time of the wall clock. `paused_at`
     is in monotonic seconds; `limit_hits` are pauses in a row, however many workers hit the limit. `has_executed` and
     `has_answer` say that a worker of this run could be executed, and that the API has answered one. `spent` is in US
-    dollars, of the workers that have ended.
+    dollars, of the workers that have ended. `said` are the warnings of this run. `seen` is what differed from HEAD in
+    the project's own folder when somebody last looked, None where nobody could; `strays` are what was changed there
+    while parallel streams worked in their worktrees, with the streams that may have done it.
     """
 
     records: Mapping[str, Record] = {}
@@ -779,6 +942,9 @@ class History(NamedTuple):
     has_executed: bool = False
     has_answer: bool = False
     spent: float = 0.0
+    said: frozenset[str] = frozenset()
+    seen: Mapping[str, Any] | None = None
+    strays: Mapping[str, Sequence[str]] = {}
 
     def record(self, stream_id: str) -> Record:
         return self.records.get(stream_id, _NO_RECORD)
@@ -805,17 +971,23 @@ class History(NamedTuple):
             )
         if kind == "run_waiting":
             return self._replace(waiting=str(event["reason"]))
+        if kind in ("warning", "overage"):
+            return self._replace(said=self.said | {str(event["about" if "about" in event else _TELLS[kind]])})
+        if kind == "root_seen":
+            strays = {str(name): tuple(map(str, event["streams"])) for name in event["files"]}
+            return self._replace(seen=dict(event["seen"]), strays={**self.strays, **strays})
         return self._replace(outcome=str(event["reason"]), waiting="") if kind == "run_ended" else self
 
 
 _NO_RECORD = Record()
+_TELLS = {"warning": "message", "overage": "reason"}  # what an event says that is said once in a run
 
 # What an event changes in the record of its stream: first the fields that take over the event's fact of the same name
 # (`pid`) or of another one (`stopping=why`: the record's `stopping` is the event's `why`), then those that it sets.
 _RECORD_CHANGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "worker_starting": ("started_at=clock raw_start budget", {"is_starting": True, "pid": 0, "run": ""}),
     "worker_started": (
-        "attempts=attempt pid run started_at=clock raw_start budget folder head",
+        "attempts=attempt pid run started_at=clock raw_start budget folder head number",
         {"is_starting": False, "retry_at": 0.0, "stopping": None},
     ),
     "worker_adopted": ("pid run", {"is_starting": False}),
@@ -840,7 +1012,7 @@ _RECORD_CHANGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         },
     ),
 }
-_LATER_FACTS = ("budget", "folder", "head", "cause", "tries")  # the journal of an older version may lack them
+_LATER_FACTS = ("budget", "folder", "head", "number", "cause", "tries")  # the journal of an older version may lack them
 _BY_NAME: Mapping[str, Any] = {"stopping": StopReason, "state": StreamState, "cause": Cause}
 
 
@@ -889,7 +1061,9 @@ def _after_end(history: History, before: Record, event: Event) -> History:
     )
 
 
-_KEPT = "attempts pid run started_at raw_start budget folder head is_starting last_ending"  # of a record, at a start
+_KEPT = (
+    "attempts pid run started_at raw_start budget folder head number is_starting last_ending"  # of a record, at a start
+)
 
 
 def _begin_run(history: History, event: Event) -> History:
@@ -917,6 +1091,9 @@ def _begin_run(history: History, event: Event) -> History:
         has_executed=history.has_executed and not is_over,
         has_answer=history.has_answer and not is_over,
         spent=0.0 if is_over else history.spent,
+        said=frozenset() if is_over else history.said,
+        seen=None if is_over else history.seen,
+        strays={} if is_over else history.strays,
     )
 
 
@@ -1032,6 +1209,17 @@ class Project:
         self.pids = self.folder / "pids"
         self.logs = self.folder / "logs"
         self.positions = self.logs / ".rendered.json"  # how far the logs are rendered, in bytes by file name
+
+    @property
+    def identity(self) -> str:
+        """Device and inode of its folder, whatever that is called. Raises OSError."""
+        status = self.root.stat()
+        return f"{status.st_dev}:{status.st_ino}"
+
+    def find_port(self, number: int) -> int:
+        """Return the first of the ten ports of the stream with this number: no other one of the project has them."""
+        begin = zlib.crc32(self.identity.encode()) % (len(PORTS) // PORT_BLOCK) * PORT_BLOCK
+        return PORTS[(begin + number) % len(PORTS)]
 
     def file(self, stream_id: str, suffix: str) -> Path:
         """Return a file of a stream's: `.pid`, `.stop` (the user stopped it), `.log` (for people), `.jsonl` (raw)."""
@@ -2099,6 +2287,8 @@ def format_output(event: Event, folder: str) -> list[str]:
         lines = [f"  permission denied: {tool}" for tool in tools]
     elif kind == "system":
         lines = [f"  {visible(line)}" for line in _format_system(event)]
+    elif kind == "orchestrator":  # our own, of what prepares its worktree
+        lines = [visible(str(event.get("text")))]
     return [f"  {line}" for line in lines] if event.get("parent_tool_use_id") else lines  # a subagent's
 
 
@@ -2164,15 +2354,19 @@ class Transcript:
     It reads from `start`, where the worker's output begins, and hands what stands from `position` on, as lines for
     people, to `write`. `words` is the last line that was no event: an error message, often enough. `signs` counts the
     signs of life: the heartbeat that claude prints while a tool runs is none, it would hide a tool that hangs.
-    `is_done` says that its last result is printed, `background` which kinds of things run beside it.
+    `is_done` says that its last result is printed, `background` which kinds of things run beside it; `outside` are its
+    latest tool calls that name something below `root` and not in the worker's own folder.
     """
 
     # What 2.1.332 says when its patience with what runs in the background is at an end: in text mode all that there is.
     _STOPPING = re.compile(r"Background tasks still running (\w+) after the last turn \((.{1,200})\); stopping them")
 
-    def __init__(self, raw: Path, write: Callable[[Sequence[str]], object], start: int, position: int) -> None:
+    def __init__(
+        self, raw: Path, write: Callable[[Sequence[str]], object], start: int, position: int, root: str = ""
+    ) -> None:
         self._tail = Tail(raw, start)
         self._write = write
+        self._root = root
         self.position = max(start, position)
         self.signs = 0
         self.words = ""
@@ -2194,6 +2388,8 @@ class Transcript:
         self._result: Event = {}
         self._rejection: Event = {}
         self._is_rejected = False
+        self._unprepared: Ending | None = None  # why it did not come to be claude
+        self.outside: list[str] = []
 
     @property
     def is_done(self) -> bool:
@@ -2216,6 +2412,8 @@ class Transcript:
     def read_ending(self, code: int | None, wall: float) -> Ending:
         """Return how the worker ended, from its exit code and what it last said of itself; and let go of its output."""
         self.finish()
+        if self._unprepared is not None:
+            return self._unprepared
         result = self._result
         errors = result.get("errors")
         errors = map(str, errors if isinstance(errors, list) else ())
@@ -2256,8 +2454,8 @@ class Transcript:
             if stopping:
                 self._stopped = [_read_words(f"it stopped its background {stopping[2]} after {stopping[1]}", 200)]
         else:
-            self.words = ""  # no longer the last line
             self._heed(event)
+            self.words = ""  # no longer the last line
         lines = [text] if event is None else [*format_output(event, self._folder), *self._heed_task(event)]
         self.activity = next(filter(None, map(str.strip, reversed(lines))), self.activity)
         if end <= self.position:
@@ -2285,12 +2483,20 @@ class Transcript:
             self._is_rejected = self._is_rejected and not (is_subagents and kind == "rate_limit")  # it was that one's
         elif event["type"] == "rate_limit_event":
             self._heed_limit(_read_dict(event, "rate_limit_info"))
+        elif event["type"] == "orchestrator" and event.get("failed"):
+            is_final = event["failed"] == "git" and not GitError(str(event.get("text"))).is_passing
+            last = self.words if event["failed"] == "set-up" else ""
+            words = _read_words(": ".join(filter(None, [str(event.get("text")), last])), 500)
+            self._unprepared = Ending(None, words, Cause.FINAL if is_final else Cause.OTHER)
 
     def _heed_task(self, event: Event) -> list[str]:
         """Take note of what runs in the background, and of what the CLI ends there; return what the log says of it."""
         subtype, task_id, tasks = event.get("subtype"), str(event.get("task_id")), event.get("tasks")
         if event["type"] == "assistant":
             for block in _read_items(_read_dict(event, "message").get("content")):
+                call = str(_read_dict(block, "input"))[:WORDS_LENGTH]
+                if self._root and self._root in call.replace(self._folder or self._root, ""):
+                    self.outside = [*self.outside, call][-ITEMS_AT_MOST:]
                 if _read_dict(block, "input").get("run_in_background") and len(self._calls) < ITEMS_AT_MOST:
                     self._calls.add(str(block.get("id")))
         elif subtype == "background_tasks_changed" and isinstance(tasks, list):
@@ -2539,7 +2745,7 @@ def run_bounded(
                     return child.returncode, out.decode("utf-8", "surrogateescape"), err.decode("utf-8", "replace")
                 if is_interrupted():
                     raise TimeoutError("was interrupted")
-            raise TimeoutError(f"took longer than {timeout:.0f} s")
+            raise TimeoutError(f"took longer than {max(timeout, 1):.0f} s")
         finally:
             for signum in (signal.SIGTERM, signal.SIGKILL):
                 if child.poll() is None:
@@ -2555,15 +2761,15 @@ class Command(NamedTuple):
     words: tuple[str, ...] = ("claude",)
     output_format: str = "stream-json"
 
-    def argv(self, prompt: str, budget: float = 0.0, mcp_config: str = "") -> list[str]:
-        """Return the whole command; the budget is in US dollars, 0 for none, and `mcp_config` a file, empty for none.
+    def argv(self, prompt: str, budget: float = 0.0, options: Sequence[str] = ()) -> list[str]:
+        """Return the whole command; the budget is in US dollars, 0 for none.
 
         `-p PROMPT` stays last: an option with several values would swallow the prompt.
         """
         form = ["--output-format", self.output_format, "--verbose"] if self.output_format != "text" else []
         limit = ["--max-budget-usd", f"{int(budget * 100) / 100:.2f}"] if budget else []
-        servers = ["--mcp-config", mcp_config] if mcp_config else []
-        return [*self.words, *WORKER_FLAGS, *form, *limit, *servers, "-p", prompt]
+        options = () if "--settings" in options and "--settings" in self.words else options
+        return [*self.words, *WORKER_FLAGS, *form, *limit, *options, "-p", prompt]
 
     def find(self, environ: Mapping[str, str]) -> str:
         """Return the path of its program. Raises OrchestrateError where this user can't execute it."""
@@ -2655,17 +2861,33 @@ _PASSING_WORDS = (
 
 
 class Git(NamedTuple):
-    """git in one folder. It asks nobody and runs no hook, and it ends when `is_interrupted` says so."""
+    """git in one folder. It asks nobody and runs no hook, and it ends when `is_interrupted` says so.
+
+    A command may take `timeout` seconds, and all of them until `deadline`, in monotonic seconds. `options` stand before
+    each command.
+    """
 
     root: Path
     is_interrupted: Callable[[], bool] = lambda: False
+    timeout: float = GIT_TIMEOUT
+    deadline: float = NEVER
+    options: tuple[str, ...] = ()
 
-    def run(
-        self, *words: str, timeout: float = GIT_TIMEOUT, most: int = 0, variables: Mapping[str, str] | None = None
-    ) -> str:
-        environ = {**keep_variables(os.environ), **GIT_VARIABLES, **(variables or {})}
+    def hurry(self) -> Git:
+        """Return it for questions that serve a warning or a display alone: they hold nobody up."""
+        return self._replace(timeout=ADVICE_TIMEOUT, deadline=time.monotonic() + 2 * ADVICE_TIMEOUT)
+
+    def wait(self) -> Git:
+        """Return it for what may take long where a person waits for it, or a working tree is written."""
+        return self._replace(timeout=CHECKOUT_TIMEOUT)
+
+    def run(self, *words: str, most: int = 0) -> str:
+        environ = {**keep_variables(os.environ), **GIT_VARIABLES}
+        timeout = min(self.timeout, self.deadline - time.monotonic())
         try:
-            code, out, err = run_bounded([*GIT, *words], timeout, environ, self.root, self.is_interrupted)
+            code, out, err = run_bounded(
+                [*GIT, *self.options, *words], timeout, environ, self.root, self.is_interrupted
+            )
         except TimeoutError as error:
             raise GitError(f"git {words[0]} {error}", is_passing=True) from error
         except OSError as error:
@@ -2683,17 +2905,58 @@ class Git(NamedTuple):
         return self.run(*words).split("\0")[:-1]
 
 
+class Worktree(NamedTuple):
+    """A working tree that git has registered; `branch` is empty where none is checked out in it."""
+
+    folder: Path
+    head: str = ""
+    branch: str = ""
+    lock: str | None = None  # why it is locked; None where it is not
+
+    @property
+    def is_there(self) -> bool:
+        return (self.folder / ".git").exists()
+
+    @property
+    def is_locked(self) -> bool:
+        return self.lock not in (None, "initializing")  # that is git's own, of an add that was killed
+
+    @property
+    def state(self) -> Path:
+        """git's own folder for it. `orchestrate` lies there where we have made it: see PREPARE."""
+        link = self.folder / ".git"
+        return self.folder / (link.read_text()[len("gitdir: ") :].rstrip("\n") if link.is_file() else link)
+
+    @property
+    def mark(self) -> Path:
+        return self.state / "orchestrate"
+
+    @property
+    def is_unfilled(self) -> bool:
+        """Whether it holds nothing yet but what git puts there: its maker was killed, or is at work."""
+        if not self.is_there:
+            return self.lock == "initializing" and self.folder.is_dir() and not any(self.folder.iterdir())
+        new = self.state / "orchestrate-new"
+        is_empty = len(list(self.folder.iterdir())) == 1 and not (self.state / "index").exists()
+        return is_empty or (new.exists() and not new.read_text())
+
+
 class Repository(NamedTuple):
     """The git repository of a project, as it stands now.
 
     `head` is the commit that streams branch from, `branch` the branch that is checked out, empty where none is;
-    `prefix` leads from the top of the working tree to the project. `obstacle` says why there can be no worktrees.
+    `prefix` leads from the top of the working tree to the project. `branches` are the commits of all branches, by their
+    full names, `worktrees` all working trees by their folders; `lacking` are the programs of required filters that are
+    not there, by filter: git does without them then. `obstacle` says why there can be no worktrees.
     """
 
     git: Git
     prefix: str = ""
     head: str = ""
     branch: str = ""
+    branches: Mapping[str, str] = {}
+    worktrees: Mapping[Path, Worktree] = {}
+    lacking: Mapping[str, str] = {}
     obstacle: str = ""
 
     @property
@@ -2704,13 +2967,22 @@ class Repository(NamedTuple):
     def top(self) -> Path:
         return self.git.root.joinpath(*[".." for _ in Path(self.prefix).parts]).resolve()
 
+    def find_ref(self, branch: str) -> str:
+        """Return the full name of a branch, also of one that only a remote has; empty where there is none."""
+        remote = [ref for ref in self.branches if ref.startswith("refs/remotes/") and ref.split("/", 3)[3:] == [branch]]
+        own = f"refs/heads/{branch}"
+        return own if own in self.branches else next(iter(sorted(remote, key=lambda r: "/origin/" not in r)), "")
+
 
 # One question, four answers; the last two are missing where there is no commit yet.
 _REPOSITORY = ("--is-inside-work-tree", "--show-prefix", "--revs-only", "HEAD^{commit}", "--symbolic-full-name", "HEAD")
 
 
-def read_repository(git: Git) -> Repository:
-    """Return the repository that a project lies in. Raises GitError, OrchestrateError."""
+def read_repository(git: Git, folders: Iterable[Path] = ()) -> Repository:
+    """Return the repository that a project lies in; worktrees in these folders are found though they were moved.
+
+    Raises GitError, OrchestrateError.
+    """
     if not any((folder / ".git").exists() for folder in (git.root, *git.root.parents)):
         return Repository(git, obstacle="it lies in no git repository")
     try:
@@ -2719,6 +2991,10 @@ def read_repository(git: Git) -> Repository:
         if "not a git repository" not in str(error):
             raise
         return Repository(git, obstacle=str(error))
+    lacking = read_lacking(git)
+    for name in lacking:
+        off = (f"filter.{name}.required=false", *(f"filter.{name}.{what}=" for what in ("smudge", "clean", "process")))
+        git = git._replace(options=(*git.options, *(word for setting in off for word in ("-c", setting))))
     branch = ref[len("refs/heads/") :] if ref.startswith("refs/heads/") else ""
     obstacle = ""
     if inside != "true":
@@ -2727,34 +3003,29 @@ def read_repository(git: Git) -> Repository:
         obstacle = "its git repository has no commit yet"
     elif prefix and not git.run("ls-tree", head):
         obstacle = "the last commit of its git repository has nothing of this folder"
-    return Repository(git, prefix, head, branch, obstacle)
+    if obstacle:
+        return Repository(git, prefix, head, branch, obstacle=obstacle)
+    lines = git.run("for-each-ref", "--format=%(refname) %(objectname)", "refs/heads", "refs/remotes").splitlines()
+    worktrees = read_worktrees(git)
+    moved = [folder for folder in folders if folder not in worktrees and (folder / ".git").is_file()]
+    if moved:
+        git.run("worktree", "repair", *map(str, moved))
+        worktrees = read_worktrees(git)
+    return Repository(git, prefix, head, branch, dict(line.split(" ") for line in lines), worktrees, lacking)
 
 
-class Worktree(NamedTuple):
-    """A working tree that git has registered; `branch` is empty where none is checked out in it."""
-
-    folder: Path
-    head: str
-    branch: str = ""
-    is_locked: bool = False
-
-    @property
-    def is_there(self) -> bool:
-        return (self.folder / ".git").exists()
-
-    @property
-    def mark(self) -> Path:
-        """A file in git's own folder for it, where the orchestrator has made it: its branch, if it made that too.
-
-        While it is not filled yet, `orchestrate-new` lies beside it.
-        """
-        link = self.folder / ".git"
-        admin = link.read_text(encoding="utf-8")[len("gitdir: ") :].rstrip("\n") if link.is_file() else link
-        return self.folder / admin / "orchestrate"
-
-    @property
-    def is_new(self) -> bool:
-        return self.mark.with_name("orchestrate-new").exists()
+def read_lacking(git: Git) -> dict[str, str]:
+    """Return the programs of git's required filters that are not there, by filter. Raises GitError."""
+    words = ("config", "-z", "--get-regexp", r"^filter\..*\.(required|smudge|process)$")
+    settings = dict(line.partition("\n")[::2] for line in git.run(*words, most=1).split("\0")[:-1])
+    lacking = {}
+    for key, command in settings.items():
+        name, _, what = key[len("filter.") :].rpartition(".")
+        program = " ".join(command.split()[:1])
+        is_required = settings.get(f"filter.{name}.required", "false").lower() in ("", "true", "yes", "on", "1")
+        if is_required and what != "required" and program and shutil.which(program) is None:
+            lacking[name] = program
+    return lacking
 
 
 def read_worktrees(git: Git) -> dict[Path, Worktree]:
@@ -2768,8 +3039,7 @@ def read_worktrees(git: Git) -> dict[Path, Worktree]:
         facts = dict(line.partition(" ")[::2] for line in block.split("\0"))
         if "worktree" in facts:
             folder, branch = Path(facts["worktree"]), facts.get("branch", "").replace("refs/heads/", "", 1)
-            is_locked = facts.get("locked", "initializing") != "initializing"  # git's own, of an add that was killed
-            found[folder] = Worktree(folder, facts.get("HEAD", ""), branch, is_locked)
+            found[folder] = Worktree(folder, facts.get("HEAD", ""), branch, facts.get("locked"))
     return found
 
 
@@ -2787,51 +3057,143 @@ def name_branch(stream_id: str) -> str:
     return f"stream/{shorten_name(safe, '%')}"
 
 
-class Workplace(NamedTuple):
-    """Where a worker works.
+Problem = Tuple[str, str]  # what is wrong, and what to do about it
 
-    `worktree` is the top of its working tree, None where that is the project's own; `base` is the commit that it
-    begins at, or its branch where that has commits already, and `head` the commit in any case. `elsewhere` is what it
-    was left on where that is not `branch`, `missing` are claude's files that it lacks, `mcp_config` is the project's
-    where it is one of these. `lines` tell the worker about all this, `warnings` a person.
+
+def look_ahead(
+    project: Project, git: Git, streams: Iterable[Stream], folders: Mapping[str, str], setup: str
+) -> tuple[Repository, list[Problem]]:
+    """Return a project's repository and what to warn of before these streams are worked on.
+
+    `folders` are where their last workers have worked. Raises OrchestrateError where one can have no worktree, or git
+    refuses; a git that only hangs is warned of: it may pass.
+    """
+    parallel = [stream for stream in streams if stream.phase is Phase.PARALLEL]
+    try:
+        repository = read_repository(git, [name_worktree(project, stream)[0] for stream in parallel])
+        if repository.obstacle or not parallel:
+            return repository, []
+        refused: dict[Problem, list[str]] = {}
+        for stream in parallel:
+            problem = find_refusal(project, repository, stream, folders.get(stream.id, ""))
+            if problem is not None:
+                refused.setdefault(problem, []).append(visible(stream.id))
+        if refused:
+            words = [f"{', '.join(names)}: {what}" for (what, _), names in refused.items()]
+            raise OrchestrateError("\n        ".join(words), "\n".join(dict.fromkeys(way for _, way in refused)))
+        return repository, find_warnings(project, repository, parallel, setup)
+    except GitError as error:
+        if error.is_passing:
+            return Repository(git), [(f"git can't be asked: {error}", "Look why: git status")]
+        owned = re.search(r"dubious ownership in repository at '(.*)'", str(error))
+        way = f"git config --global --add safe.directory {shlex.quote(owned[1])}" if owned else "git status"
+        raise OrchestrateError(str(error), f"Run: {way}") from error
+
+
+def find_refusal(project: Project, repository: Repository, stream: Stream, last_folder: str) -> Problem | None:
+    """Return why a stream can have no worktree; `last_folder` is where its last worker has worked. Raises GitError."""
+    root, trees, (folder, branch) = repository.git.root, repository.worktrees, name_worktree(project, stream)
+    here = trees.get(folder)
+    is_there = here is not None and here.is_there
+    check = ("check-ref-format", "--branch", branch)
+    is_odd = stream.branch_name and repository.git.run(*check, most=128)[:-1] != branch
+    is_odd = is_odd or stream.branch_name in ("@", "HEAD")
+    others = [tree for f, tree in trees.items() if f != folder and (tree.is_there or tree.is_locked)]
+    own = (next(iter(trees)), root, *root.parents)
+    holder = next((str(tree.folder) for tree in others if tree.branch == branch), "")
+    outer = next((str(tree.folder) for tree in others if tree.folder in folder.parents and tree.folder not in own), "")
+    known = [ref[len("refs/heads/") :] for ref in repository.branches if ref.startswith("refs/heads/")]
+    rival = next((name for name in known if branch.startswith(f"{name}/") or name.startswith(f"{branch}/")), "")
+    is_filled = os.path.lexists(folder) and not is_there and (not folder.is_dir() or any(folder.iterdir()))
+    is_elsewhere = here is not None and is_there and here.branch != branch and not here.is_unfilled
+    is_elsewhere = is_elsewhere and last_folder != str(folder / repository.prefix)
+    on = f"branch {here.branch}" if here and here.branch else "no branch"
+    at, rest = shlex.quote(str(folder)), shlex.quote(f"{rival.replace('/', '-')}-old")
+    correct, away = "Correct the worktreePath or the branchName.", f"Look at what it holds: mv {at} {at}.old"
+    back = f"Bring it back: git -C {at} switch {shlex.quote(branch)}"
+    problems = [
+        (is_odd, f"{branch!r} is no name for a branch", correct),
+        (folder == root or folder in root.parents, f"the project itself lies in {folder}", correct),
+        (".git" in folder.parts, f"{folder} can be no worktree", correct),
+        (rival, f"branch {rival} is in the way of {branch}", f"Rename it: git branch -m {shlex.quote(rival)} {rest}"),
+        (holder, f"branch {branch} is checked out in {holder}", f"git -C {shlex.quote(holder)} switch --detach"),
+        (outer and here is None, f"{folder} lies in the worktree {outer}", correct),
+        (is_filled and here is None, f"{folder} is no worktree of this repository", away),
+        (is_filled, f"{folder} is a worktree that has lost its .git", away),
+        (
+            here is not None and here.is_locked and not is_there,
+            f"the worktree {folder} is locked, and is not there",
+            f"Mount it, or: git worktree unlock {at}",
+        ),
+        (is_elsewhere, f"the worktree {folder} is on {on}, not on {branch}", back),
+    ]
+    return next(((what, way) for is_so, what, way in problems if is_so), None)
+
+
+# What lies in git's own folder of a working tree while a command has stopped in its middle.
+_BEGUN = {"rebase-merge": "rebase", "rebase-apply": "rebase", "MERGE_HEAD": "merge", "BISECT_LOG": "bisect"}
+_BEGUN.update({"CHERRY_PICK_HEAD": "cherry-pick", "REVERT_HEAD": "revert"})
+
+
+def find_warnings(project: Project, repository: Repository, streams: Iterable[Stream], setup: str) -> list[Problem]:
+    """Return what may go wrong in the worktrees of these streams, and stops none of them."""
+    head, git = repository.head[:10], repository.git
+    state = Worktree(repository.top).state
+    begun = next((word for name, word in _BEGUN.items() if (state / name).exists()), "")
+    end = f"git {begun} {'reset' if begun == 'bisect' else '--continue'}"
+    problems = []
+    if begun:
+        problems.append(
+            (f"A {begun} is in progress here, and the streams branch from its middle ({head})", f"End it: {end}")
+        )
+    elif not repository.branch:
+        problems.append((f"HEAD is detached at {head}: there is no branch to merge into", "git switch BRANCH"))
+    for stream in streams:
+        branch = name_worktree(project, stream)[1]
+        ref = repository.find_ref(branch)
+        if ref.startswith("refs/remotes/"):
+            what = f"{visible(stream.id)} goes on from {ref[len('refs/remotes/') :]}: its branch is only there"
+            problems.append((what, f"To begin anew, name another one: branchName, not {branch}"))
+    if repository.lacking:
+        # Only where files of the commit need it. It is asked for a warning: a slow git is no reason to wait.
+        words = ("grep", "-h", "-o", "-E", "filter=[^ ]+", repository.head, "--", ".gitattributes", "**/.gitattributes")
+        with contextlib.suppress(GitError):
+            used = set(git.hurry().run(*words, most=1).split())
+            for name, program in repository.lacking.items():
+                if f"filter={name}" in used:
+                    what = f"{program} is missing: of what its filter {name} keeps, the worktrees have pointers"
+                    problems.append((what, f"Install {program}"))
+    return problems + find_setup(project, git, setup)[1]
+
+
+def find_setup(project: Project, git: Git, given: str) -> tuple[str, list[Problem]]:
+    """Return the shell command that prepares a new worktree, empty for none, and why the project's own is not run."""
+    path = project.root / ".claude" / "orchestrator-setup"
+    if given or not path.is_file():
+        return given, []
+    way = f"chmod +x {shlex.quote(str(path))}"
+    if os.access(path, os.X_OK):
+        # What anybody can put there unseen is not run.
+        if git.find("ls-files", "-z", "--", str(path)):
+            return shlex.quote(str(path)), []
+        way = f"git add --force {shlex.quote(str(path))}"
+    return "", [(f"{path} is not {'tracked by git' if 'add' in way else 'executable'}, and not run", way)]
+
+
+class Workplace(NamedTuple):
+    """Where a worker works, and the commit that it begins at.
+
+    `preparation` is what makes a worktree ready for it: see PREPARE; empty where it works in the project's own folder.
+    `options` are claude's, for what the worktree lacks; `lines` tell the worker of it, `warnings` a person.
     """
 
     folder: Path
     branch: str = ""
-    worktree: Path | None = None
-    base: str = ""
     head: str = ""
-    elsewhere: str = ""
-    missing: tuple[str, ...] = ()
-    mcp_config: str = ""
+    preparation: Mapping[str, Any] = {}
+    options: tuple[str, ...] = ()
     lines: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-
-
-def open_workplace(
-    project: Project, git: Git, stream: Stream, streams: Sequence[Stream], last_folder: str
-) -> Workplace:
-    """Return where a stream's worker works: a parallel one in a worktree of its own, made where it is missing.
-
-    `streams` are all there are; `last_folder` is where the last worker of this one has worked. Raises GitError;
-    OrchestrateError where a person has to look.
-    """
-    is_parallel = stream.phase is Phase.PARALLEL
-    try:
-        repository = read_repository(git)
-    except (GitError, OrchestrateError) as error:
-        if is_parallel:
-            raise
-        return Workplace(project.root, warnings=(f"git can't be asked: {error}",))
-    if repository.obstacle:
-        return share_workplace(project, stream, repository.obstacle)
-    place = Workplace(project.root, repository.place, head=repository.head)
-    if is_parallel:
-        place = _open_worktree(project, repository, stream, last_folder)
-    needed = [s for s in streams if s.id in stream.dependencies] if is_parallel else streams
-    has_others = is_parallel or stream.phase is Phase.INTEGRATION
-    branches = read_branches(project, repository, needed) if has_others else ()
-    return place._replace(lines=tuple(_format_place(place, project, repository, branches)))
 
 
 def share_workplace(project: Project, stream: Stream, reason: str) -> Workplace:
@@ -2839,78 +3201,99 @@ def share_workplace(project: Project, stream: Stream, reason: str) -> Workplace:
     return Workplace(project.root, warnings=(warning,) if stream.phase is Phase.PARALLEL else ())
 
 
-def _open_worktree(project: Project, repository: Repository, stream: Stream, last_folder: str) -> Workplace:
+def plan_worktree(
+    project: Project, repository: Repository, stream: Stream, last_folder: str, setup: str, ignored: Sequence[str]
+) -> Workplace:
+    """Return the worktree of a parallel stream, which its launcher makes, fills and brings forward.
+
+    `ignored` are the names that git ignores in the project's folder. Raises OrchestrateError where it can't be had.
+    """
+    problem = find_refusal(project, repository, stream, last_folder)
+    if problem is not None:
+        raise OrchestrateError(*problem)
     git, (folder, branch) = repository.git, name_worktree(project, stream)
-    remedy = "Correct the worktreePath or the branchName of its tasks."
-    if stream.branch_name in ("@", "HEAD") or (
-        stream.branch_name and git.run("check-ref-format", "--branch", branch, most=128).strip() != branch
-    ):
-        raise OrchestrateError(f"{branch!r} is no name for a branch", remedy)
-    if folder == git.root or folder in git.root.parents:
-        raise OrchestrateError(f"the project itself lies in {folder}", remedy)
-    if ".git" in folder.parts:
-        raise OrchestrateError(f"{folder} can be no worktree", remedy)
-    worktrees = read_worktrees(git)
-    if folder not in worktrees and (folder / ".git").is_file():
-        git.run("worktree", "repair", str(folder))  # the project, or the worktree, was moved
-        worktrees = read_worktrees(git)
-    here, ref = worktrees.get(folder), f"refs/heads/{branch}"
-    _check_worktree(git.root, folder, branch, worktrees, is_known=last_folder == str(folder / repository.prefix))
-    own = git.run("rev-parse", "--verify", "--quiet", ref, most=1).strip()
-    is_ahead = own and git.run("rev-list", "--max-count=1", f"{repository.head}..{ref}")
-    base, head = (ref, own) if is_ahead else (repository.head, repository.head)
-    place = Workplace(folder / repository.prefix, branch, folder, base, head)
-    if here is None or not here.is_there:
-        _add_worktree(project, repository, folder, branch, bool(own))
-    elif here.branch != branch:
-        place = place._replace(base="HEAD", head=here.head, elsewhere=here.branch or "no branch")
-    return _equip(place, project, git)
+    here, ref = repository.worktrees.get(folder), repository.find_ref(branch)
+    is_elsewhere = here is not None and here.is_there and here.branch != branch and not here.is_unfilled
+    place = folder / repository.prefix
+    command = find_setup(project, git, setup)[0]
+    preparation = {
+        "git": [*GIT, *git.options],
+        "variables": GIT_VARIABLES,
+        "timeout": CHECKOUT_TIMEOUT,
+        "root": str(project.root),
+        "folder": str(folder),
+        "place": str(place),
+        "top": str(repository.top),
+        "branch": branch,
+        "start": ref or repository.head,
+        "forward": "" if is_elsewhere else repository.head,
+        "hidden": "",
+        "include": has_include(project, repository),
+        "setup": command,
+        "lacking": list(repository.lacking),
+        "setup_timeout": SETUP_TIMEOUT,
+    }
+    if repository.top in folder.parents:  # git must not see it
+        hidden = project.worktrees.resolve() if folder.parent == project.worktrees.resolve() else folder
+        name = f"/{hidden.relative_to(repository.top).as_posix()}/"
+        preparation["hidden"] = re.sub(r"([\\*?\[ ])", r"\\\1", name)
+    lines = [f"- This is a git worktree of {project.root}: other streams work in others at this time"]
+    lines += ["- Change nothing outside of it, commit to this branch, and do not switch to another one"]
+    if is_elsewhere and here is not None:
+        lines += [f"- The last worker left it on {here.branch or 'no branch'}: bring its work to {branch} first"]
+    if (project.root / ".gitmodules").exists():
+        lines += ["- Submodules are empty here; fill those that you need: git submodule update --init"]
+    if repository.lacking:
+        lines += [f"- {format_names(list(repository.lacking.values()))} is missing: files that need it are pointers"]
+    if ignored:
+        unless = ", and not here unless the set-up made it" if command else ", and not here"
+        lines += [f"- Ignored by git{unless}; look in {project.root}: {format_names(ignored, 20)}"]
+    head = repository.branches.get(ref, repository.head)
+    head = here.head if is_elsewhere and here is not None else head
+    return Workplace(place, branch, head, preparation, _find_options(project, git, ref or head, place), tuple(lines))
 
 
-def _check_worktree(root: Path, folder: Path, branch: str, worktrees: Mapping[Path, Worktree], is_known: bool) -> None:
-    here, own = worktrees.get(folder), (next(iter(worktrees)), root, *root.parents)
-    others = [tree for tree in worktrees.values() if tree.folder != folder and (tree.is_there or tree.is_locked)]
-    holder = next((tree for tree in others if tree.branch == branch), None)
-    outer = next((tree for tree in others if tree.folder in folder.parents and tree.folder not in own), None)
-    is_filled = os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir()))
-    if holder is not None:
-        raise OrchestrateError(f"branch {branch} is checked out in {holder.folder}", "Switch to another one there.")
-    if outer is not None and here is None:
-        raise OrchestrateError(f"{folder} lies in the worktree {outer.folder}", "Correct the worktreePath.")
-    if is_filled and (here is None or not here.is_there):
-        what = "is no worktree of this repository" if here is None else "is a worktree that has lost its .git"
-        raise OrchestrateError(f"{folder} {what}", "Look at what it holds, and move it away.")
-    if here is not None and not here.is_there and here.is_locked:
-        raise OrchestrateError(
-            f"the worktree {folder} is locked, and is not there", "git worktree unlock, or mount it."
-        )
-    if here is not None and here.is_there and here.branch != branch and not is_known:
-        is_on = f"on branch {here.branch}" if here.branch else "on no branch"
-        raise OrchestrateError(f"the worktree {folder} is {is_on}, not on {branch}", f"git switch {branch} there.")
+# What claude reads in a project's folder and does not look for in the main working tree, with the option to name it by.
+_CLAUDE_FILES = {".mcp.json": "--mcp-config", ".claude/settings.json": "--settings"}
 
 
-def _add_worktree(project: Project, repository: Repository, folder: Path, branch: str, has_branch: bool) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    start = [str(folder), branch] if has_branch else ["-b", branch, str(folder), repository.head]
-    # Forced, since a worktree that is gone may stand registered here, or with this branch.
-    repository.git.run("worktree", "add", "--quiet", "--no-checkout", "--force", "--force", *start)
-    made = Worktree(folder, repository.head)
-    made.mark.with_name("orchestrate-new").touch()
-    made.mark.write_text("" if has_branch else branch, encoding="utf-8")
-    # git must not see it, where it lies in the project.
-    if folder.parent == project.worktrees.resolve():
-        write_file(folder.parent / ".gitignore", "*\n")
-    elif repository.top in folder.parents:
-        name = re.sub(r"([\\*?\[ ])", r"\\\1", f"/{folder.relative_to(repository.top).as_posix()}/")
-        path = repository.git.root / repository.git.run("rev-parse", "--git-path", "info/exclude").rstrip("\n")
-        path.parent.mkdir(exist_ok=True)
-        if not path.exists() or name not in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-            append_to_file(path, f"{name}\n")
+def _find_options(project: Project, git: Git, commit: str, folder: Path) -> tuple[str, ...]:
+    tracked = git.find("ls-tree", "-r", "-z", "--name-only", commit, "--", *_CLAUDE_FILES)
+    names = [name for name in _CLAUDE_FILES if (project.root / name).is_file() and not (folder / name).exists()]
+    return tuple(word for n in names if n not in tracked for word in (_CLAUDE_FILES[n], str(project.root / n)))
 
 
-def find_unseen(git: Git) -> tuple[str, ...]:
-    files = format_names(read_status(git))
-    return (f"Uncommitted changes: the streams branch from the last commit, without {files}",) if files else ()
+def read_root(project: Project, repository: Repository) -> tuple[dict[str, list[int]], list[str]]:
+    """Return what differs from HEAD in the project's folder, with size and time, and what git ignores at its top.
+
+    What `generate` has put there is no difference. Raises GitError.
+    """
+    command = project.root / ".claude" / "commands" / "orchestration.md"
+    is_ours = command.is_file() and command.read_text(encoding="utf-8", errors="replace") == SLASH_COMMAND
+    own = [f":(exclude){command.relative_to(project.root)}"] if is_ours else []
+    seen, ignored, prefix = {}, [], repository.prefix
+    for line in repository.git.find("status", "--porcelain", "-z", "--no-renames", "--ignored", "--", ".", *own):
+        name = line[3 + len(prefix) :] if line[3:].startswith(prefix) else line[3:]
+        if line.startswith("!!"):
+            ignored += [name] if "/" not in name[:-1] else []
+            continue
+        try:
+            status = (project.root / name).lstat()
+            seen[name] = [status.st_size, status.st_mtime_ns]
+        except OSError:  # deleted
+            seen[name] = []
+    return seen, ignored
+
+
+def has_include(project: Project, repository: Repository) -> bool:
+    return any((folder / ".worktreeinclude").is_file() for folder in (project.root, repository.top))
+
+
+def find_missing_files(git: Git, ignored: Iterable[str]) -> list[str]:
+    """Return what no worktree will have of what git ignores: `.worktreeinclude` does not name it. Raises GitError."""
+    words = ("ls-files", "-z", "--others", "--ignored", "--exclude-per-directory=.worktreeinclude", "--directory")
+    included = git.find(*words)
+    return [name for name in ignored if name not in included and not re.fullmatch(DROPPINGS, name)]
 
 
 def read_status(git: Git, untracked: bool = True) -> tuple[str, ...]:
@@ -2919,92 +3302,75 @@ def read_status(git: Git, untracked: bool = True) -> tuple[str, ...]:
     return tuple(line[3:] for line in git.find("status", "--porcelain", "-z", "--no-renames", *more))
 
 
-# What makes claude what it is in a project; git may be told to ignore it.
-_CLAUDE_FILES = (".mcp.json", ".claude/commands", ".claude/agents", ".claude/skills", ".claude/settings.json")
-
-
-def _equip(place: Workplace, project: Project, git: Git) -> Workplace:
-    """Return a worktree with what its worker lacks there: `.mcp.json` is carried over, the rest is said."""
-    tracked = set(git.find("ls-tree", "-r", "-z", "--name-only", place.base, "--", *_CLAUDE_FILES))
-    found = [
-        path for name in _CLAUDE_FILES for path in [project.root / name, *sorted((project.root / name).rglob("*"))]
-    ]
-    names = [path.relative_to(project.root).as_posix() for path in found if path.is_file()]
-    missing = [name for name in names if name not in tracked and not (place.folder / name).exists()]
-    mcp_config = str(project.root / missing.pop(0)) if missing[:1] == [".mcp.json"] else ""
-    said = (f"The worktrees lack what git does not track: {format_names(missing)}",) if missing else ()
-    return place._replace(mcp_config=mcp_config, missing=tuple(missing), warnings=said)
-
-
-def read_branches(project: Project, repository: Repository, streams: Iterable[Stream]) -> list[Branch]:
+def find_branches(
+    project: Project, repository: Repository, streams: Iterable[Stream], is_advice: bool = False
+) -> list[Branch]:
     """Return the branches of the parallel streams, as they stand now. Raises GitError.
 
-    A stream whose worktree is on another branch, or on none, has two: its own, and what holds its work.
+    A stream whose worktree is on another branch, or on none, has two: its own, and what holds its work. Where it is
+    for `is_advice` alone, what git can't tell soon stays unknown.
     """
-    git, worktrees = repository.git, read_worktrees(repository.git)
-    known = set(git.run("for-each-ref", "--format=%(refname)", "refs/heads").split("\n"))
     branches = []
     for stream in streams:
         folder, name = name_worktree(project, stream)
-        here = worktrees.get(folder)
+        here, ref = repository.worktrees.get(folder), f"refs/heads/{name}"
+        is_there = here is not None and here.is_there
         if stream.phase is not Phase.PARALLEL:
             continue
-        if f"refs/heads/{name}" in known and not (here and here.is_there and here.branch == name):
-            branches.append(read_branch(repository, Branch(name, f"refs/heads/{name}", stream.id)))
-        if here is not None and here.is_there:
-            branches.append(read_worktree_branch(repository, here, stream.id, name))
+        if ref in repository.branches and not (here is not None and is_there and here.branch == name):
+            branches.append(Branch(name, ref, stream.id))
+        if here is not None and is_there and not here.is_unfilled:
+            branches.append(find_worktree_branch(here, stream.id, name))
+    git = repository.git.hurry() if is_advice else repository.git
+    unknown = ""
+    for place, branch in enumerate(branches):
+        try:
+            branches[place] = branch._replace(unknown=unknown) if unknown else read_branch(git, repository.head, branch)
+        except GitError as error:
+            if not is_advice:
+                raise
+            branches[place] = branch._replace(unknown=str(error))
+            unknown = str(error) if error.is_passing else ""
     return branches
 
 
-def read_worktree_branch(repository: Repository, here: Worktree, stream_id: str, name: str) -> Branch:
-    """Return what a stream's worktree is on, and what it holds beside its commits. Raises GitError."""
+def find_worktree_branch(here: Worktree, stream_id: str, name: str) -> Branch:
+    """Return what a stream's worktree is on, which may be another branch than the stream's own, `name`, or none."""
     ref = f"refs/heads/{here.branch}" if here.branch else here.head
     instead = "" if here.branch == name else name
-    # One that is being filled lacks nothing but time.
-    git = repository.git._replace(root=here.folder)
-    uncommitted = () if here.is_new else read_status(git)
-    branch = Branch(here.branch or here.head[:10], ref, stream_id, str(here.folder), uncommitted, instead)
-    return read_branch(repository, branch)
+    return Branch(here.branch or here.head[:10], ref, stream_id, str(here.folder), instead_of=instead)
 
 
-def read_branch(repository: Repository, branch: Branch) -> Branch:
-    """Return a branch with what HEAD lacks of it. Raises GitError."""
-    ahead = int(repository.git.run("rev-list", "--count", f"{repository.head}..{branch.ref}"))
-    words = ("diff", "--name-only", "--no-renames", "-z", f"{repository.head}...{branch.ref}")
-    return branch._replace(ahead=ahead, files=tuple(repository.git.find(*words)) if ahead else ())
+def read_branch(git: Git, head: str, branch: Branch) -> Branch:
+    """Return a branch with what its worktree holds beside it, and what HEAD lacks of it. Raises GitError.
 
-
-# Who has made a commit that nobody ever sees: git wants to know.
-_NOBODY = {f"GIT_{role}_{what}": "orchestrate" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-
-
-def find_conflicts(repository: Repository, branches: Iterable[Branch]) -> dict[str, str]:
-    """Return by ref, in words, what can't be merged without a hand: one after another, each into all before it.
-
-    It merges in git's own store, and touches no working tree. Source: git merge-tree --write-tree, of git 2.38.
+    HEAD lacks nothing where a merge would change no file: so a squash, or a cherry-pick, counts as a merge.
+    Source: git merge-tree --write-tree, of git 2.38.
     """
-    git, ours = repository.git, repository.head
-    before: list[Branch] = []
-    conflicts: dict[str, str] = {}
-    for branch in branches:
-        words = ("merge-tree", "--write-tree", "--name-only", "--no-messages", "-z", ours, branch.ref)
-        try:
-            tree, *files = git.run(*words, most=1).split("\0")[:-1]
-            # With the marks of a conflict in it, so that what comes next meets both sides.
-            ours = git.run("commit-tree", tree, "-p", ours, "-p", branch.ref, "-m", "-", variables=_NOBODY).strip()
-        except GitError as error:
-            conflicts[branch.ref] = f"whether it conflicts is not known: {error}"
-            continue
-        partners = [other.name for other in before if not set(files).isdisjoint(other.files)] or [repository.place]
-        if files:
-            conflicts[branch.ref] = f"conflicts with {format_names(partners)} in {format_names(files)}"
-        before.append(branch)
-    return conflicts
+    uncommitted = read_status(git._replace(root=Path(branch.worktree))) if branch.worktree else ()
+    branch = branch._replace(uncommitted=uncommitted, ahead=0, files=0, nested=())
+    ahead = int(git.run("rev-list", "--count", f"{head}..{branch.ref}"))
+    if not ahead:
+        return branch
+    merged = ""
+    with contextlib.suppress(GitError):
+        merged = git.run("merge-tree", "--write-tree", head, branch.ref, most=1).split("\n")[0]
+    if merged == git.run("rev-parse", f"{head}^{{tree}}").strip():
+        return branch
+    changes = git.find("diff", "--raw", "--no-renames", "-z", f"{head}...{branch.ref}")
+    nested = [n for modes, n in zip(changes[::2], changes[1::2]) if re.match(r":(?!160000)\d+ 160000 ", modes)]
+    if nested:
+        modules = ("config", "-z", "--blob", f"{branch.ref}:.gitmodules", "--get-regexp", r"^submodule\..*\.path$")
+        with contextlib.suppress(GitError):  # it has none
+            known = [entry.partition("\n")[2] for entry in git.find(*modules)]
+            nested = [name for name in nested if name not in known]
+    return branch._replace(ahead=ahead, files=len(changes) // 2, nested=tuple(nested))
 
 
-def describe_branches(repository: Repository, branches: Sequence[Branch]) -> list[tuple[Branch, str]]:
-    conflicts = find_conflicts(repository, [branch for branch in branches if branch.ahead])
-    return [(b, "; ".join(filter(None, [b.summary, conflicts.get(b.ref, "")]))) for b in branches]
+def find_stashes(git: Git, branches: Collection[str]) -> list[str]:
+    """Return the stashes that were made on these branches, each with its own words. Raises GitError."""
+    lines = git.run("stash", "list", "--format=%gd %gs").splitlines()
+    return [line for line in lines if re.split(r" (?:WIP on|On) |: ", f"{line}: ")[1] in branches]
 
 
 def merge_branch(repository: Repository, branch: Branch, name: str) -> None:
@@ -3017,10 +3383,11 @@ def merge_branch(repository: Repository, branch: Branch, name: str) -> None:
     if exposed:
         reason = f"it would overwrite what git does not track: {format_names(exposed)}"
         raise OrchestrateError(f"{branch.name} was not merged, {reason}", "Move that away first.", EXIT_FAILED)
-    message = visible(f"Merge {branch.stream_id}: {shorten(name, 100)}")
     try:
-        words = ("merge", "--no-ff", "--commit", "--no-squash", "--no-edit", "--quiet", "-m", message)
-        git.run(*words, branch.ref, timeout=CHECKOUT_TIMEOUT)
+        git.run("merge", "--no-ff", "--no-commit", "--no-squash", "--quiet", branch.ref)
+        # Apart from it, since what signs a commit may wait for a passphrase, and has no terminal to ask on.
+        message = visible(f"Merge {branch.stream_id}: {shorten(name, 100)}")
+        git._replace(timeout=SIGN_TIMEOUT).run("commit", "--quiet", "--message", message)
     except GitError as error:
         raise _restore(git._replace(is_interrupted=lambda: False), repository.place, branch, str(error)) from error
 
@@ -3040,34 +3407,32 @@ def _restore(git: Git, place: str, branch: Branch, words: str) -> OrchestrateErr
     files = git.find("diff", "--name-only", "--diff-filter=U", "-z")
     merging = git.run("rev-parse", "--verify", "--quiet", "MERGE_HEAD", most=1)
     if merging and merging == git.run("rev-parse", "--verify", f"{branch.ref}^{{commit}}"):  # and nobody else's
-        git.run("merge", "--abort", timeout=CHECKOUT_TIMEOUT)
+        git.run("merge", "--abort")
     changed = read_status(git, untracked=False)
     left = f"what it left: {format_names(changed)}" if changed else "the tree is as it was"
     why = f"conflicts with {place} in {format_names(files, 10)}" if files else words
-    by_hand = f"git merge --no-ff {shlex.quote(branch.name)}, resolve, git commit"
-    remedy = f"Merge it by hand ({by_hand}), then go on" if files else "Mend that, then try again"
+    if words.startswith("git commit took longer"):
+        why += ": does what signs it wait for a passphrase?"
+    by_hand = f"git merge --no-ff {shlex.quote(branch.ref)}{', resolve, git commit' if files else ''}"
+    remedy = f"Merge it by hand ({by_hand}), then go on"
+    remedy = remedy if files or words.startswith("git commit") else "Mend that, then try again"
     return OrchestrateError(
         f"{branch.name} was not merged, {left}: {why}", f"{remedy}: python orchestrate.py merge", EXIT_FAILED
     )
 
 
-def _format_place(place: Workplace, project: Project, repository: Repository, branches: Sequence[Branch]) -> list[str]:
-    lines = ["", "## Where you work", f"- Folder: {place.folder}", f"- Branch: {place.branch}"]
-    if place.worktree is not None:
-        lines += [f"- This is a git worktree of {project.root}: other streams work in others at this time"]
-        lines += ["- Change nothing outside of it, commit to this branch, and do not switch to another one"]
-        if place.elsewhere:
-            lines += [f"- The last worker left it on {place.elsewhere}: bring its work to {place.branch} first"]
-        if (project.root / ".gitmodules").exists():
-            lines += ["- Submodules are empty here; fill those that you need: git submodule update --init"]
-        if place.missing:
-            lines += [f"- Not in git, so not here; read them in {project.root}: {format_names(place.missing, 20)}"]
+def format_place(place: Workplace, branches: Sequence[Branch], strays: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return what a worker is told of where it works, of the branches to merge, and of what others did beside them."""
+    lines = ["", "## Where you work", f"- Folder: {place.folder}", f"- Branch: {place.branch}", *place.lines]
     if branches:
         task = f"Merge these into {place.branch} before anything else, in this order (git merge --no-ff BRANCH):"
         lines += ["", "## Branches to merge", task]
-        described = describe_branches(repository, branches[:ITEMS_AT_MOST])
-        lines += [f"- {branch.name} ({visible(branch.stream_id)}): {words}" for branch, words in described]
+        lines += [f"- {b.ref} ({visible(b.stream_id)}): {b.summary}" for b in branches[:ITEMS_AT_MOST]]
         lines += [f"- and {len(branches) - ITEMS_AT_MOST} more"] if len(branches) > ITEMS_AT_MOST else []
+    if strays:
+        lines += ["", "## Changed in this folder, and not committed, while the parallel streams worked in theirs"]
+        shown = list(strays.items())[:ITEMS_AT_MOST]
+        lines += [f"- {visible(name)} (by {format_names(streams)})" for name, streams in shown]
     return lines
 
 
@@ -3088,24 +3453,27 @@ def archive(logs: Iterable[Path], target: Path) -> None:
 
 def plan_worktrees(project: Project, repository: Repository, streams: Sequence[Stream]) -> list[Chore]:
     """Decide which worktrees and branches go: those that were made here and hold nothing that HEAD lacks."""
-    folder, worktrees = project.worktrees.resolve(), read_worktrees(repository.git)
-    branches = read_branches(project, repository, streams)
-    claimed = {branch.worktree for branch in branches}
-    for tree in worktrees.values():  # those of streams that are no longer in the database too
-        if tree.folder.parent == folder and tree.is_there and str(tree.folder) not in claimed:
-            branches.append(read_worktree_branch(repository, tree, tree.folder.name, tree.branch))
+    folder, trees, git = project.worktrees.resolve(), repository.worktrees, repository.git
+    ids = {name_worktree(project, s)[0]: s.id for s in streams if s.phase is Phase.PARALLEL}
     open_tasks = {stream.id: stream.open for stream in streams}
-    gone = [t for f, t in worktrees.items() if f.parent == folder and not f.exists() and not t.is_locked]
-    chores = [
-        Chore("remove", f"worktree {tree.folder}, which is gone", _remove_worktree(repository.git, tree.folder))
-        for tree in gone
-    ]
+    mine = [tree for tree in trees.values() if tree.folder.parent == folder or tree.folder in ids]
+    gone = [tree for tree in mine if not tree.folder.exists() and not tree.is_locked and tree.folder.parent == folder]
+    unfilled = [t for t in mine if t.is_unfilled and not t.is_locked and (t.folder in ids or t.mark.exists())]
+    unfilled = [tree for tree in unfilled if not open_tasks.get(ids.get(tree.folder, ""), 0)]
+    chores = [Chore("remove", f"worktree {t.folder}, which is gone", _remove_worktree(git, t, True)) for t in gone]
+    chores += [Chore("remove", f"worktree {t.folder}, never filled", _remove_worktree(git, t, True)) for t in unfilled]
+    others = {tree.folder: tree for tree in trees.values() if tree not in gone and tree not in unfilled}
+    branches = find_branches(project, repository._replace(worktrees=others), streams)
+    for tree in mine:  # those of streams that are no longer in the database too
+        if tree.is_there and tree.folder in others and tree.folder not in ids and not tree.is_unfilled:
+            branches.append(
+                read_branch(git, repository.head, find_worktree_branch(tree, tree.folder.name, tree.branch))
+            )
     astray = {branch.stream_id for branch in branches if branch.instead_of}
-    others = {f: tree for f, tree in worktrees.items() if tree not in gone}
     for branch in branches:
         if branch.instead_of or branch.stream_id not in astray:  # its own waits for what is used instead of it
             chores += plan_branch(repository, branch, others, open_tasks.get(branch.stream_id, 0))
-    strays = [path for path in sorted(folder.glob("[!.]*")) if path not in worktrees or not worktrees[path].is_there]
+    strays = [path for path in sorted(folder.glob("[!.]*")) if path not in trees or not trees[path].is_there]
     return [*chores, *(Chore("keep", f"{path}: it is no worktree of this repository") for path in strays)]
 
 
@@ -3114,26 +3482,6 @@ def plan_branch(
 ) -> list[Chore]:
     git = repository.git
     here = worktrees.get(Path(branch.worktree)) if branch.worktree else None
-    reason = _find_keep_reason(branch, here, worktrees, open_tasks)
-    reason = reason if repository.branch else "no branch is checked out, so nothing counts as merged"
-    if reason:
-        return [Chore("keep", f"{branch.worktree or branch.name}: {reason}")]
-    chores: list[Chore] = []
-    if here is not None:
-        words = ("ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory")
-        lost = git._replace(root=here.folder).find(*words)
-        with_what = f", and what git ignores there: {format_names(lost)}" if lost else ""
-        chores.append(Chore("remove", f"worktree {branch.worktree}{with_what}", _remove_worktree(git, here.folder)))
-    is_ours = branch.name == name_branch(branch.stream_id) or (here and here.mark.read_text() == branch.name)
-    if is_ours:
-        delete = functools.partial(git.run, "branch", "--quiet", "--delete", branch.name)
-        chores.append(Chore("remove", f"branch {branch.name}: it is merged", delete))
-    return chores
-
-
-def _find_keep_reason(
-    branch: Branch, here: Worktree | None, worktrees: Mapping[Path, Worktree], open_tasks: int
-) -> str:
     inner = [str(folder) for folder in worktrees if here is not None and here.folder in folder.parents]
     holders = [
         f"{tree.folder}{', which is locked' * tree.is_locked}"
@@ -3141,19 +3489,39 @@ def _find_keep_reason(
         if tree.branch == branch.name and tree != here
     ]
     reasons = {
+        "no branch is checked out, so nothing counts as merged": not repository.branch,
         f"{branch.summary}; {format_count(open_tasks, 'task')} of {branch.stream_id} open": bool(open_tasks),
         branch.summary: bool(branch.ahead or branch.uncommitted or branch.instead_of),
         "it was not made by the orchestrator": here is not None and not here.mark.exists(),
         "it is locked": here is not None and here.is_locked,
-        "it has submodules, remove it by hand": here is not None and here.mark.with_name("modules").exists(),
+        "it has submodules, remove it by hand": here is not None and (here.state / "modules").exists(),
         f"there are others in it: {format_names(inner)}": bool(inner),
         f"it is checked out in {format_names(holders)}": bool(holders),
     }
-    return next((reason for reason, is_so in reasons.items() if is_so), "")
+    reason = next((reason for reason, is_so in reasons.items() if is_so), "")
+    if reason:
+        return [Chore("keep", f"{branch.worktree or branch.name}: {reason}")]
+    chores: list[Chore] = []
+    if here is not None:
+        words = ("ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory")
+        lost = git._replace(root=here.folder).find(*words)
+        with_what = f", and what git ignores there: {format_names(lost)}" if lost else ""
+        chores.append(Chore("remove", f"worktree {branch.worktree}{with_what}", _remove_worktree(git, here)))
+    is_ours = branch.name == name_branch(branch.stream_id) or (here and here.mark.read_text() == branch.name)
+    if is_ours:
+        # By force, since git looks at ancestors, of its upstream too, and not at what is there.
+        delete = functools.partial(git.run, "branch", "--quiet", "--delete", "--force", branch.name)
+        chores.append(Chore("remove", f"branch {branch.name}: it is merged", delete))
+    return chores
 
 
-def _remove_worktree(git: Git, folder: Path) -> Callable[[], object]:
-    return functools.partial(git.run, "worktree", "remove", str(folder), timeout=CHECKOUT_TIMEOUT)
+def _remove_worktree(git: Git, tree: Worktree, by_force: bool = False) -> Callable[[], object]:
+    def remove() -> None:
+        if by_force and tree.folder.exists():  # half made: git can't look at it
+            shutil.rmtree(tree.folder)
+        git.run("worktree", "remove", *["--force", "--force"] * by_force, str(tree.folder))
+
+    return remove
 
 
 # The workers of a run.
@@ -3217,12 +3585,14 @@ class WorkerTable:
         environ: Mapping[str, str],
         clock: Clock,
         has_worktrees: bool = True,
+        setup: str = "",
     ) -> None:
         self.project = project
         self.database = database
         self.command = command
         self.git = Git(project.root, lambda: bool(clock.signals)) if has_worktrees else None
-        self._has_looked = False
+        self.setup = setup
+        self._ignored: list[str] = []
         self._environ = environ
         self._clock = clock
         self._trouble: OSError | None = None
@@ -3334,6 +3704,9 @@ class WorkerTable:
             tracked.worker = tracked.worker._replace(cpu=cpu, memory=memory)
             tracked.cpu_time, tracked.cpu_read_at = used, now
 
+    def folders(self) -> set[str]:
+        return {tracked.worker.folder for tracked in self._tracked.values()} - {""}
+
     def count(self) -> int:
         return sum(not tracked.has_ended() for tracked in self._tracked.values() if tracked.worker.ending is None)
 
@@ -3352,18 +3725,18 @@ class WorkerTable:
         with open_private(self.project.file(stream_id, ".jsonl"), os.O_WRONLY | os.O_APPEND) as output:
             return output.seek(0, os.SEEK_END)
 
-    def spawn(self, stream: Stream, record: Record, budget: float, streams: Sequence[Stream]) -> Worker:
-        """Start a worker; `streams` are all there are.
+    def spawn(self, stream: Stream, history: History, number: int, budget: float, streams: Sequence[Stream]) -> Worker:
+        """Start a worker; `streams` are all there are, `number` is this one's own.
 
         One that could not be started is returned as ended, for the same judgement as any other end.
         """
         run = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{os.urandom(3).hex()}"
-        child = None
+        child, record = None, history.record(stream.id)
         with open_private(self.project.file(stream.id, ".jsonl"), os.O_WRONLY | os.O_APPEND) as output:
             # A file of ours that can't be opened is no failed start.
             try:
-                place = self._open_workplace(stream, record, streams)
-                child = self._execute(stream, record, run, budget, place, output)
+                place = self._open_workplace(stream, history, streams)
+                child = self._execute(stream, record, run, number, budget, place, output)
                 worker = Worker(stream.id, child.pid, f"{run}.{child.pid}")
                 head = "" if self._share(str(place.folder)) else place.head
                 worker = worker._replace(folder=str(place.folder), branch=place.branch, head=head)
@@ -3399,7 +3772,7 @@ class WorkerTable:
             # Those of a merge are others', and so are those that the project has already.
             words += [] if worker.folder == str(self.project.root) else ["--not", "main-worktree/HEAD"]
             with contextlib.suppress(OSError, OrchestrateError):
-                worker = worker._replace(commits=int(Git(Path(worker.folder)).run(*words, timeout=COUNT_TIMEOUT)))
+                worker = worker._replace(commits=int(Git(Path(worker.folder)).hurry().run(*words)))
             tracked.worker = worker._replace(head="")
         return tracked.worker
 
@@ -3416,37 +3789,77 @@ class WorkerTable:
     def note(self, stream_id: str, line: str) -> None:
         self._log(stream_id).append([line])
 
-    def _open_workplace(self, stream: Stream, record: Record, streams: Sequence[Stream]) -> Workplace:
+    def read_root(self) -> dict[str, list[int]] | None:
+        """Return what differs from HEAD in the project's own folder; None where git can't tell soon, or isn't asked."""
+        if self.git is None:
+            return None
+        try:
+            repository = read_repository(self.git.hurry())
+            if repository.obstacle:
+                return None
+            seen, ignored = read_root(self.project, repository)
+            self._ignored = find_missing_files(repository.git, ignored)
+            return seen
+        except (OSError, OrchestrateError):
+            return None
+
+    def find_authors(self, files: Sequence[str]) -> list[str]:
+        """Return the streams whose tool calls name these files, else all that work in worktrees."""
+        names = [Path(name).name for name in files]
+        at_work = {i: t for i, t in self._tracked.items() if t.worker.folder != str(self.project.root)}
+        calls = {stream_id: " ".join(tracked.transcript.outside) for stream_id, tracked in at_work.items()}
+        return [i for i, words in calls.items() if any(name in words for name in names)] or list(at_work)
+
+    def _open_workplace(self, stream: Stream, history: History, streams: Sequence[Stream]) -> Workplace:
         self.command.find(self._environ)  # raises where it has vanished since
+        project, is_parallel = self.project, stream.phase is Phase.PARALLEL
         if self.git is None:
             head = ""
             with contextlib.suppress(OSError, OrchestrateError):  # it is asked for a count alone
-                words = ("rev-parse", "--verify", "--quiet", "HEAD")
-                head = Git(self.project.root).run(*words, most=1, timeout=COUNT_TIMEOUT).strip()
-            return share_workplace(self.project, stream, "--no-worktrees was given")._replace(head=head)
-        place = open_workplace(self.project, self.git, stream, streams, record.folder)
-        if place.worktree is None:
-            return place
-        for other, tracked in self._tracked.items():
-            if tracked.worker.folder == str(place.folder):
-                raise OrchestrateError(f"{place.folder} is the worktree of {visible(other)}", "Give each its own.")
-        unseen = () if self._has_looked else find_unseen(self.git)  # once: in a large project that takes a while
-        self._has_looked = True
-        return place._replace(warnings=(*unseen, *place.warnings))
+                head = Git(project.root).hurry().run("rev-parse", "--verify", "--quiet", "HEAD", most=1).strip()
+            return share_workplace(project, stream, "--no-worktrees was given")._replace(head=head)
+        try:
+            repository = read_repository(self.git, [name_worktree(project, stream)[0]] if is_parallel else [])
+        except (GitError, OrchestrateError) as error:
+            if is_parallel:
+                raise
+            return Workplace(project.root, warnings=(f"git can't be asked: {error}",))
+        if repository.obstacle:
+            return share_workplace(project, stream, repository.obstacle)
+        place = Workplace(project.root, repository.place, repository.head)
+        if is_parallel:
+            folder = history.record(stream.id).folder
+            place = plan_worktree(project, repository, stream, folder, self.setup, self._ignored)
+            for other, tracked in self._tracked.items():
+                if tracked.worker.folder == str(place.folder):
+                    raise OrchestrateError(f"{place.folder} is the worktree of {visible(other)}", "Give each its own.")
+        needed = [s for s in streams if s.id in stream.dependencies] if is_parallel else streams
+        is_integration = stream.phase is Phase.INTEGRATION
+        branches = find_branches(project, repository, needed, True) if is_parallel or is_integration else ()
+        return place._replace(lines=tuple(format_place(place, branches, history.strays if is_integration else {})))
 
     def _execute(
-        self, stream: Stream, record: Record, run: str, budget: float, place: Workplace, output: IO[bytes]
+        self,
+        stream: Stream,
+        record: Record,
+        run: str,
+        number: int,
+        budget: float,
+        place: Workplace,
+        output: IO[bytes],
     ) -> subprocess.Popen[bytes]:
-        prompt = format_prompt(read_prompt_template(self.project), stream, record, place.lines)
-        launcher = LAUNCHER
-        if place.worktree is not None:
-            git = shlex.join([sys.executable, "-SEc", ALARM, *GIT])  # Python is up in 10 ms; macOS has no timeout(1)
-            folder, base = shlex.quote(str(place.folder)), shlex.quote(place.base)
-            launcher = CHECKOUT.format(git=git, base=base, folder=folder) + LAUNCHER
-        marks = {"PROJECT": str(self.project.root), "STREAM": stream.id, "RUN": run}  # by which its tree is found again
+        port = self.project.find_port(number)
+        ports = f"- Ports {port} to {port + 9} are yours alone; the first is in $ORCHESTRATE_PORT"
+        prompt = format_prompt(read_prompt_template(self.project), stream, record, [ports, *place.lines])
+        words = self.command.argv(prompt, budget, place.options)
+        if place.preparation:
+            words = [sys.executable, "-SEsc", PREPARE, json.dumps(place.preparation), *words]
+        # By the first three its tree is found again.
+        marks = {"PROJECT": str(self.project.root), "STREAM": stream.id, "RUN": run, "PORT": str(port)}
+        marks.update(ROOT=self.project.identity, BRANCH=place.branch)
         return subprocess.Popen(
-            ["/bin/sh", "-c", launcher, "orchestrate", *self.command.argv(prompt, budget, place.mcp_config)],
-            cwd=place.worktree or self.project.root,
+            ["/bin/sh", "-c", LAUNCHER, "orchestrate", *words],
+            cwd=self.project.root,
             env={
                 **WORKER_VARIABLES,
                 **keep_variables(self._environ),
@@ -3461,7 +3874,7 @@ class WorkerTable:
 
     def _follow(self, stream_id: str, start: int, position: int) -> Transcript:
         raw = self.project.file(stream_id, ".jsonl")
-        return Transcript(raw, self._log(stream_id).append, start, position)
+        return Transcript(raw, self._log(stream_id).append, start, position, str(self.project.root))
 
     def _log(self, stream_id: str) -> Appender:
         return self._logs.setdefault(stream_id, Appender(self.project.file(stream_id, ".log")))
@@ -3787,6 +4200,7 @@ class Orchestrator:
         reporters: Sequence[Reporter],
         poll_interval: float = POLL_INTERVAL,
         stop_on_exit: bool = False,
+        warnings: Iterable[Problem] = (),
     ) -> None:
         self.state = state
         self.store = store
@@ -3802,7 +4216,7 @@ class Orchestrator:
         self._database_error = ""
         self._next_read = 0.0
         self._quiet_until = 0.0
-        self._said: set[str] = set()
+        self._warnings = [". ".join(problem) for problem in warnings]
         self._changes: dict[str, tuple[str, int]] = {}
         self._trouble = ""
         self._troubled_at = 0.0
@@ -3828,6 +4242,8 @@ class Orchestrator:
         limits["streams"] = None if self.limits.streams is None else sorted(self.limits.streams)
         limits["phase"] = self.limits.phase and self.limits.phase.value
         self.emit("run_started", pid=os.getpid(), project=str(self.state.project.root), limits=limits)
+        for warning in self._warnings:
+            self.warn(warning)
         self._read_backlog()
         selected = [stream.id for stream in self.backlog.streams if self.limits.selects(stream)]
         is_whole = self.limits.streams is None and self.limits.phase is None
@@ -3896,8 +4312,7 @@ class Orchestrator:
         for worker in workers.values():
             if worker.notice:
                 self.warn(worker.notice, worker.notice.partition(" is ")[0])
-            if worker.overage and worker.overage not in self._said:
-                self._said.add(worker.overage)
+            if worker.overage and worker.overage not in self.history.said:
                 self.emit("overage", stream=worker.stream_id, reason=worker.overage)
         # What `start STREAM`, run beside this orchestrator, has asked for.
         for event in self.state.journal.read():
@@ -3944,6 +4359,7 @@ class Orchestrator:
             worker, verdict = action
             record = self.history.record(worker.stream_id)
             stream = next((stream for stream in self.backlog.streams if stream.id == worker.stream_id), None)
+            self._look_at_root(worker)
             self.table.forget(worker.stream_id)
             event = make_end_event(self.clock, worker, verdict, record, stream)
             until = self.clock.wall() + verdict.delay
@@ -3991,10 +4407,9 @@ class Orchestrator:
                 self.warn(f"{type(reporter).__name__} says no more: {error}")
 
     def warn(self, message: str, about: str = "") -> None:
-        """Say a warning, once; where it says what it is `about`, one about each thing."""
-        if (about or message) not in self._said:
-            self._said.add(about or message)
-            self.emit("warning", message=message)
+        """Say a warning, once in a run; where it says what it is `about`, one about each thing."""
+        if (about or message) not in self.history.said:
+            self.emit("warning", message=message, **({"about": about} if about else {}))
 
     def _start(self, stream: Stream, budget: float) -> bool:
         with self.state.hold_marks():
@@ -4006,7 +4421,11 @@ class Orchestrator:
             if self.state.journal.trouble:
                 return False
             record = self.history.record(stream.id)
-            worker = self.table.spawn(stream, record, budget, self.backlog.streams)
+            taken = {other.number for other in self.history.records.values()}
+            number = record.number if record.number >= 0 else next(n for n in itertools.count() if n not in taken)
+            if stream.phase is Phase.PARALLEL:
+                self._look_at_root()
+            worker = self.table.spawn(stream, self.history, number, budget, self.backlog.streams)
         for warning in worker.warnings:
             self.warn(warning)
         self.emit(
@@ -4022,10 +4441,33 @@ class Orchestrator:
             folder=worker.folder or str(self.state.project.root),
             branch=worker.branch or None,
             head=worker.head,
+            number=number,
+            port=self.state.project.find_port(number),
             raw_start=raw_start,
             budget=budget,
         )
         return True
+
+    def _look_at_root(self, ended: Worker | None = None) -> None:
+        """Say what parallel streams have changed in the project's own folder, once one of them has `ended`.
+
+        What stands there before the first of them starts is none of theirs, and no worktree has it.
+        """
+        root = str(self.state.project.root)
+        is_first = not any(folder != root for folder in self.table.folders())
+        if self.table.git is None or (not is_first if ended is None else ended.folder in ("", root)):
+            return
+        seen = self.table.read_root()
+        if seen is None:
+            return
+        known = self.history.seen
+        files = [name for name in seen if known is not None and seen[name] != known.get(name)] if ended else []
+        if ended is None and seen:
+            names = format_names(list(seen))
+            self.warn(f"Uncommitted changes: the streams branch from the last commit, without {names}")
+        if seen != known:
+            streams = self.table.find_authors(files) if files else []
+            self.emit("root_seen", files=files, streams=streams, seen=dict(itertools.islice(seen.items(), SEEN_MOST)))
 
     def _pause(self, until: float, reason: str) -> None:
         """Let no worker start before a moment of the wall clock; nothing follows from one that is past."""
@@ -4095,6 +4537,7 @@ _EVENT_FORMATS = {
     "run_paused": "Paused, nothing starts for {pause}: {reason}",
     "warning": "Warning: {message}",
     "overage": "Warning: {stream}: {reason}",
+    "root_seen": "Warning: changed in the project's own folder while {streams} worked: {files}",
 }
 
 
@@ -4113,9 +4556,9 @@ def format_event(event: Event) -> str:
         state = StreamState[event["state"]]
         is_said = state in (StreamState.BLOCKED, StreamState.FAILED, StreamState.STOPPED, StreamState.SILENT)
         return f"{stream} {state.value.lower()}: {reason}" if is_said else ""
-    if kind == "worker_started" and not event["pid"]:
+    if (kind == "worker_started" and not event["pid"]) or (kind == "root_seen" and not event["files"]):
         return ""  # it could not be executed; why, its end says
-    facts = {name: visible(str(value)) for name, value in event.items()}
+    facts = {n: format_names(v) if isinstance(v, list) else visible(str(v)) for n, v in event.items()}
     return _EVENT_FORMATS.get(kind, "").format(**{**facts, "pause": pause})
 
 
@@ -4496,7 +4939,7 @@ def _describe_stream(stream: Stream, standing: Standing, snapshot: Snapshot) -> 
                 "name": branch.name,
                 "worktree": branch.worktree or None,
                 "commits_ahead": branch.ahead,
-                "files_changed": len(branch.files),
+                "files_changed": branch.files,
                 "files_uncommitted": len(branch.uncommitted),
                 "instead_of": branch.instead_of or None,
             }
@@ -5025,6 +5468,7 @@ _SAME_LIMITS = ("max_restarts", "max_workers", "finish_grace", "exit_on_blocked"
 @click.option("--notify", metavar="CMD", help="Shell command to run for what a person wants to know.")
 @click.option("--claude", default="claude", show_default=True, metavar="CMD", help="Shell words that stand for claude.")
 @click.option("--output-format", type=click.Choice(["stream-json", "text"]), default="stream-json", show_default=True)
+@click.option("--setup", metavar="CMD", default="", help="Shell command that prepares each new worktree, at its top.")
 @click.option("--no-worktrees", is_flag=True, help="Let all streams work in the project's folder.")
 @click.option("--exit-on-blocked", is_flag=True, help="End when only blocked or stopped streams are left.")
 @click.option("--stop-on-exit", is_flag=True, help="Ctrl+C stops the workers too; a second one kills them.")
@@ -5051,17 +5495,15 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
         database = store.path
         if options["dry_run"]:
             snapshot = check_run(project, store, limits)
-            obstacle = "--no-worktrees was given"
-            if not options["no_worktrees"]:
-                obstacle = read_repository(Git(project.root)).obstacle
-            print_plan(project, snapshot, database, command, limits, obstacle)
+            repository, warnings = look_around(project, snapshot, limits, options)
+            print_plan(project, snapshot, database, command, limits, repository, warnings)
             return EXIT_DONE
         running = read_orchestrator_pid(project)
         if running:
             if streams:
                 read_known_streams(store, streams)
             return join_run(project, streams, running, options["as_json"])
-        check_run(project, store, limits)
+        _, warnings = look_around(project, check_run(project, store, limits), limits, options)
     command.find(os.environ)
     check_folders(project)
     check_server(project)
@@ -5069,7 +5511,7 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
         click.echo(f"Warning: {visible(_WRONG_NAME.format(database.name))}", err=True)
     if options["detach"]:
         return start_detached(project, click.get_current_context().obj["argv"])
-    return run_in_foreground(project, database, command, limits, options)
+    return run_in_foreground(project, database, command, limits, {**options, "warnings": warnings})
 
 
 def read_limits(streams: Sequence[str], options: Mapping[str, Any]) -> Limits:
@@ -5109,6 +5551,23 @@ def check_run(project: Project, store: TaskStore, limits: Limits) -> Snapshot:
     return snapshot
 
 
+def look_around(
+    project: Project, snapshot: Snapshot, limits: Limits, options: Mapping[str, Any]
+) -> tuple[Repository, list[Problem]]:
+    """Return the repository, and what to warn of before anything starts.
+
+    Raises OrchestrateError where a stream of the run can have no worktree.
+    """
+    if options["no_worktrees"]:
+        return Repository(Git(project.root), obstacle="--no-worktrees was given"), []
+    at_work = {worker.stream_id for worker in snapshot.workers.values() if worker.ending is None}
+    streams = [s for s in snapshot.streams if limits.selects(s) and not s.is_complete and s.id not in at_work]
+    if not any(stream.phase is Phase.PARALLEL for stream in streams):
+        return Repository(Git(project.root)), []  # the others do without git
+    folders = {stream_id: record.folder for stream_id, record in snapshot.history.records.items()}
+    return look_ahead(project, Git(project.root), streams, folders, options["setup"])
+
+
 def join_run(project: Project, streams: Sequence[str], running: int, as_json: bool) -> int:
     if not streams or not running:
         raise OrchestrateError(*describe_running(running), EXIT_RUNNING)
@@ -5146,9 +5605,12 @@ def run_in_foreground(
             reporters += [Notifier(options["notify"], os.environ)] if options["notify"] else []
             for reporter in reporters:
                 stack.callback(reporter.close)
-            table = WorkerTable(project, database, command, os.environ, clock, not options["no_worktrees"])
+            has_worktrees, setup = not options["no_worktrees"], options["setup"]
+            table = WorkerTable(project, database, command, os.environ, clock, has_worktrees, setup)
             interval, stop_on_exit = options["poll_interval"], options["stop_on_exit"]
-            run = Orchestrator(state, store, table, limits, clock, reporters, interval, stop_on_exit)
+            run = Orchestrator(
+                state, store, table, limits, clock, reporters, interval, stop_on_exit, options["warnings"]
+            )
             code = run.run()
     finally:
         state.release()
@@ -5166,29 +5628,42 @@ def run_in_foreground(
 
 
 def format_unmerged(run: Orchestrator) -> list[str]:
-    """Return how to merge the branches with finished work that HEAD lacks, unless integration is still to come."""
+    """Return how to merge the branches with finished work that HEAD lacks, unless integration is still to come.
+
+    What workers have left in a stash is named too: no branch has it.
+    """
     project, streams = run.state.project, run.backlog.streams
     complete = [s for s in streams if s.is_complete and s.phase is Phase.PARALLEL]
     is_merged_later = any(s.phase is Phase.INTEGRATION and not s.is_complete for s in streams)
-    if run.table.git is None or is_merged_later or not complete:
+    if run.table.git is None:
         return []
     try:
-        git = Git(project.root)
-        repository, branches = read_project_branches(project, git, complete)
-        unmerged = describe_branches(repository, [branch for branch in branches if branch.ahead]) if repository else []
+        repository = read_repository(Git(project.root).hurry())
+        branches = [] if repository.obstacle else find_branches(project, repository, complete, True)
+        names = [name_worktree(project, stream)[1] for stream in streams if stream.phase is Phase.PARALLEL]
+        stashes = [] if repository.obstacle else find_stashes(repository.git, names)
     except (OSError, OrchestrateError) as error:
         return [f"Whether branches are to be merged is not known: {visible(str(error))}"]
-    lines = [f"{visible(b.stream_id)}: {b.summary} in {b.worktree}" for b in branches if b.uncommitted]
-    if repository is not None and unmerged:
+    lines = [f"A worker has left work in a stash (git stash show -p): {stash}" for stash in stashes]
+    lines += [f"{visible(b.stream_id)}: {b.summary} in {b.worktree}" for b in branches if b.uncommitted]
+    unmerged = [] if is_merged_later else [branch for branch in branches if branch.ahead or branch.unknown]
+    if unmerged:
         lines += [f"Not in {repository.place} yet. Merge it with: python orchestrate.py merge, or:"]
-        lines += [f"  git merge --no-ff {shlex.quote(branch.name)}  # {words}" for branch, words in unmerged]
+        lines += [f"  git merge --no-ff {shlex.quote(branch.ref)}  # {branch.summary}" for branch in unmerged]
     return lines
 
 
 def print_plan(
-    project: Project, snapshot: Snapshot, database: Path, command: Command, limits: Limits, obstacle: str
+    project: Project,
+    snapshot: Snapshot,
+    database: Path,
+    command: Command,
+    limits: Limits,
+    repository: Repository,
+    warnings: Sequence[Problem],
 ) -> None:
-    """Write what a run would do: the order, the folders, the command. `obstacle` says why there are no worktrees."""
+    """Write what a run would do: the order, the folders, the command; and what may go wrong."""
+    obstacle = repository.obstacle
     started = make_event(Clock(), "run_started", limits={})
     snapshot = snapshot._replace(
         orchestrator=os.getpid(),
@@ -5210,6 +5685,8 @@ def print_plan(
             folder, branch = name_worktree(project, stream)
             line += f"; in {os.path.relpath(folder, project.root)} on {branch}"
         click.echo(visible(line))
+    for what, way in warnings:
+        click.echo(visible(f"Warning: {what}. {way}"))
 
 
 def start_detached(project: Project, argv: Sequence[str]) -> int:
@@ -5302,21 +5779,11 @@ def add_branches(project: Project, snapshot: Snapshot) -> Snapshot:
     if not project.worktrees.is_dir() and not any(s.worktree_path or s.branch_name for s in snapshot.streams):
         return snapshot  # most likely there are none, and git is not asked for nothing
     try:
-        _, branches = read_project_branches(project, Git(project.root), snapshot.streams)
+        repository = read_repository(Git(project.root).hurry())
+        branches = [] if repository.obstacle else find_branches(project, repository, snapshot.streams, True)
     except (OSError, OrchestrateError) as error:
         return snapshot._replace(warnings=(*snapshot.warnings, f"branches are not shown: {error}"))
     return snapshot._replace(branches=tuple(branches))
-
-
-def read_project_branches(
-    project: Project, git: Git, streams: Iterable[Stream]
-) -> tuple[Repository | None, list[Branch]]:
-    """Return the project's repository, None where it has none for worktrees, and the branches of these streams.
-
-    Raises OSError, OrchestrateError.
-    """
-    repository = read_repository(git)
-    return (None, []) if repository.obstacle else (repository, read_branches(project, repository, streams))
 
 
 def watch_dashboard(
@@ -5510,26 +5977,40 @@ def merge_command(streams: tuple[str, ...]) -> int:
     complete = [stream for stream in chosen.values() if stream.is_complete]
     with hold_project(project) as clock:
         # Ctrl+C lets a merge come to its end; a second one ends and restores it.
-        git = Git(project.root, lambda: len(clock.signals) > 1)
-        repository, branches = read_project_branches(project, git, complete)
+        repository = read_repository(Git(project.root, lambda: len(clock.signals) > 1))
+        repository = repository._replace(git=repository.git.wait())
+        branches = [] if repository.obstacle else find_branches(project, repository, complete)
         for branch in branches:
             if branch.uncommitted or branch.instead_of:
                 click.echo(f"Warning: {visible(branch.name)} ({visible(branch.stream_id)}): {branch.summary}", err=True)
         unmerged = [branch for branch in branches if branch.ahead]
-        if repository is None or not unmerged:
+        if not unmerged:
             click.echo("Nothing to merge.")
             return EXIT_DONE
+        check_tree(repository)
+        code = EXIT_DONE
         for branch in unmerged:
-            check_merge(project, repository, branch)
-            branch = read_branch(repository._replace(head="HEAD"), branch)  # after those before it
-            if not branch.ahead:
-                continue
-            merge_branch(repository, branch, chosen[branch.stream_id].name)
-            count = format_count(branch.ahead, "commit")
-            click.echo(f"Merged {visible(branch.name)} into {visible(repository.branch)}: {count}")
+            check_workers(project, branch)
+            branch = read_branch(repository.git, "HEAD", branch)  # after those before it
+            if branch.nested:
+                OrchestrateError(*describe_nested(branch)).show()
+                code = EXIT_FAILED
+            elif branch.ahead:
+                merge_branch(repository, branch, chosen[branch.stream_id].name)
+                count = format_count(branch.ahead, "commit")
+                click.echo(f"Merged {visible(branch.name)} into {visible(repository.branch)}: {count}")
             if clock.signals:
                 return 128 + clock.signals[0]
-    return EXIT_DONE
+    return code
+
+
+def describe_nested(branch: Branch) -> Problem:
+    """Return why a branch is not merged that adds repositories, and what puts their files into it."""
+    name, at = shlex.quote(branch.nested[0]), f"git -C {shlex.quote(branch.worktree or '.')}"
+    inner = shlex.quote(str(Path(branch.worktree, branch.nested[0], ".git")))
+    way = f"{at} rm --cached -q {name} && rm -rf {inner} && {at} add {name} && {at} commit -m 'Add {branch.nested[0]}'"
+    names = format_names(branch.nested)
+    return f"{branch.name} was not merged: it has a repository in it, and of that no file: {names}", f"Add them: {way}"
 
 
 @contextlib.contextmanager
@@ -5558,8 +6039,8 @@ def describe_running(pid: int) -> tuple[str, str]:
     return f"An orchestrator already runs for this project (PID {pid})", remedy
 
 
-def check_merge(project: Project, repository: Repository, branch: Branch) -> None:
-    """Raise OrchestrateError where a merge could mix with something else."""
+def check_workers(project: Project, branch: Branch) -> None:
+    """Raise OrchestrateError where a worker works on what is merged, or where it is merged into."""
     history = read_history(project)
     for stream_id, worker in discover_workers(project, history.records).workers.items():
         folder = history.record(stream_id).folder
@@ -5569,6 +6050,13 @@ def check_merge(project: Project, repository: Repository, branch: Branch) -> Non
                 "Wait for its end, or stop it: python orchestrate.py stop",
                 EXIT_RUNNING,
             )
+
+
+def check_tree(repository: Repository) -> None:
+    """Raise OrchestrateError where a merge could mix with something else.
+
+    Asked once: a merge that moves a submodule leaves that as it is, and so a difference.
+    """
     if not repository.branch:
         raise OrchestrateError("No branch is checked out", "Switch to the one to merge into: git switch BRANCH")
     changed = read_status(repository.git, untracked=False)
@@ -5622,6 +6110,7 @@ def plan_clean(project: Project, streams: Sequence[Stream], history: History) ->
         what = f"{format_count(len(logs), 'log')} to {target.relative_to(project.root)}"
         chores.append(Chore("move", what, functools.partial(archive, logs, target)))
     repository = read_repository(Git(project.root))
+    repository = repository._replace(git=repository.git.wait())
     return chores if repository.obstacle else [*chores, *plan_worktrees(project, repository, streams)]
 
 
@@ -5905,9 +6394,10 @@ def demo_command(keep: bool) -> int:
         click.echo(f"  PYTHON={shlex.quote(sys.executable)} {watch}{named}\n")
         # -S: it needs the standard library alone, and starts in half the time.
         command = Command((sys.executable, "-S", str(top / "claude.py"), str(DEMO_TASK), str(DEMO_COST)))
-        options = {"as_json": False, "no_worktrees": False, "notify": None, "stop_on_exit": True}
+        options: dict[str, Any] = {"as_json": False, "no_worktrees": False, "notify": None, "setup": ""}
+        options.update(stop_on_exit=True, poll_interval=POLL_INTERVAL, warnings=())
         limits = Limits(max_restarts=3, exit_on_blocked=True)  # what goes wrong in a demo shall not drag on
-        code = run_in_foreground(project, database, command, limits, {**options, "poll_interval": POLL_INTERVAL})
+        code = run_in_foreground(project, database, command, limits, options)
         if code == EXIT_DONE:
             console = make_console()
             console.print(render_timeline(read_timeline(project), console.width or NARROW), soft_wrap=True)
@@ -6089,22 +6579,29 @@ def check_folders(project: Project) -> list[Checked]:
 
 
 def check_git(project: Project) -> list[Checked]:
-    git = Git(project.root)
-    try:
-        repository = read_repository(git)
-        if repository.obstacle:
-            remedy = "git init && git add --all && git commit -m Begin; then each parallel stream has its own worktree."
-            return [(f"no worktrees, all streams would work in one folder: {repository.obstacle}", remedy)]
-        version = git.run("--version").strip()
-        unseen = find_unseen(git)
-    except GitError as error:
-        folder = shlex.quote(str(project.root))
-        way = f"git config --global --add safe.directory {folder}" if "dubious" in str(error) else "git status"
-        raise OrchestrateError(str(error), f"Run: {way}") from error
-    if unseen:
-        return [(f"{version}, {repository.place}. {unseen[0]}", "Commit what the workers need.")]
+    streams: Sequence[Stream] = ()
+    with contextlib.suppress(OrchestrateError), open_store(project) as store:  # what is wrong with it, others say
+        streams = [stream for stream in store.read().streams if not stream.is_complete]
+    git, history = Git(project.root), read_history(project)
+    folders = {stream_id: record.folder for stream_id, record in history.records.items()}
+    repository, problems = look_ahead(project, git, streams, folders, "")
+    if repository.obstacle:
+        remedy = "git init && git add --all && git commit -m Begin; then each parallel stream has its own worktree."
+        return [(f"no worktrees, all streams would work in one folder: {repository.obstacle}", remedy)]
+    version = git.run("--version").strip()
+    with contextlib.suppress(GitError):
+        seen, ignored = read_root(project, repository._replace(git=repository.git.hurry()))
+        missing = find_missing_files(git.hurry(), ignored)
+        if seen:
+            what = f"Uncommitted changes: the streams branch from the last commit, without {format_names(list(seen))}"
+            problems.append((what, "Commit what the workers need."))
+        if missing and not has_include(project, repository) and not find_setup(project, git, "")[0]:
+            what = f"The worktrees lack what git ignores: {format_names(missing, 6)}"
+            way = "Name what is to be copied in .worktreeinclude, or what makes it: start --setup 'npm ci'"
+            problems.append((what, way))
     is_old = read_version(version) < (2, 38)
-    return [(f"{version}, {repository.place}", "Update git: 2.38 foresees conflicts of branches." if is_old else "")]
+    old = "Update git: from 2.38 on a branch that was squashed counts as merged." if is_old else ""
+    return [(f"{version}, {repository.place}", old), *problems]
 
 
 def check_orchestrator(project: Project) -> list[Checked]:

@@ -22,6 +22,7 @@ The worker is a script that plays `claude`. It does what its stream's *part* say
     survivors  note which of the children that this stream's workers left behind still live
     write=FILE write the stream's name into a file of the folder that it works in
     git=WORDS  run git there; a comma stands for a space
+    sh=FILE    run a shell script of the project there
     commit=FILE the same as write=FILE, and commit that file
 
 A part is `default` or that of the stream in `parts.json` of the project; a list of parts gives one to each attempt,
@@ -195,6 +196,9 @@ def act(word, value, **more):
     elif word == "git":
         if start(["git", *value.split(",")]).wait():
             raise SystemError(f"git {{value}} failed")
+    elif word == "sh":
+        if start(["sh", "-e", str(project / value)]).wait():
+            sys.exit(3)
     elif word == "facts":
         facts = {{"argv": sys.argv[1:], "env": dict(os.environ), "cwd": os.getcwd(), "pid": os.getpid(),
                   "sid": os.getsid(0), "pgid": os.getpgrp(), "stdin": os.fstat(0).st_rdev,

@@ -44,7 +44,8 @@ def test_a_prompt_of_the_projects_own_replaces_the_guides(workspace: Workspace) 
     (workspace.state / "worker-prompt.md").write_text("Do {stream.id}, which is {stream.name}, and no {other}.")
     workspace.play("facts all")
     workspace.complete("--no-worktrees")
-    assert workspace.facts()["argv"][-1] == f"Do Stream-B, which is api, and no {{other}}.\n{WORKER_RULES}"
+    told = f"Do Stream-B, which is api, and no {{other}}.\n{WORKER_RULES}- Ports "
+    assert workspace.facts()["argv"][-1].startswith(told)
 
 
 def test_a_worker_gets_what_the_contract_says(workspace: Workspace) -> None:
@@ -60,8 +61,12 @@ def test_a_worker_gets_what_the_contract_says(workspace: Workspace) -> None:
     facts = workspace.facts()
     guide = (SCRIPT.parent / "tests" / "worker-prompt.txt").read_text()
     flags = ["--print", "--dangerously-skip-permissions", "--output-format", "stream-json", "--verbose", "-p"]
-    assert facts["argv"] == [*flags, guide + WORKER_RULES]
     env = facts["env"]
+    port = int(env["ORCHESTRATE_PORT"])
+    ports = f"- Ports {port} to {port + 9} are yours alone; the first is in $ORCHESTRATE_PORT\n"
+    assert facts["argv"] == [*flags, f"{guide}{WORKER_RULES}{ports}"]
+    status = workspace.root.stat()
+    assert env["ORCHESTRATE_ROOT"] == f"{status.st_dev}:{status.st_ino}"
     assert {key for key in nested if key in env} == set(own)
     assert env["CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS"] == "0"
     assert (env["ORCHESTRATE_PROJECT"], env["ORCHESTRATE_STREAM"]) == (str(workspace.root), "Stream-B")

@@ -148,7 +148,7 @@ def test_parallel_streams_work_in_worktrees_and_integration_merges_them(workspac
     (workspace.root / ".git" / "info" / "exclude").write_text(".mcp.json\n.claude/\nparts.json\n")
 
     def respond(conversation: Conversation) -> Reply:
-        branches = re.findall(r"^- (stream/\S+) \(", conversation.prompt, re.M)
+        branches = re.findall(r"^- (refs/heads/stream/\S+) \(", conversation.prompt, re.M)
         commit = f"echo x > {conversation.stream_id}.md && git add . && git commit -qm {conversation.stream_id}"
         merge = " && ".join(f"git merge -q --no-ff --no-edit {branch}" for branch in branches)
         results, ids = conversation.tool_results, tasks[conversation.stream_id]

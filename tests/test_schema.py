@@ -164,7 +164,7 @@ def run_in_trouble(workspace: Workspace) -> str:
 SCENARIOS: list[tuple[Callable[[Workspace], str], set[str]]] = [
     (run_to_the_end, {"run_started", "worker_starting", "worker_started", "worker_ended", "state", "run_ended",
                       "warning"}),
-    (run_with_branches, {"worker_started", "worker_ended"}),
+    (run_with_branches, {"worker_started", "worker_ended", "root_seen"}),
     (run_that_is_left_and_goes_on, {"run_left", "worker_adopted", "stale_pid_file", "start_requested", "run_paused"}),
     (run_that_waits_for_a_person, {"run_waiting", "run_left"}),
     (run_that_stops_its_workers, {"worker_stopping", "worker_killed", "run_left"}),
