@@ -229,7 +229,7 @@ PREPARE = """\
 import json, os, shutil, subprocess, sys, time
 
 given = json.loads(sys.argv[1])
-root, folder, branch, start = (given[name] for name in ("root", "folder", "branch", "start"))
+root, top, folder, branch, start = (given[name] for name in ("root", "top", "folder", "branch", "start"))
 HALF = 0o200  # the mode of a file that is half copied
 
 
@@ -240,11 +240,9 @@ def tell(text, failed=""):
 
 
 def git(*words, cwd=folder, most=0, text=b""):
-    environ = {**os.environ, **given["variables"]}
+    options = {"cwd": cwd, "env": {**os.environ, **given["variables"]}, "input": text, "capture_output": True}
     try:
-        done = subprocess.run(
-            [*given["git"], *words], cwd=cwd, env=environ, input=text, capture_output=True, timeout=given["timeout"]
-        )
+        done = subprocess.run([*given["git"], *words], timeout=given["timeout"], **options)
     except subprocess.TimeoutExpired:
         tell("git %s took longer than %s s" % (words[0], given["timeout"]), "for now")
     if not 0 <= done.returncode <= most:
@@ -254,47 +252,43 @@ def git(*words, cwd=folder, most=0, text=b""):
     return done
 
 
-def find(name):
-    return os.path.join(os.fsdecode(git("rev-parse", "--absolute-git-dir").stdout)[:-1], name)
+def find(*words, cwd=folder):
+    return os.path.join(cwd, os.fsdecode(git("rev-parse", *words, cwd=cwd).stdout)[:-1])
 
 
-def write(path, text):
-    with open(path, "w") as file:
+def write(path, text, mode="w"):
+    with open(path, mode) as file:
         file.write(text)
-
-
-def make():
-    link = os.path.join(folder, ".git")
-    if os.path.isfile(link) and os.listdir(folder) == [".git"]:
-        with open(link) as file:
-            state = os.path.join(folder, file.read()[len("gitdir: ") : -1])
-        if not os.path.exists(os.path.join(state, "index")):
-            os.remove(link)  # git was killed in the middle, and there is nothing in it
-    if os.path.lexists(link):
-        return
-    hidden = given["hidden"]
-    if hidden and git("check-ignore", "--quiet", folder, cwd=root, most=1).returncode:
-        path = os.path.join(root, os.fsdecode(git("rev-parse", "--git-path", "info/exclude", cwd=root).stdout)[:-1])
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "a+") as file:
-            file.seek(0)
-            known = file.read()
-            file.write("%s%s\\n" % ("" if not known or known.endswith("\\n") else "\\n", hidden))
-    os.makedirs(os.path.dirname(folder), exist_ok=True)
-    # Detached, since a branch is made with the files: five at once would wait for each other's lock of the settings.
-    # Forced, since a worktree that is gone may stand registered here.
-    words = ("--quiet", "--detach", "--no-checkout", "--force", "--force")
-    git("worktree", "add", *words, folder, start, cwd=root)
-    write(find("orchestrate-new"), "")
-    write(find("orchestrate"), "" if has_branch() else branch)
 
 
 def has_branch():
     return not git("rev-parse", "--verify", "--quiet", "refs/heads/" + branch, most=1).returncode
 
 
-def fill():
-    new, index = find("orchestrate-new"), find("index")
+def make():
+    link = os.path.join(folder, ".git")
+    if os.path.isfile(link) and os.listdir(folder) == [".git"]:
+        with open(link) as file:
+            index = os.path.join(folder, file.read()[len("gitdir: ") : -1], "index")
+        if not os.path.exists(index):
+            os.remove(link)  # git was killed in the middle, and there is nothing in it
+    if os.path.lexists(link):
+        return
+    if given["hidden"] and git("check-ignore", "--quiet", folder, cwd=root, most=1).returncode:
+        path = find("--git-path", "info/exclude", cwd=root)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        write(path, "\\n%s\\n" % given["hidden"], "a")
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    # Detached, since a branch is made with the files: five at once would wait for each other's lock of the settings.
+    # Forced, since a worktree that is gone may stand registered here.
+    words = ("--quiet", "--detach", "--no-checkout", "--force", "--force")
+    git("worktree", "add", *words, folder, start, cwd=root)
+    state = find("--absolute-git-dir")
+    write(os.path.join(state, "orchestrate-new"), "")
+    write(os.path.join(state, "orchestrate"), "" if has_branch() else branch)
+
+
+def fill(new, index):
     if os.path.exists(index + ".lock"):
         os.remove(index + ".lock")
     if os.path.exists(new) and not os.path.getsize(new):
@@ -309,53 +303,38 @@ def fill():
         git("reset", "--quiet")
     if given["forward"]:  # not where that would lose something
         git("merge", "--quiet", "--ff-only", "--no-overwrite-ignore", given["forward"], most=128)
-    if os.path.exists(new):
-        if given["include"]:
-            include(given["top"])
-        set_up(given["setup"])
-        os.remove(new)
 
 
-def include(top):
+def include():
     words = ("ls-files", "-z", "--others", "--ignored", "--exclude-per-directory=.worktreeinclude")
     found = git(*words, cwd=top).stdout  # also what git does not ignore
     names = git("check-ignore", "-z", "--stdin", cwd=top, most=1, text=found).stdout if found else b""
     for name in map(os.fsdecode, names.split(b"\\0")[:-1]):
-        parts = "/%s/" % name
-        own = ("/.copilot/", "/.claude/orchestrator/", "/.claude/worktrees/")
-        if not name.endswith("/") and not any(words in parts for words in own):
-            copy(os.path.join(top, name), os.path.join(folder, name))
-
-
-def copy(source, target):
-    if os.path.lexists(target) and os.lstat(target).st_mode & 0o777 != HALF:
-        return
-    home = os.path.realpath(os.path.dirname(target))
-    if os.path.relpath(home, folder).split(os.sep)[0] == os.pardir:
-        return  # a link of the branch leads out of it
-    os.makedirs(home, exist_ok=True)
-    try:
+        is_own = any(own in "/%s/" % name for own in ("/.copilot/", "/.claude/orchestrator/", "/.claude/worktrees/"))
+        source, target = os.path.join(top, name), os.path.join(folder, name)
+        home = os.path.realpath(os.path.dirname(target))
+        is_outside = os.path.relpath(home, folder).split(os.sep)[0] == os.pardir  # by a link of the branch
+        is_there = os.path.lexists(target) and os.lstat(target).st_mode & 0o777 != HALF
+        if is_own or is_outside or is_there or name.endswith("/"):
+            continue
+        os.makedirs(home, exist_ok=True)
         if os.path.islink(source):
             os.symlink(os.readlink(source), target)
-            return
+            continue
         with open(source, "rb") as there, open(os.open(target, os.O_WRONLY | os.O_CREAT, HALF), "wb") as here:
             here.truncate()
             shutil.copyfileobj(there, here, 1 << 20)
         shutil.copystat(source, target)
-    except FileNotFoundError:
-        tell("%s has vanished, and is not copied" % source)
 
 
-def set_up(command):
-    if not command:
-        return
+def set_up(command, seconds):
     tell("Set-up: " + command)
     begin = time.monotonic()
     child = subprocess.Popen(["/bin/sh", "-c", command], cwd=folder, stdin=subprocess.DEVNULL)
     try:
-        code = child.wait(given["setup_timeout"])
+        code = child.wait(seconds)
     except subprocess.TimeoutExpired:
-        tell("the set-up took longer than %s s" % given["setup_timeout"], "set-up")
+        tell("the set-up took longer than %s s" % seconds, "set-up")
     if code:
         tell("the set-up failed with exit code %s" % code, "set-up")
     tell("Set-up done in %.0fs" % (time.monotonic() - begin))
@@ -363,7 +342,15 @@ def set_up(command):
 
 try:
     make()
-    fill()
+    state = find("--absolute-git-dir")
+    new = os.path.join(state, "orchestrate-new")
+    fill(new, os.path.join(state, "index"))
+    if os.path.exists(new):
+        if given["include"]:
+            include()
+        if given["setup"]:
+            set_up(given["setup"], given["setup_timeout"])
+        os.remove(new)
     os.makedirs(given["place"], exist_ok=True)
     os.chdir(given["place"])
     os.environ["PWD"] = given["place"]
@@ -2940,6 +2927,10 @@ class Worktree(NamedTuple):
         is_empty = len(list(self.folder.iterdir())) == 1 and not (self.state / "index").exists()
         return is_empty or (new.exists() and not new.read_text())
 
+    def is_astray(self, branch: str) -> bool:
+        """Whether somebody has left it on another branch than this one, or on none."""
+        return self.is_there and self.branch != branch and not self.is_unfilled
+
 
 class Repository(NamedTuple):
     """The git repository of a project, as it stands now.
@@ -3105,8 +3096,7 @@ def find_refusal(project: Project, repository: Repository, stream: Stream, last_
     known = [ref[len("refs/heads/") :] for ref in repository.branches if ref.startswith("refs/heads/")]
     rival = next((name for name in known if branch.startswith(f"{name}/") or name.startswith(f"{branch}/")), "")
     is_filled = os.path.lexists(folder) and not is_there and (not folder.is_dir() or any(folder.iterdir()))
-    is_elsewhere = here is not None and is_there and here.branch != branch and not here.is_unfilled
-    is_elsewhere = is_elsewhere and last_folder != str(folder / repository.prefix)
+    is_known = last_folder == str(folder / repository.prefix)
     on = f"branch {here.branch}" if here and here.branch else "no branch"
     at, rest = shlex.quote(str(folder)), shlex.quote(f"{rival.replace('/', '-')}-old")
     correct, away = "Correct the worktreePath or the branchName.", f"Look at what it holds: mv {at} {at}.old"
@@ -3125,7 +3115,7 @@ def find_refusal(project: Project, repository: Repository, stream: Stream, last_
             f"the worktree {folder} is locked, and is not there",
             f"Mount it, or: git worktree unlock {at}",
         ),
-        (is_elsewhere, f"the worktree {folder} is on {on}, not on {branch}", back),
+        (here and here.is_astray(branch) and not is_known, f"the worktree {folder} is on {on}, not on {branch}", back),
     ]
     return next(((what, way) for is_so, what, way in problems if is_so), None)
 
@@ -3213,43 +3203,40 @@ def plan_worktree(
         raise OrchestrateError(*problem)
     git, (folder, branch) = repository.git, name_worktree(project, stream)
     here, ref = repository.worktrees.get(folder), repository.find_ref(branch)
-    is_elsewhere = here is not None and here.is_there and here.branch != branch and not here.is_unfilled
-    place = folder / repository.prefix
-    command = find_setup(project, git, setup)[0]
+    astray = here if here is not None and here.is_astray(branch) else None
+    head = astray.head if astray else repository.branches.get(ref, repository.head)
+    place, command = folder / repository.prefix, find_setup(project, git, setup)[0]
+    common = project.worktrees.resolve()
+    hidden = common if folder.parent == common else folder
+    is_inside = repository.top in folder.parents  # where git must not see it
+    name = f"/{hidden.relative_to(repository.top).as_posix()}/" if is_inside else ""
     preparation = {
         "git": [*GIT, *git.options],
         "variables": GIT_VARIABLES,
         "timeout": CHECKOUT_TIMEOUT,
         "root": str(project.root),
+        "top": str(repository.top),
         "folder": str(folder),
         "place": str(place),
-        "top": str(repository.top),
         "branch": branch,
         "start": ref or repository.head,
-        "forward": "" if is_elsewhere else repository.head,
-        "hidden": "",
+        "forward": "" if astray else repository.head,
+        "hidden": re.sub(r"([\\*?\[ ])", r"\\\1", name),
+        "lacking": list(repository.lacking),
         "include": has_include(project, repository),
         "setup": command,
-        "lacking": list(repository.lacking),
         "setup_timeout": SETUP_TIMEOUT,
     }
-    if repository.top in folder.parents:  # git must not see it
-        hidden = project.worktrees.resolve() if folder.parent == project.worktrees.resolve() else folder
-        name = f"/{hidden.relative_to(repository.top).as_posix()}/"
-        preparation["hidden"] = re.sub(r"([\\*?\[ ])", r"\\\1", name)
     lines = [f"- This is a git worktree of {project.root}: other streams work in others at this time"]
     lines += ["- Change nothing outside of it, commit to this branch, and do not switch to another one"]
-    if is_elsewhere and here is not None:
-        lines += [f"- The last worker left it on {here.branch or 'no branch'}: bring its work to {branch} first"]
+    if astray:
+        lines += [f"- The last worker left it on {astray.branch or 'no branch'}: bring its work to {branch} first"]
     if (project.root / ".gitmodules").exists():
         lines += ["- Submodules are empty here; fill those that you need: git submodule update --init"]
-    if repository.lacking:
-        lines += [f"- {format_names(list(repository.lacking.values()))} is missing: files that need it are pointers"]
+    lines += [f"- {program} is missing: files that need it are pointers" for program in repository.lacking.values()]
     if ignored:
-        unless = ", and not here unless the set-up made it" if command else ", and not here"
-        lines += [f"- Ignored by git{unless}; look in {project.root}: {format_names(ignored, 20)}"]
-    head = repository.branches.get(ref, repository.head)
-    head = here.head if is_elsewhere and here is not None else head
+        unless = " unless the set-up made it" if command else ""
+        lines += [f"- Ignored by git, and not here{unless}; look in {project.root}: {format_names(ignored, 20)}"]
     return Workplace(place, branch, head, preparation, _find_options(project, git, ref or head, place), tuple(lines))
 
 

@@ -177,10 +177,10 @@ def test_parallel_streams_work_in_worktrees_and_integration_merges_them(workspac
 
 
 MERGED = """\
-*   Merge branch 'stream/Stream-C'
+*   Merge branch 'refs/heads/stream/Stream-C'
 |\\  
 | * Stream-C
-* |   Merge branch 'stream/Stream-B'
+* |   Merge branch 'refs/heads/stream/Stream-B'
 |\\ \\  
 | |/  
 |/|   
@@ -189,6 +189,54 @@ MERGED = """\
 * Stream-A
 * Begin
 """  # noqa: W291 - git ends its lines so
+
+
+SETUP = """\
+#!/bin/sh -e
+{python} -m venv --without-pip .venv
+echo $PWD/vendor > "$(.venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/vendor.pth"
+"""
+
+
+@newest
+def test_two_parallel_streams_run_the_projects_own_tests_in_their_worktrees(workspace: Workspace, claude: str) -> None:
+    """They need a `.env`, an installed package, and what the project's settings for claude say."""
+    workspace.make_repository("README.md")
+    files = {
+        "vendor/greet.py": "HELLO = 'hello'\n",
+        "test_it.py": "import greet, os, pathlib\n"
+        "assert greet.HELLO == 'hello' and 'KEY' in pathlib.Path('.env').read_text()\n"
+        "assert os.environ['FROM_SETTINGS'] == 'yes'\n",
+        ".worktreeinclude": ".env\n",
+        ".claude/orchestrator-setup": SETUP.format(python=sys.executable),
+    }
+    for name, text in files.items():
+        (workspace.root / name).parent.mkdir(exist_ok=True)
+        (workspace.root / name).write_text(text)
+    (workspace.root / ".claude" / "orchestrator-setup").chmod(0o755)
+    workspace.git("add", *files)
+    workspace.git("commit", "--quiet", "-m", "A project with tests")
+    (workspace.root / ".git" / "info" / "exclude").write_text(".env\n.venv\n.claude\nparts.json\n__pycache__\n")
+    (workspace.root / ".env").write_text("KEY=1\n")
+    (workspace.root / ".claude" / "settings.json").write_text(json.dumps({"env": {"FROM_SETTINGS": "yes"}}))
+    tasks = {s: [workspace.database.add_task(s, streamPhase="parallel")] for s in ("Stream-B", "Stream-C")}
+
+    def respond(conversation: Conversation) -> Reply:
+        results, stream = conversation.tool_results, conversation.stream_id
+        if not results:
+            return bash(f".venv/bin/python test_it.py && echo x > {stream}.md && git add . && git commit -qm {stream}")
+        if len(results) == 1 and not results[0].is_error:
+            return set_status(tasks[stream][0], "completed")
+        return Say("The tests pass." if len(results) == 2 else "The project's tests do not run here.")
+
+    with ScriptedApi(respond) as api:
+        done = workspace.run("start", "--max-restarts", "1", env=use_real_cli(workspace, api, claude), timeout=240)
+    print(f"\n{done.stdout}{done.stderr}")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert len(workspace.events("worker_started")) == 2
+    assert workspace.run("merge").returncode == 0
+    assert sorted(path.name for path in workspace.root.glob("Stream-*")) == ["Stream-B.md", "Stream-C.md"]
+    print((workspace.state / "logs" / "Stream-B.log").read_text())
 
 
 def read_init(workspace: Workspace, stream: str) -> dict[str, Any]:
