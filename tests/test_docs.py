@@ -37,7 +37,7 @@ def test_every_option_stands_in_the_readme(command: str, option: str) -> None:
 
 def test_the_readme_names_no_option_that_does_not_exist() -> None:
     known = {option for _, option in OPTIONS} | {"--help", "--version", "--print", "--model", "--max-budget-usd"}
-    known |= {"--no-ff", "--mcp-config", "--init"}  # of git, claude and docker
+    known |= {"--no-ff", "--mcp-config", "--init", "--global", "--add"}  # of git, claude and docker
     text = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)  # test_readme.py runs these
     text = re.sub(r"`(python (tests/|-m pytest)|npm )[^`]*`", "", text)  # these take options of their own
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - known == set()

@@ -242,6 +242,9 @@ print((HERE / "journal").read_text())
 """,
 }
 STAND_INS["python3"] = STAND_INS["python"]
+STAND_INS["npm"] = r"""
+WORDS == ["ci"] or refuse(f"unknown command {{WORDS}}")
+"""
 
 PIP = r"""
 WORDS == ["install", "click", "rich", "psutil"] or refuse(f"not what orchestrate.py needs: {{WORDS}}")
@@ -414,6 +417,12 @@ def check_launchers(reader: Reader) -> None:
         assert len(reader.calls(program)) == before + 4
 
 
+def check_readiness(reader: Reader) -> None:
+    check_first_run(reader)
+    assert reader.calls("npm") == [["ci"]] * 2
+    assert (reader.root / ".worktreeinclude").read_text() == ".env\n"
+
+
 class Scene(NamedTuple):
     """What must be there before a block runs, what a reader types behind it, and what must be there afterwards."""
 
@@ -430,6 +439,7 @@ SCENES = {
     "orchestrate.py clean": Scene(check_commands),
     "export ORCHESTRATE": Scene(check_variables, "python orchestrate.py start\n"),
     "bash_source": Scene(check_bash_completion),
+    ".worktreeinclude": Scene(check_readiness),
     "--budget 50\n": Scene(Reader.wait_for_end),
     "ntfy.sh": Scene(check_notifications),
     "systemctl --user start": Scene(check_unit),
