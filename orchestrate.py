@@ -215,7 +215,7 @@ GIT = ["git", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-
 GIT += ["-c", "maintenance.auto=false", "-c", "merge.autoStash=false"]
 GIT += ["-c", "status.showUntrackedFiles=normal", "-c", "diff.ignoreSubmodules=none"]  # what is hidden could be lost
 GIT += ["-c", "submodule.recurse=false"]  # in a new worktree they are not there yet
-GIT_VARIABLES = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+GIT_VARIABLES = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "GPG_TTY": "", "LC_ALL": "C"}
 
 # The worker's shell adds its own PID to ORCHESTRATE_RUN and becomes the worker. A process whose ORCHESTRATE_RUN ends
 # in its own PID is therefore a worker itself, and one that has inherited it is not, even where every file is lost.
@@ -3065,8 +3065,10 @@ def look_ahead(
         if repository.obstacle or not parallel:
             return repository, []
         refused: dict[Problem, list[str]] = {}
+        names = {f"refs/heads/{name_worktree(project, stream)[1]}": "" for stream in parallel}
+        planned = repository._replace(branches={**names, **repository.branches})  # one may be in another's way
         for stream in parallel:
-            problem = find_refusal(project, repository, stream, folders.get(stream.id, ""))
+            problem = find_refusal(project, planned, stream, folders.get(stream.id, ""))
             if problem is not None:
                 refused.setdefault(problem, []).append(visible(stream.id))
         if refused:
@@ -3100,12 +3102,14 @@ def find_refusal(project: Project, repository: Repository, stream: Stream, last_
     on = f"branch {here.branch}" if here and here.branch else "no branch"
     at, rest = shlex.quote(str(folder)), shlex.quote(f"{rival.replace('/', '-')}-old")
     correct, away = "Correct the worktreePath or the branchName.", f"Look at what it holds: mv {at} {at}.old"
+    rename = f"Rename it: git branch -m {shlex.quote(rival)} {rest}"
+    rename = rename if repository.branches.get(f"refs/heads/{rival}") else correct  # another stream's, to be made
     back = f"Bring it back: git -C {at} switch {shlex.quote(branch)}"
     problems = [
         (is_odd, f"{branch!r} is no name for a branch", correct),
         (folder == root or folder in root.parents, f"the project itself lies in {folder}", correct),
         (".git" in folder.parts, f"{folder} can be no worktree", correct),
-        (rival, f"branch {rival} is in the way of {branch}", f"Rename it: git branch -m {shlex.quote(rival)} {rest}"),
+        (rival, f"branch {rival} is in the way of {branch}", rename),
         (holder, f"branch {branch} is checked out in {holder}", f"git -C {shlex.quote(holder)} switch --detach"),
         (outer and here is None, f"{folder} lies in the worktree {outer}", correct),
         (is_filled and here is None, f"{folder} is no worktree of this repository", away),
@@ -3354,10 +3358,11 @@ def read_branch(git: Git, head: str, branch: Branch) -> Branch:
     return branch._replace(ahead=ahead, files=len(changes) // 2, nested=tuple(nested))
 
 
-def find_stashes(git: Git, branches: Collection[str]) -> list[str]:
+def find_stashes(git: Git, branches: Collection[str]) -> list[tuple[str, str]]:
     """Return the stashes that were made on these branches, each with its own words. Raises GitError."""
     lines = git.run("stash", "list", "--format=%gd %gs").splitlines()
-    return [line for line in lines if re.split(r" (?:WIP on|On) |: ", f"{line}: ")[1] in branches]
+    made = [line.partition(" ")[::2] for line in lines]
+    return [(name, words) for name, words in made if re.sub(r"^(WIP on|On) |: .*", "", words) in branches]
 
 
 def merge_branch(repository: Repository, branch: Branch, name: str) -> None:
@@ -3843,7 +3848,7 @@ class WorkerTable:
             words = [sys.executable, "-SEsc", PREPARE, json.dumps(place.preparation), *words]
         # By the first three its tree is found again.
         marks = {"PROJECT": str(self.project.root), "STREAM": stream.id, "RUN": run, "PORT": str(port)}
-        marks.update(ROOT=self.project.identity, BRANCH=place.branch)
+        marks.update(ROOT=self.project.identity, BRANCH="" if " " in place.branch else place.branch)  # a detached HEAD
         return subprocess.Popen(
             ["/bin/sh", "-c", LAUNCHER, "orchestrate", *words],
             cwd=self.project.root,
@@ -5475,6 +5480,8 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
     """
     if options["as_json"] and (options["detach"] or options["dry_run"]):
         raise click.UsageError("--json goes with neither --detach nor --dry-run: what they say is for people")
+    if options["setup"] and options["no_worktrees"]:
+        raise click.UsageError("--setup prepares new worktrees, and --no-worktrees makes none")
     project = find_current_project()
     command = read_command(options["claude"], options["output_format"], Path.cwd())
     limits = read_limits(streams, options)
@@ -5483,6 +5490,8 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
         if options["dry_run"]:
             snapshot = check_run(project, store, limits)
             repository, warnings = look_around(project, snapshot, limits, options)
+            setup = "" if repository.obstacle else find_setup(project, repository.git, options["setup"])[0]
+            click.echo(f"Set-up    {visible(setup)}\n" * bool(setup), nl=False)
             print_plan(project, snapshot, database, command, limits, repository, warnings)
             return EXIT_DONE
         running = read_orchestrator_pid(project)
@@ -5631,7 +5640,7 @@ def format_unmerged(run: Orchestrator) -> list[str]:
         stashes = [] if repository.obstacle else find_stashes(repository.git, names)
     except (OSError, OrchestrateError) as error:
         return [f"Whether branches are to be merged is not known: {visible(str(error))}"]
-    lines = [f"A worker has left work in a stash (git stash show -p): {stash}" for stash in stashes]
+    lines = [f"Left in a stash: {words} (git stash show -p '{name}')" for name, words in stashes]
     lines += [f"{visible(b.stream_id)}: {b.summary} in {b.worktree}" for b in branches if b.uncommitted]
     unmerged = [] if is_merged_later else [branch for branch in branches if branch.ahead or branch.unknown]
     if unmerged:

@@ -493,7 +493,7 @@ def test_a_submodule_of_a_branch_is_no_nested_repository(repository: Workspace) 
 def test_a_stash_that_was_made_in_a_worktree_is_named_at_the_end(repository: Workspace) -> None:
     shell(repository, "echo x > README.md; git stash -q")
     said = run(repository, add="A B", A="write=README.md git=stash,push,-qm,half:done all", B="all")
-    assert said.endswith("A worker has left work in a stash (git stash show -p): stash@{0} On stream/A: half:done\n")
+    assert said.endswith("Left in a stash: On stream/A: half:done (git stash show -p 'stash@{0}')\n")
 
 
 # ── Real projects ─────────────────────────────────────────────────────────────────────────────────────────────────────

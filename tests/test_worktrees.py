@@ -597,6 +597,14 @@ def test_a_branch_that_stands_in_the_way_of_others_is_refused_and_can_be_renamed
     assert branches(repository) == sorted(["main", f"{branch.replace('/', '-')}-old", "stream/A"])
 
 
+def test_streams_whose_branches_are_in_each_others_way_are_refused(repository: Workspace) -> None:
+    add_streams(repository, "A", branchName="feature")
+    add_streams(repository, "B", branchName="feature/b")
+    assert refused(repository) == (
+        f"A: branch feature/b is in the way of feature\n        B: branch feature is in the way of feature/b\n{CORRECT}"
+    )
+
+
 # ── What claude needs, and what no commit has ─────────────────────────────────────────────────────────────────────────
 
 
