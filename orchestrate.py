@@ -3790,8 +3790,9 @@ class WorkerTable:
             if repository.obstacle:
                 return None
             seen, ignored = read_root(self.project, repository)
-            self._ignored = find_missing_files(repository.git, ignored)
-            return seen
+            with contextlib.suppress(GitError):
+                self._ignored = find_missing_files(repository.git, ignored)
+            return dict(itertools.islice(seen.items(), SEEN_MOST))
         except (OSError, OrchestrateError):
             return None
 
@@ -4459,7 +4460,7 @@ class Orchestrator:
             self.warn(f"Uncommitted changes: the streams branch from the last commit, without {names}")
         if seen != known:
             streams = self.table.find_authors(files) if files else []
-            self.emit("root_seen", files=files, streams=streams, seen=dict(itertools.islice(seen.items(), SEEN_MOST)))
+            self.emit("root_seen", files=files, streams=streams, seen=seen)
 
     def _pause(self, until: float, reason: str) -> None:
         """Let no worker start before a moment of the wall clock; nothing follows from one that is past."""
