@@ -742,7 +742,8 @@ class Worker(NamedTuple):
     `background` are the kinds of what its events list as running beside it, since `background_at`. `cpu` is the share
     of a core that its tree has used of late, `memory` what that holds, in bytes; None and 0 where nobody has looked.
     `folder` and `branch` say where it works, `head` is the commit that it began at, empty where others commit there
-    too, and `commits` counts what it has made of them; `warnings` are what a person should know about that place.
+    too, and `commits` counts what it has made of them. `port` is the first of its ports; `warnings` are what a person
+    should know about that place.
     """
 
     stream_id: str
@@ -764,6 +765,7 @@ class Worker(NamedTuple):
     folder: str = ""
     branch: str = ""
     head: str = ""
+    port: int = 0
     commits: int = 0
     warnings: tuple[str, ...] = ()
 
@@ -3732,7 +3734,7 @@ class WorkerTable:
                 worker = Worker(stream.id, child.pid, f"{run}.{child.pid}")
                 head = "" if self._share(str(place.folder)) else place.head
                 worker = worker._replace(folder=str(place.folder), branch=place.branch, head=head)
-                worker = worker._replace(warnings=place.warnings)
+                worker = worker._replace(warnings=place.warnings, port=self.project.find_port(number))
             except (OSError, OrchestrateError) as error:
                 is_final = isinstance(error, _FINAL_ERRORS) or error.errno in _FINAL_CODES
                 is_final = not error.is_passing if isinstance(error, GitError) else is_final
@@ -4435,7 +4437,7 @@ class Orchestrator:
             branch=worker.branch or None,
             head=worker.head,
             number=number,
-            port=self.state.project.find_port(number),
+            port=worker.port,
             raw_start=raw_start,
             budget=budget,
         )
@@ -4446,10 +4448,11 @@ class Orchestrator:
 
         What stands there before the first of them starts is none of theirs, and no worktree has it.
         """
-        root = str(self.state.project.root)
-        is_first = not any(folder != root for folder in self.table.folders())
-        if self.table.git is None or (not is_first if ended is None else ended.folder in ("", root)):
+        if self.table.git is None:
             return
+        root = str(self.state.project.root)
+        if ended.folder in ("", root) if ended else self.table.folders() - {root}:
+            return  # not in a worktree; not the first
         seen = self.table.read_root()
         if seen is None:
             return

@@ -44,6 +44,7 @@ from orchestrate import (
     Discovery,
     Ending,
     Event,
+    History,
     Limits,
     Orchestrator,
     Phase,
@@ -710,6 +711,7 @@ class SimulatedTable:
     """The process table of one orchestrator."""
 
     trouble = None  # there is always room
+    git = None  # all work in one folder
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -764,7 +766,8 @@ class SimulatedTable:
     def spawn(
         self,
         stream: Stream,
-        record: Record,  # noqa: ARG002
+        history: History,  # noqa: ARG002
+        number: int,  # noqa: ARG002
         budget: float,
         streams: Sequence[Stream],  # noqa: ARG002
     ) -> Worker:
