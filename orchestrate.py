@@ -165,6 +165,7 @@ CHECKOUT_TIMEOUT = 600  # seconds for a git command that writes a whole working 
 SIGN_TIMEOUT = 30  # seconds for the commit of a merge, which what signs it may hold up
 SETUP_TIMEOUT = 1800  # seconds for the set-up of a new worktree
 PORTS = range(10240, 32760, 10)  # the first of ten that a stream has; the system gives others away, from 32768 on
+SLOW_PAUSE = 60.0  # seconds until git is asked again what differs there, where it took too long
 SEEN_MOST = 1000  # changes in the project's own folder that are remembered
 PORT_BLOCK = 20  # streams whose ports follow one another from where those of a project begin
 TICK = 0.45  # seconds between two cheap looks at the database, the marks and adopted workers: each within half a second
@@ -205,7 +206,7 @@ WORKER_FLAGS = ["--print", "--dangerously-skip-permissions"]
 REMOVED_VARIABLES = (
     r"CLAUDECODE|CLAUDE_CODE_(ENTRYPOINT|EXECPATH|(SSE|CHILD|MESSAGING)_.*|SESSION_(?!ACCESS_TOKEN|START_).*)"
     r"|CLAUDE_(PID|EFFORT|PROJECT_DIR)|AI_AGENT|TRACE(PARENT|STATE)"
-    r"|GIT_(DIR|WORK_TREE|INDEX_FILE|COMMON_DIR|OBJECT_DIRECTORY|NAMESPACE|PREFIX)"
+    r"|GIT_(DIR|WORK_TREE|INDEX_FILE|COMMON_DIR|OBJECT_DIRECTORY|NAMESPACE|PREFIX|[A-Z]+_PATHSPECS)"
 )
 # Without it claude stops a subagent that works for more than ten minutes, and exits with 0.
 WORKER_VARIABLES = {"CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS": "0"}
@@ -224,17 +225,20 @@ LAUNCHER = 'export ORCHESTRATE_RUN="$ORCHESTRATE_RUN.$$"; exec "$@"'
 # A worker with a worktree of its own is this program first, by a Python without packages. It is a text: no update, and
 # no worker, can take it away from a run. Killed at any point, it completes what it left: in git's own folder of the
 # worktree `orchestrate` says that we have made it, and the branch if we made that too, and `orchestrate-new` stands
-# until it is ready, empty until it is filled. No other process of the stream lives, so a lock is a killed one's.
+# until it is ready; that it is filled, its index says.
 PREPARE = """\
-import json, os, shutil, subprocess, sys, time
+import errno, json, os, shutil, subprocess, sys, time
 
 given = json.loads(sys.argv[1])
 root, top, folder, branch, start = (given[name] for name in ("root", "top", "folder", "branch", "start"))
 HALF = 0o200  # the mode of a file that is half copied
 
 
-def tell(text, failed=""):
-    print(json.dumps({"type": "orchestrator", "text": text, "failed": failed}), flush=True)
+def tell(text, failed="", **more):
+    with open(given["output"], "rb") as file:
+        if file.seek(0, os.SEEK_END) and os.pread(file.fileno(), 1, file.tell() - 1) != b"\\n":
+            print()  # what was set up has left its last line open
+    print(json.dumps({"type": "orchestrator", "text": text, "failed": failed, **more}), flush=True)
     if failed:
         sys.exit(1)
 
@@ -256,9 +260,9 @@ def find(*words, cwd=folder):
     return os.path.join(cwd, os.fsdecode(git("rev-parse", *words, cwd=cwd).stdout)[:-1])
 
 
-def write(path, text, mode="w"):
+def write(path, text, mode="wb"):
     with open(path, mode) as file:
-        file.write(text)
+        file.write(os.fsencode(text))
 
 
 def has_branch():
@@ -267,18 +271,19 @@ def has_branch():
 
 def make():
     link = os.path.join(folder, ".git")
-    if os.path.isfile(link) and os.listdir(folder) == [".git"]:
-        with open(link) as file:
-            index = os.path.join(folder, file.read()[len("gitdir: ") : -1], "index")
-        if not os.path.exists(index):
-            os.remove(link)  # git was killed in the middle, and there is nothing in it
+    if given["is_unfilled"] and os.path.exists(link) and os.listdir(folder) == [".git"]:
+        os.remove(link)  # git was killed in the middle, and there is nothing in it
     if os.path.lexists(link):
         return
+    home = os.path.dirname(folder)
+    os.makedirs(home, exist_ok=True)
     if given["hidden"] and git("check-ignore", "--quiet", folder, cwd=root, most=1).returncode:
-        path = find("--git-path", "info/exclude", cwd=root)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        write(path, "\\n%s\\n" % given["hidden"], "a")
-    os.makedirs(os.path.dirname(folder), exist_ok=True)
+        if given["is_common"] and not os.path.lexists(os.path.join(home, ".gitignore")):
+            write(os.path.join(home, ".gitignore"), "*\\n")
+        else:
+            path = find("--git-path", "info/exclude", cwd=root)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            write(path, "\\n%s\\n" % given["hidden"], "ab")
     # Detached, since a branch is made with the files: five at once would wait for each other's lock of the settings.
     # Forced, since a worktree that is gone may stand registered here.
     words = ("--quiet", "--detach", "--no-checkout", "--force", "--force")
@@ -288,18 +293,20 @@ def make():
     write(os.path.join(state, "orchestrate"), "" if has_branch() else branch)
 
 
-def fill(new, index):
-    if os.path.exists(index + ".lock"):
-        os.remove(index + ".lock")
-    if os.path.exists(new) and not os.path.getsize(new):
+def fill(state):
+    new, index = os.path.join(state, "orchestrate-new"), os.path.join(state, "index")
+    if os.path.exists(index + ".lock") and os.path.exists(os.path.join(state, "orchestrate")):
+        os.remove(index + ".lock")  # no other process of the stream lives, so it is a killed one's
+    by_force = [] if os.path.exists(index) else ["--force"]
+    is_detached = git("symbolic-ref", "--quiet", "HEAD", most=1).returncode
+    if os.path.exists(new) and given["forward"] and (by_force or is_detached):
         words = [branch] if has_branch() else ["--no-track", "-b", branch, start]
         # That no other worktree has the branch was seen before: git counts those that are gone.
-        git("checkout", "--quiet", "--force", "--ignore-other-worktrees", *words, "--")
+        git("checkout", "--quiet", *by_force, "--ignore-other-worktrees", *words, "--")
         if given["lacking"]:  # else git asks their program about each file that is as young as its index
             time.sleep(1.1)
-            git("update-index", "--refresh", "--force-write-index")
-        write(new, "filled")
-    elif not os.path.exists(index):
+            git("update-index", "--refresh", "--force-write-index", most=1)
+    elif by_force:
         git("reset", "--quiet")
     if given["forward"]:  # not where that would lose something
         git("merge", "--quiet", "--ff-only", "--no-overwrite-ignore", given["forward"], most=128)
@@ -317,18 +324,23 @@ def include():
         is_there = os.path.lexists(target) and os.lstat(target).st_mode & 0o777 != HALF
         if is_own or is_outside or is_there or name.endswith("/"):
             continue
-        os.makedirs(home, exist_ok=True)
-        if os.path.islink(source):
-            os.symlink(os.readlink(source), target)
-            continue
-        with open(source, "rb") as there, open(os.open(target, os.O_WRONLY | os.O_CREAT, HALF), "wb") as here:
-            here.truncate()
-            shutil.copyfileobj(there, here, 1 << 20)
-        shutil.copystat(source, target)
+        try:
+            os.makedirs(home, exist_ok=True)
+            if os.path.islink(source):
+                os.symlink(os.readlink(source), target)
+                continue
+            with open(source, "rb") as there, open(os.open(target, os.O_WRONLY | os.O_CREAT, HALF), "wb") as here:
+                here.truncate()
+                shutil.copyfileobj(there, here, 1 << 20)
+            shutil.copystat(source, target)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            tell("%s is not copied: %s" % (name, error.strerror))
 
 
 def set_up(command, seconds):
-    tell("Set-up: " + command)
+    tell("Set-up: " + command, begins=True)
     begin = time.monotonic()
     child = subprocess.Popen(["/bin/sh", "-c", command], cwd=folder, stdin=subprocess.DEVNULL)
     try:
@@ -343,8 +355,8 @@ def set_up(command, seconds):
 try:
     make()
     state = find("--absolute-git-dir")
+    fill(state)
     new = os.path.join(state, "orchestrate-new")
-    fill(new, os.path.join(state, "index"))
     if os.path.exists(new):
         if given["include"]:
             include()
@@ -356,11 +368,7 @@ try:
     os.environ["PWD"] = given["place"]
 except OSError as error:
     tell("the worktree can't be made ready: %s" % error, "git")
-try:
-    os.execvp(sys.argv[2], sys.argv[2:])
-except OSError as error:
-    print("%s: %s" % (sys.argv[2], error.strerror), flush=True)
-    sys.exit(127 if isinstance(error, FileNotFoundError) else 126)
+os.execv("/bin/sh", ["/bin/sh", "-c", 'exec "$@"', "orchestrate", *sys.argv[2:]])
 """
 
 # `check-streams` and `watch-status`, which differ in what they show and in how they ask for it.
@@ -2378,6 +2386,7 @@ class Transcript:
         self._rejection: Event = {}
         self._is_rejected = False
         self._unprepared: Ending | None = None  # why it did not come to be claude
+        self._is_in_setup = False
         self.outside: list[str] = []
 
     @property
@@ -2436,6 +2445,8 @@ class Transcript:
         with contextlib.suppress(ValueError, RecursionError):
             given = json.loads(text)
             event = given if isinstance(given, dict) and isinstance(given.get("type"), str) else None
+            # What is set up may print what it likes: it is no claude's.
+            event = None if event and self._is_in_setup and event["type"] != "orchestrator" else event
         self.signs += event is None or not event.get("heartbeat")
         if event is None:
             self.words = text.strip() or self.words
@@ -2472,11 +2483,16 @@ class Transcript:
             self._is_rejected = self._is_rejected and not (is_subagents and kind == "rate_limit")  # it was that one's
         elif event["type"] == "rate_limit_event":
             self._heed_limit(_read_dict(event, "rate_limit_info"))
-        elif event["type"] == "orchestrator" and event.get("failed"):
-            is_final = event["failed"] == "git" and not GitError(str(event.get("text"))).is_passing
-            last = self.words if event["failed"] == "set-up" else ""
-            words = _read_words(": ".join(filter(None, [str(event.get("text")), last])), 500)
-            self._unprepared = Ending(None, words, Cause.FINAL if is_final else Cause.OTHER)
+        elif event["type"] == "orchestrator":
+            self._is_in_setup = bool(event.get("begins"))
+            if event.get("failed"):
+                self._heed_failure(event)
+
+    def _heed_failure(self, event: Event) -> None:
+        is_final = event["failed"] == "git" and not GitError(str(event.get("text"))).is_passing
+        last = self.words if event["failed"] == "set-up" else ""
+        words = _read_words(": ".join(filter(None, [str(event.get("text")), last])), 500)
+        self._unprepared = Ending(None, words, Cause.FINAL if is_final else Cause.OTHER)
 
     def _heed_task(self, event: Event) -> list[str]:
         """Take note of what runs in the background, and of what the CLI ends there; return what the log says of it."""
@@ -2740,10 +2756,15 @@ def run_bounded(
                 if child.poll() is None:
                     os.killpg(child.pid, signum)
                     with contextlib.suppress(subprocess.TimeoutExpired):
-                        child.wait(1)
+                        child.wait(min(timeout, 1))
 
 
 # The worker's command, its environment and its prompt.
+
+
+# Looked for at the start, since a worker may remove the virtual environment that this runs in. It imports nothing of
+# the folder that it is started in.
+_PYTHON = (os.path.realpath(sys.executable), "-SIc")
 
 
 class Command(NamedTuple):
@@ -2757,7 +2778,9 @@ class Command(NamedTuple):
         """
         form = ["--output-format", self.output_format, "--verbose"] if self.output_format != "text" else []
         limit = ["--max-budget-usd", f"{int(budget * 100) / 100:.2f}"] if budget else []
-        options = () if "--settings" in options and "--settings" in self.words else options
+        if "--settings" in options and "--settings" in self.words:  # whoever names others means these
+            at = options.index("--settings")
+            options = [*options[:at], *options[at + 2 :]]
         return [*self.words, *WORKER_FLAGS, *form, *limit, *options, "-p", prompt]
 
     def find(self, environ: Mapping[str, str]) -> str:
@@ -2846,6 +2869,7 @@ class GitError(OSError):
 
 _PASSING_WORDS = (
     r"\.lock'|No space left|Disk quota|Cannot allocate|temporarily unavailable|Too many open|unable to create file"
+    r"|failed to read .*/worktrees/"  # one that another git is making at this moment
 )
 
 
@@ -2914,24 +2938,46 @@ class Worktree(NamedTuple):
     def state(self) -> Path:
         """git's own folder for it. `orchestrate` lies there where we have made it: see PREPARE."""
         link = self.folder / ".git"
-        return self.folder / (link.read_text()[len("gitdir: ") :].rstrip("\n") if link.is_file() else link)
+        return self.folder / (os.fsdecode(link.read_bytes())[len("gitdir: ") : -1] if link.is_file() else link)
 
     @property
     def mark(self) -> Path:
         return self.state / "orchestrate"
 
     @property
+    def is_new(self) -> bool:
+        """Whether no worker has had it yet."""
+        return self.is_there and (self.state / "orchestrate-new").exists()
+
+    @property
     def is_unfilled(self) -> bool:
         """Whether it holds nothing yet but what git puts there: its maker was killed, or is at work."""
         if not self.is_there:
             return self.lock == "initializing" and self.folder.is_dir() and not any(self.folder.iterdir())
-        new = self.state / "orchestrate-new"
-        is_empty = len(list(self.folder.iterdir())) == 1 and not (self.state / "index").exists()
-        return is_empty or (new.exists() and not new.read_text())
+        is_empty = len(list(self.folder.iterdir())) == 1 and not self.is_locked
+        return (is_empty or self.is_new) and not (self.state / "index").exists()
 
-    def is_astray(self, branch: str) -> bool:
+    @property
+    def begun(self) -> str:
+        """The git command that has stopped in its middle there, empty where none has."""
+        is_am = (self.state / "rebase-apply" / "applying").exists()
+        return "am" if is_am else next((word for name, word in _BEGUN.items() if (self.state / name).exists()), "")
+
+    @property
+    def rebased(self) -> str:
+        """The branch that is rebased there, which git counts as checked out."""
+        names = (self.state / folder / "head-name" for folder in ("rebase-merge", "rebase-apply"))
+        return next((name.read_text().strip()[len("refs/heads/") :] for name in names if name.exists()), "")
+
+    def is_astray(self, branch: str, start: str) -> bool:
         """Whether somebody has left it on another branch than this one, or on none."""
-        return self.is_there and self.branch != branch and not self.is_unfilled
+        is_in_the_making = self.is_unfilled or (self.is_new and not self.branch and self.head == start)
+        return self.is_there and self.branch != branch and not is_in_the_making
+
+
+# What lies in git's own folder of a working tree while a command has stopped in its middle.
+_BEGUN = {"rebase-merge": "rebase", "rebase-apply": "rebase", "MERGE_HEAD": "merge", "BISECT_LOG": "bisect"}
+_BEGUN.update({"CHERRY_PICK_HEAD": "cherry-pick", "REVERT_HEAD": "revert"})
 
 
 class Repository(NamedTuple):
@@ -2939,8 +2985,9 @@ class Repository(NamedTuple):
 
     `head` is the commit that streams branch from, `branch` the branch that is checked out, empty where none is;
     `prefix` leads from the top of the working tree to the project. `branches` are the commits of all branches, by their
-    full names, `worktrees` all working trees by their folders; `lacking` are the programs of required filters that are
-    not there, by filter: git does without them then. `obstacle` says why there can be no worktrees.
+    full names, `worktrees` all working trees by their folders, `common` is git's own folder for all of them. `lacking`
+    are the programs of required filters that are not there, by filter: git does without them then. `drivers` are
+    options that switch off the merge drivers that somebody has set up. `obstacle` says why there can be no worktrees.
     """
 
     git: Git
@@ -2949,7 +2996,9 @@ class Repository(NamedTuple):
     branch: str = ""
     branches: Mapping[str, str] = {}
     worktrees: Mapping[Path, Worktree] = {}
+    common: Path = Path()
     lacking: Mapping[str, str] = {}
+    drivers: tuple[str, ...] = ()
     obstacle: str = ""
 
     @property
@@ -2967,58 +3016,69 @@ class Repository(NamedTuple):
         return own if own in self.branches else next(iter(sorted(remote, key=lambda r: "/origin/" not in r)), "")
 
 
-# One question, four answers; the last two are missing where there is no commit yet.
-_REPOSITORY = ("--is-inside-work-tree", "--show-prefix", "--revs-only", "HEAD^{commit}", "--symbolic-full-name", "HEAD")
-
-
 def read_repository(git: Git, folders: Iterable[Path] = ()) -> Repository:
-    """Return the repository that a project lies in; worktrees in these folders are found though they were moved.
+    """Return the repository that a project lies in; worktrees in these folders that were moved are taken back.
 
     Raises GitError, OrchestrateError.
     """
     if not any((folder / ".git").exists() for folder in (git.root, *git.root.parents)):
         return Repository(git, obstacle="it lies in no git repository")
-    try:
-        inside, prefix, head, ref = [*git.run("rev-parse", *_REPOSITORY).split("\n"), ""][:4]
+    words = ("--is-inside-work-tree", "--revs-only", "HEAD^{commit}", "--symbolic-full-name", "HEAD")
+    try:  # the last two answers are missing where there is no commit yet
+        inside, head, ref = [*git.run("rev-parse", *words).split("\n"), ""][:3]
     except GitError as error:
         if "not a git repository" not in str(error):
             raise
         return Repository(git, obstacle=str(error))
-    lacking = read_lacking(git)
+    if inside != "true":
+        return Repository(git, obstacle="its git repository is bare")
+    if not head:
+        return Repository(git, obstacle="its git repository has no commit yet")
+    prefix = git.run("rev-parse", "--show-prefix")[:-1]
+    branch = ref[len("refs/heads/") :] if ref.startswith("refs/heads/") else ""
+    if prefix and not git.run("ls-tree", head):
+        return Repository(
+            git, prefix, head, branch, obstacle="the last commit of its git repository has nothing of this folder"
+        )
+    lacking, drivers = read_programs(git)
     for name in lacking:
         off = (f"filter.{name}.required=false", *(f"filter.{name}.{what}=" for what in ("smudge", "clean", "process")))
         git = git._replace(options=(*git.options, *(word for setting in off for word in ("-c", setting))))
-    branch = ref[len("refs/heads/") :] if ref.startswith("refs/heads/") else ""
-    obstacle = ""
-    if inside != "true":
-        obstacle = "its git repository is bare"
-    elif not head:
-        obstacle = "its git repository has no commit yet"
-    elif prefix and not git.run("ls-tree", head):
-        obstacle = "the last commit of its git repository has nothing of this folder"
-    if obstacle:
-        return Repository(git, prefix, head, branch, obstacle=obstacle)
     lines = git.run("for-each-ref", "--format=%(refname) %(objectname)", "refs/heads", "refs/remotes").splitlines()
-    worktrees = read_worktrees(git)
-    moved = [folder for folder in folders if folder not in worktrees and (folder / ".git").is_file()]
+    branches = dict(line.split(" ") for line in lines)
+    common = git.root / git.run("rev-parse", "--git-common-dir")[:-1]
+    repository = Repository(git, prefix, head, branch, branches, read_worktrees(git), common, lacking, drivers)
+    moved = [str(folder) for folder in folders if is_moved(repository, folder)]
     if moved:
-        git.run("worktree", "repair", *map(str, moved))
-        worktrees = read_worktrees(git)
-    return Repository(git, prefix, head, branch, dict(line.split(" ") for line in lines), worktrees, lacking)
+        with contextlib.suppress(GitError):  # then it is none of this repository
+            git.run("worktree", "repair", *moved)
+        repository = repository._replace(worktrees=read_worktrees(git))
+    return repository
 
 
-def read_lacking(git: Git) -> dict[str, str]:
-    """Return the programs of git's required filters that are not there, by filter. Raises GitError."""
-    words = ("config", "-z", "--get-regexp", r"^filter\..*\.(required|smudge|process)$")
+def is_moved(repository: Repository, folder: Path) -> bool:
+    """Whether a worktree of this very repository lies there, and git looks for one of the two elsewhere."""
+    if folder in repository.worktrees or not (folder / ".git").is_file():
+        return False
+    state, own = Worktree(folder).state, repository.common.resolve() / "worktrees"
+    return state.resolve().parent == own or (not state.exists() and (own / state.name).is_dir())
+
+
+def read_programs(git: Git) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the programs of required filters that are not there, by filter, and what switches merge drivers off.
+
+    Raises GitError.
+    """
+    words = ("config", "-z", "--get-regexp", r"^(filter\..*\.(required|smudge|process)|merge\..*\.driver)$")
     settings = dict(line.partition("\n")[::2] for line in git.run(*words, most=1).split("\0")[:-1])
     lacking = {}
     for key, command in settings.items():
-        name, _, what = key[len("filter.") :].rpartition(".")
+        name, _, what = key.partition(".")[2].rpartition(".")
         program = " ".join(command.split()[:1])
         is_required = settings.get(f"filter.{name}.required", "false").lower() in ("", "true", "yes", "on", "1")
-        if is_required and what != "required" and program and shutil.which(program) is None:
+        if is_required and what in ("smudge", "process") and program and shutil.which(program) is None:
             lacking[name] = program
-    return lacking
+    return lacking, tuple(word for key in settings if key.startswith("merge.") for word in ("-c", f"{key}=false"))
 
 
 def read_worktrees(git: Git) -> dict[Path, Worktree]:
@@ -3063,14 +3123,20 @@ def look_ahead(
     """
     parallel = [stream for stream in streams if stream.phase is Phase.PARALLEL]
     try:
-        repository = read_repository(git, [name_worktree(project, stream)[0] for stream in parallel])
+        repository = read_repository(git)
         if repository.obstacle or not parallel:
             return repository, []
         refused: dict[Problem, list[str]] = {}
-        names = {f"refs/heads/{name_worktree(project, stream)[1]}": "" for stream in parallel}
+        places = {stream.id: name_worktree(project, stream) for stream in parallel}
+        names = {f"refs/heads/{name}": "" for _, name in places.values()}
         planned = repository._replace(branches={**names, **repository.branches})  # one may be in another's way
         for stream in parallel:
             problem = find_refusal(project, planned, stream, folders.get(stream.id, ""))
+            folder, branch = places[stream.id]
+            twin = next((i for i, (f, b) in places.items() if (f == folder) is not (b == branch)), "")
+            if problem is None and twin:
+                what = f"{visible(twin)} has the same {'worktree' if places[twin][0] == folder else 'branch'}, not both"
+                problem = (what, "Correct the worktreePath or the branchName.")
             if problem is not None:
                 refused.setdefault(problem, []).append(visible(stream.id))
         if refused:
@@ -3092,58 +3158,73 @@ def find_refusal(project: Project, repository: Repository, stream: Stream, last_
     is_there = here is not None and here.is_there
     check = ("check-ref-format", "--branch", branch)
     is_odd = stream.branch_name and repository.git.run(*check, most=128)[:-1] != branch
-    is_odd = is_odd or stream.branch_name in ("@", "HEAD")
-    others = [tree for f, tree in trees.items() if f != folder and (tree.is_there or tree.is_locked)]
-    own = (next(iter(trees)), root, *root.parents)
-    holder = next((str(tree.folder) for tree in others if tree.branch == branch), "")
-    outer = next((str(tree.folder) for tree in others if tree.folder in folder.parents and tree.folder not in own), "")
+    is_odd = is_odd or stream.branch_name in ("@", "HEAD") or any(len(os.fsencode(p)) > 240 for p in branch.split("/"))
+    first = next(iter(trees))
+    # One whose .git leads to another repository is that of a project that this one was copied from.
+    own = repository.common.resolve() / "worktrees"
+    others = [tree for f, tree in trees.items() if f != folder and (f == first or tree.is_locked or tree.is_there)]
+    others = [t for t in others if t.folder == first or not t.is_there or t.state.resolve().parent == own]
+    holder = next((t for t in others if branch in (t.branch, t.is_there and t.rebased)), None)
+    holder = Worktree(root) if holder is None and branch == repository.branch and folder != root else holder
+    around = (first, root, *root.parents)
+    outer = next((str(t.folder) for t in others if t.folder in folder.parents and t.folder not in around), "")
     known = [ref[len("refs/heads/") :] for ref in repository.branches if ref.startswith("refs/heads/")]
     rival = next((name for name in known if branch.startswith(f"{name}/") or name.startswith(f"{branch}/")), "")
-    is_filled = os.path.lexists(folder) and not is_there and (not folder.is_dir() or any(folder.iterdir()))
+    block = next((path for path in (folder, *folder.parents) if os.path.lexists(path) and not path.is_dir()), None)
+    is_filled = not is_there and folder.is_dir() and any(folder.iterdir())
     is_known = last_folder == str(folder / repository.prefix)
-    on = f"branch {here.branch}" if here and here.branch else "no branch"
-    at, rest = shlex.quote(str(folder)), shlex.quote(f"{rival.replace('/', '-')}-old")
-    correct, away = "Correct the worktreePath or the branchName.", f"Look at what it holds: mv {at} {at}.old"
-    rename = f"Rename it: git branch -m {shlex.quote(rival)} {rest}"
+    is_astray = here and here.is_astray(branch, repository.branches.get(f"refs/heads/{branch}", "")) and not is_known
+    at, correct = shlex.quote(str(folder)), "Correct the worktreePath or the branchName."
+    rename = f"Rename it: git branch -m {shlex.quote(rival)} {shlex.quote(rival.replace('/', '-'))}-old"
     rename = rename if repository.branches.get(f"refs/heads/{rival}") else correct  # another stream's, to be made
-    back = f"Bring it back: git -C {at} switch {shlex.quote(branch)}"
+    is_foreign = is_filled and here is None and not is_moved(repository, folder)
+    away, lost = f"Look at what it holds: mv {at} {at}.old", f"Mount it, or: git worktree unlock {at}"
     problems = [
         (is_odd, f"{branch!r} is no name for a branch", correct),
         (folder == root or folder in root.parents, f"the project itself lies in {folder}", correct),
         (".git" in folder.parts, f"{folder} can be no worktree", correct),
         (rival, f"branch {rival} is in the way of {branch}", rename),
-        (holder, f"branch {branch} is checked out in {holder}", f"git -C {shlex.quote(holder)} switch --detach"),
+        (holder, f"branch {branch} is checked out in {holder and holder.folder}", holder and format_release(holder)),
         (outer and here is None, f"{folder} lies in the worktree {outer}", correct),
-        (is_filled and here is None, f"{folder} is no worktree of this repository", away),
-        (is_filled, f"{folder} is a worktree that has lost its .git", away),
-        (
-            here is not None and here.is_locked and not is_there,
-            f"the worktree {folder} is locked, and is not there",
-            f"Mount it, or: git worktree unlock {at}",
-        ),
-        (here and here.is_astray(branch) and not is_known, f"the worktree {folder} is on {on}, not on {branch}", back),
+        (block, f"{block} is no worktree of this repository", away.replace(str(folder), str(block))),
+        (is_foreign, f"{folder} is no worktree of this repository", away),
+        (is_filled and here, f"{folder} is a worktree that has lost its .git", away),
+        (here and here.is_locked and not is_there, f"the worktree {folder} is locked, and is not there", lost),
+        (is_astray, *((here and describe_astray(here, branch)) or ("", ""))),
     ]
-    return next(((what, way) for is_so, what, way in problems if is_so), None)
+    return next(((what, str(way)) for is_so, what, way in problems if is_so), None)
 
 
-# What lies in git's own folder of a working tree while a command has stopped in its middle.
-_BEGUN = {"rebase-merge": "rebase", "rebase-apply": "rebase", "MERGE_HEAD": "merge", "BISECT_LOG": "bisect"}
-_BEGUN.update({"CHERRY_PICK_HEAD": "cherry-pick", "REVERT_HEAD": "revert"})
+def format_release(holder: Worktree) -> str:
+    at = shlex.quote(str(holder.folder))
+    return f"git -C {at} switch --detach" if holder.is_there else f"Mount it, or: git worktree unlock {at}"
+
+
+def describe_astray(here: Worktree, branch: str) -> Problem:
+    at, on = shlex.quote(str(here.folder)), f"on branch {here.branch}" if here.branch else "on no branch"
+    if here.begun:
+        what = f"the worktree {here.folder} is {on}, in the middle of a git {here.begun}"
+        return what, f"End it: git -C {at} {format_end(here.begun)}"
+    what = f"the worktree {here.folder} is {on}, not on {branch}"
+    return what, f"Bring it back: git -C {at} switch {shlex.quote(branch)}"
+
+
+def format_end(begun: str) -> str:
+    return f"{begun} {'reset' if begun == 'bisect' else '--continue'}"
 
 
 def find_warnings(project: Project, repository: Repository, streams: Iterable[Stream], setup: str) -> list[Problem]:
     """Return what may go wrong in the worktrees of these streams, and stops none of them."""
     head, git = repository.head[:10], repository.git
-    state = Worktree(repository.top).state
-    begun = next((word for name, word in _BEGUN.items() if (state / name).exists()), "")
-    end = f"git {begun} {'reset' if begun == 'bisect' else '--continue'}"
+    begun = Worktree(repository.top).begun
     problems = []
     if begun:
-        problems.append(
-            (f"A {begun} is in progress here, and the streams branch from its middle ({head})", f"End it: {end}")
-        )
+        what = f"{'An' if begun == 'am' else 'A'} {begun} is in progress here, and the streams branch from its middle"
+        problems.append((f"{what} ({head})", f"End it: git {format_end(begun)}"))
     elif not repository.branch:
-        problems.append((f"HEAD is detached at {head}: there is no branch to merge into", "git switch BRANCH"))
+        there = [ref for ref, commit in repository.branches.items() if commit == repository.head and "/heads/" in ref]
+        way = f"git switch {shlex.quote(there[0].split('/', 2)[2])}" if there else "git switch --create BRANCH"
+        problems.append((f"HEAD is detached at {head}: there is no branch to merge into", way))
     for stream in streams:
         branch = name_worktree(project, stream)[1]
         ref = repository.find_ref(branch)
@@ -3152,9 +3233,9 @@ def find_warnings(project: Project, repository: Repository, streams: Iterable[St
             problems.append((what, f"To begin anew, name another one: branchName, not {branch}"))
     if repository.lacking:
         # Only where files of the commit need it. It is asked for a warning: a slow git is no reason to wait.
-        words = ("grep", "-h", "-o", "-E", "filter=[^ ]+", repository.head, "--", ".gitattributes", "**/.gitattributes")
+        words = ("grep", "-hoE", "--no-line-number", "--no-column", "--no-color", "filter=[^ ]+", repository.head)
         with contextlib.suppress(GitError):
-            used = set(git.hurry().run(*words, most=1).split())
+            used = set(git.hurry().run(*words, "--", ".gitattributes", "**/.gitattributes", most=1).split())
             for name, program in repository.lacking.items():
                 if f"filter={name}" in used:
                     what = f"{program} is missing: of what its filter {name} keeps, the worktrees have pointers"
@@ -3209,13 +3290,14 @@ def plan_worktree(
         raise OrchestrateError(*problem)
     git, (folder, branch) = repository.git, name_worktree(project, stream)
     here, ref = repository.worktrees.get(folder), repository.find_ref(branch)
-    astray = here if here is not None and here.is_astray(branch) else None
-    head = astray.head if astray else repository.branches.get(ref, repository.head)
+    start = repository.branches.get(ref, repository.head)
+    astray = here if here is not None and here.is_astray(branch, start) else None
+    head = astray.head if astray else start
     place, command = folder / repository.prefix, find_setup(project, git, setup)[0]
-    common = project.worktrees.resolve()
-    hidden = common if folder.parent == common else folder
-    is_inside = repository.top in folder.parents  # where git must not see it
-    name = f"/{hidden.relative_to(repository.top).as_posix()}/" if is_inside else ""
+    is_common, hidden = folder.parent == project.worktrees.resolve(), ""
+    if repository.top in folder.parents:  # git must not see it
+        name = (folder.parent if is_common else folder).relative_to(repository.top)
+        hidden = re.sub(r"([\\*?\[ ])", r"\\\1", f"/{name.as_posix()}/")
     preparation = {
         "git": [*GIT, *git.options],
         "variables": GIT_VARIABLES,
@@ -3227,7 +3309,9 @@ def plan_worktree(
         "branch": branch,
         "start": ref or repository.head,
         "forward": "" if astray else repository.head,
-        "hidden": re.sub(r"([\\*?\[ ])", r"\\\1", name),
+        "is_unfilled": here is None or here.is_unfilled,
+        "is_common": is_common,
+        "hidden": hidden,
         "lacking": list(repository.lacking),
         "include": has_include(project, repository),
         "setup": command,
@@ -3237,13 +3321,19 @@ def plan_worktree(
     lines += ["- Change nothing outside of it, commit to this branch, and do not switch to another one"]
     if astray:
         lines += [f"- The last worker left it on {astray.branch or 'no branch'}: bring its work to {branch} first"]
+    lines += _format_absent(project, repository, ignored, bool(command))
+    return Workplace(place, branch, head, preparation, _find_options(project, git, ref or head, place), tuple(lines))
+
+
+def _format_absent(project: Project, repository: Repository, ignored: Sequence[str], is_set_up: bool) -> list[str]:
+    lines = []
     if (project.root / ".gitmodules").exists():
         lines += ["- Submodules are empty here; fill those that you need: git submodule update --init"]
     lines += [f"- {program} is missing: files that need it are pointers" for program in repository.lacking.values()]
     if ignored:
-        unless = " unless the set-up made it" if command else ""
+        unless = " unless the set-up made it" if is_set_up else ""
         lines += [f"- Ignored by git, and not here{unless}; look in {project.root}: {format_names(ignored, 20)}"]
-    return Workplace(place, branch, head, preparation, _find_options(project, git, ref or head, place), tuple(lines))
+    return lines
 
 
 # What claude reads in a project's folder and does not look for in the main working tree, with the option to name it by.
@@ -3264,8 +3354,10 @@ def read_root(project: Project, repository: Repository) -> tuple[dict[str, list[
     command = project.root / ".claude" / "commands" / "orchestration.md"
     is_ours = command.is_file() and command.read_text(encoding="utf-8", errors="replace") == SLASH_COMMAND
     own = [f":(exclude){command.relative_to(project.root)}"] if is_ours else []
+    own += [":(exclude).claude/worktrees"]
+    words = ("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--ignored=matching", "--", ".")
     seen, ignored, prefix = {}, [], repository.prefix
-    for line in repository.git.find("status", "--porcelain", "-z", "--no-renames", "--ignored", "--", ".", *own):
+    for line in repository.git.find(*words, *own):
         name = line[3 + len(prefix) :] if line[3:].startswith(prefix) else line[3:]
         if line.startswith("!!"):
             ignored += [name] if "/" not in name[:-1] else []
@@ -3296,12 +3388,16 @@ def read_status(git: Git, untracked: bool = True) -> tuple[str, ...]:
 
 
 def find_branches(
-    project: Project, repository: Repository, streams: Iterable[Stream], is_advice: bool = False
+    project: Project,
+    repository: Repository,
+    streams: Iterable[Stream],
+    is_advice: bool = False,
+    more: Sequence[Branch] = (),
 ) -> list[Branch]:
-    """Return the branches of the parallel streams, as they stand now. Raises GitError.
+    """Return the branches of the parallel streams, as they stand now.
 
-    A stream whose worktree is on another branch, or on none, has two: its own, and what holds its work. Where it is
-    for `is_advice` alone, what git can't tell soon stays unknown.
+    A stream whose worktree is on another branch, or on none, has two: its own, and what holds its work. What git can't
+    tell stays unknown; where it `is_advice` alone, what it can't tell soon.
     """
     branches = []
     for stream in streams:
@@ -3314,14 +3410,13 @@ def find_branches(
             branches.append(Branch(name, ref, stream.id))
         if here is not None and is_there and not here.is_unfilled:
             branches.append(find_worktree_branch(here, stream.id, name))
-    git = repository.git.hurry() if is_advice else repository.git
+    branches += more
+    asked = repository._replace(git=repository.git.hurry()) if is_advice else repository
     unknown = ""
     for place, branch in enumerate(branches):
         try:
-            branches[place] = branch._replace(unknown=unknown) if unknown else read_branch(git, repository.head, branch)
+            branches[place] = branch._replace(unknown=unknown) if unknown else read_branch(asked, branch)
         except GitError as error:
-            if not is_advice:
-                raise
             branches[place] = branch._replace(unknown=str(error))
             unknown = str(error) if error.is_passing else ""
     return branches
@@ -3334,20 +3429,23 @@ def find_worktree_branch(here: Worktree, stream_id: str, name: str) -> Branch:
     return Branch(here.branch or here.head[:10], ref, stream_id, str(here.folder), instead_of=instead)
 
 
-def read_branch(git: Git, head: str, branch: Branch) -> Branch:
+def read_branch(repository: Repository, branch: Branch) -> Branch:
     """Return a branch with what its worktree holds beside it, and what HEAD lacks of it. Raises GitError.
 
     HEAD lacks nothing where a merge would change no file: so a squash, or a cherry-pick, counts as a merge.
     Source: git merge-tree --write-tree, of git 2.38.
     """
+    git, head = repository.git, repository.head
     uncommitted = read_status(git._replace(root=Path(branch.worktree))) if branch.worktree else ()
     branch = branch._replace(uncommitted=uncommitted, ahead=0, files=0, nested=())
     ahead = int(git.run("rev-list", "--count", f"{head}..{branch.ref}"))
     if not ahead:
         return branch
     merged = ""
-    with contextlib.suppress(GitError):
-        merged = git.run("merge-tree", "--write-tree", head, branch.ref, most=1).split("\n")[0]
+    with contextlib.suppress(GitError):  # where it conflicts too: git keeps ours then
+        # Without the drivers that somebody has set up, which may throw theirs away.
+        strict = git._replace(options=(*git.options, *repository.drivers))
+        merged = strict.run("merge-tree", "--write-tree", head, branch.ref).split("\n")[0]
     if merged == git.run("rev-parse", f"{head}^{{tree}}").strip():
         return branch
     changes = git.find("diff", "--raw", "--no-renames", "-z", f"{head}...{branch.ref}")
@@ -3451,18 +3549,19 @@ def plan_worktrees(project: Project, repository: Repository, streams: Sequence[S
     ids = {name_worktree(project, s)[0]: s.id for s in streams if s.phase is Phase.PARALLEL}
     open_tasks = {stream.id: stream.open for stream in streams}
     mine = [tree for tree in trees.values() if tree.folder.parent == folder or tree.folder in ids]
-    gone = [tree for tree in mine if not tree.folder.exists() and not tree.is_locked and tree.folder.parent == folder]
-    unfilled = [t for t in mine if t.is_unfilled and not t.is_locked and (t.folder in ids or t.mark.exists())]
+    marks = [path.parent / "gitdir" for path in repository.common.glob("worktrees/*/orchestrate")]
+    ours = {Path(os.fsdecode(path.read_bytes())[:-1]).parent for path in marks}  # whoever made it, git says where it is
+    gone = [tree for tree in mine if not tree.folder.exists() and not tree.is_locked]
+    gone = [tree for tree in gone if tree.lock or (tree.folder in ours and tree.branch)]
+    unfilled = [tree for tree in mine if tree.is_unfilled and (tree.folder in ids or tree.folder in ours)]
     unfilled = [tree for tree in unfilled if not open_tasks.get(ids.get(tree.folder, ""), 0)]
     chores = [Chore("remove", f"worktree {t.folder}, which is gone", _remove_worktree(git, t, True)) for t in gone]
     chores += [Chore("remove", f"worktree {t.folder}, never filled", _remove_worktree(git, t, True)) for t in unfilled]
     others = {tree.folder: tree for tree in trees.values() if tree not in gone and tree not in unfilled}
-    branches = find_branches(project, repository._replace(worktrees=others), streams)
-    for tree in mine:  # those of streams that are no longer in the database too
-        if tree.is_there and tree.folder in others and tree.folder not in ids and not tree.is_unfilled:
-            branches.append(
-                read_branch(git, repository.head, find_worktree_branch(tree, tree.folder.name, tree.branch))
-            )
+    # Those of streams that are no longer in the database too.
+    rest = [t for t in mine if t.is_there and t.folder in others and t.folder not in ids and not t.is_unfilled]
+    more = [find_worktree_branch(tree, tree.folder.name, tree.branch) for tree in rest]
+    branches = find_branches(project, repository._replace(worktrees=others), streams, more=more)
     astray = {branch.stream_id for branch in branches if branch.instead_of}
     for branch in branches:
         if branch.instead_of or branch.stream_id not in astray:  # its own waits for what is used instead of it
@@ -3485,7 +3584,7 @@ def plan_branch(
     reasons = {
         "no branch is checked out, so nothing counts as merged": not repository.branch,
         f"{branch.summary}; {format_count(open_tasks, 'task')} of {branch.stream_id} open": bool(open_tasks),
-        branch.summary: bool(branch.ahead or branch.uncommitted or branch.instead_of),
+        branch.summary: bool(branch.ahead or branch.uncommitted or branch.instead_of or branch.unknown),
         "it was not made by the orchestrator": here is not None and not here.mark.exists(),
         "it is locked": here is not None and here.is_locked,
         "it has submodules, remove it by hand": here is not None and (here.state / "modules").exists(),
@@ -3586,7 +3685,8 @@ class WorkerTable:
         self.command = command
         self.git = Git(project.root, lambda: bool(clock.signals)) if has_worktrees else None
         self.setup = setup
-        self._ignored: list[str] = []
+        self._ignored: list[str] | None = None
+        self._slow_until = 0.0  # git has taken too long to say what differs in the project's folder
         self._environ = environ
         self._clock = clock
         self._trouble: OSError | None = None
@@ -3764,8 +3864,9 @@ class WorkerTable:
         if worker.head:
             words = ["rev-list", "--count", "--first-parent", "--ancestry-path", f"{worker.head}..HEAD"]
             # Those of a merge are others', and so are those that the project has already.
-            words += [] if worker.folder == str(self.project.root) else ["--not", "main-worktree/HEAD"]
             with contextlib.suppress(OSError, OrchestrateError):
+                if worker.folder != str(self.project.root):
+                    words += ["--not", Git(self.project.root).hurry().run("rev-parse", "HEAD").strip()]
                 worker = worker._replace(commits=int(Git(Path(worker.folder)).hurry().run(*words)))
             tracked.worker = worker._replace(head="")
         return tracked.worker
@@ -3785,25 +3886,29 @@ class WorkerTable:
 
     def read_root(self) -> dict[str, list[int]] | None:
         """Return what differs from HEAD in the project's own folder; None where git can't tell soon, or isn't asked."""
-        if self.git is None:
+        if self.git is None or self._clock.monotonic() < self._slow_until:
             return None
         try:
             repository = read_repository(self.git.hurry())
             if repository.obstacle:
                 return None
             seen, ignored = read_root(self.project, repository)
-            with contextlib.suppress(GitError):
-                self._ignored = find_missing_files(repository.git, ignored)
-            return dict(itertools.islice(seen.items(), SEEN_MOST))
-        except (OSError, OrchestrateError):
+            self._ignored = ignored
+            self._ignored = find_missing_files(repository.git, ignored)
+        except (OSError, OrchestrateError) as error:
+            if not isinstance(error, GitError) or not error.is_passing:
+                return None
+            self._slow_until = self._clock.monotonic() + SLOW_PAUSE
             return None
+        return dict(itertools.islice(seen.items(), SEEN_MOST))
 
-    def find_authors(self, files: Sequence[str]) -> list[str]:
-        """Return the streams whose tool calls name these files, else all that work in worktrees."""
-        names = [Path(name).name for name in files]
+    def find_authors(self, name: str) -> tuple[str, ...]:
+        """Return the streams whose tool calls name a file of the project's folder, else all that work in worktrees."""
+        root = re.escape(f"{self.project.root}/")
+        whole = re.compile(rf"({root}|(?<![\w./-])(\./)?){re.escape(name)}(?![\w.-])")
         at_work = {i: t for i, t in self._tracked.items() if t.worker.folder != str(self.project.root)}
-        calls = {stream_id: " ".join(tracked.transcript.outside) for stream_id, tracked in at_work.items()}
-        return [i for i, words in calls.items() if any(name in words for name in names)] or list(at_work)
+        named = [i for i, t in at_work.items() if any(whole.search(call) for call in t.transcript.outside)]
+        return tuple(named or at_work)
 
     def _open_workplace(self, stream: Stream, history: History, streams: Sequence[Stream]) -> Workplace:
         self.command.find(self._environ)  # raises where it has vanished since
@@ -3824,7 +3929,9 @@ class WorkerTable:
         place = Workplace(project.root, repository.place, repository.head)
         if is_parallel:
             folder = history.record(stream.id).folder
-            place = plan_worktree(project, repository, stream, folder, self.setup, self._ignored)
+            if self._ignored is None:
+                self.read_root()  # the first one was another orchestrator's
+            place = plan_worktree(project, repository, stream, folder, self.setup, self._ignored or [])
             for other, tracked in self._tracked.items():
                 if tracked.worker.folder == str(place.folder):
                     raise OrchestrateError(f"{place.folder} is the worktree of {visible(other)}", "Give each its own.")
@@ -3848,7 +3955,8 @@ class WorkerTable:
         prompt = format_prompt(read_prompt_template(self.project), stream, record, [ports, *place.lines])
         words = self.command.argv(prompt, budget, place.options)
         if place.preparation:
-            words = [sys.executable, "-SEsc", PREPARE, json.dumps(place.preparation), *words]
+            raw = str(self.project.file(stream.id, ".jsonl"))
+            words = [*_PYTHON, PREPARE, json.dumps({**place.preparation, "output": raw}), *words]
         # By the first three its tree is found again.
         marks = {"PROJECT": str(self.project.root), "STREAM": stream.id, "RUN": run, "PORT": str(port)}
         marks.update(ROOT=self.project.identity, BRANCH="" if " " in place.branch else place.branch)  # a detached HEAD
@@ -4461,9 +4569,12 @@ class Orchestrator:
         if ended is None and seen:
             names = format_names(list(seen))
             self.warn(f"Uncommitted changes: the streams branch from the last commit, without {names}")
-        if seen != known:
-            streams = self.table.find_authors(files) if files else []
-            self.emit("root_seen", files=files, streams=streams, seen=seen)
+        authors = {name: self.table.find_authors(name) for name in files}
+        for streams in dict.fromkeys(authors.values()):
+            theirs = [name for name in files if authors[name] == streams]
+            self.emit("root_seen", files=theirs, streams=streams, seen=seen)
+        if seen != known and not files:
+            self.emit("root_seen", files=[], streams=[], seen=seen)
 
     def _pause(self, until: float, reason: str) -> None:
         """Let no worker start before a moment of the wall clock; nothing follows from one that is past."""
@@ -4554,7 +4665,7 @@ def format_event(event: Event) -> str:
         return f"{stream} {state.value.lower()}: {reason}" if is_said else ""
     if (kind == "worker_started" and not event["pid"]) or (kind == "root_seen" and not event["files"]):
         return ""  # it could not be executed; why, its end says
-    facts = {n: format_names(v) if isinstance(v, list) else visible(str(v)) for n, v in event.items()}
+    facts = {n: format_names(v) if isinstance(v, (list, tuple)) else visible(str(v)) for n, v in event.items()}
     return _EVENT_FORMATS.get(kind, "").format(**{**facts, "pause": pause})
 
 
@@ -5501,7 +5612,8 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
         running = read_orchestrator_pid(project)
         if running:
             if streams:
-                read_known_streams(store, streams)
+                snapshot = read_snapshot(project, read_known_streams(store, streams))
+                look_around(project, snapshot, limits, options)
             return join_run(project, streams, running, options["as_json"])
         _, warnings = look_around(project, check_run(project, store, limits), limits, options)
     command.find(os.environ)
@@ -5563,7 +5675,7 @@ def look_around(
     at_work = {worker.stream_id for worker in snapshot.workers.values() if worker.ending is None}
     streams = [s for s in snapshot.streams if limits.selects(s) and not s.is_complete and s.id not in at_work]
     if not any(stream.phase is Phase.PARALLEL for stream in streams):
-        return Repository(Git(project.root)), []  # the others do without git
+        return Repository(Git(project.root), obstacle="no stream needs one"), []  # the others do without git
     folders = {stream_id: record.folder for stream_id, record in snapshot.history.records.items()}
     return look_ahead(project, Git(project.root), streams, folders, options["setup"])
 
@@ -5983,7 +6095,7 @@ def merge_command(streams: tuple[str, ...]) -> int:
         for branch in branches:
             if branch.uncommitted or branch.instead_of:
                 click.echo(f"Warning: {visible(branch.name)} ({visible(branch.stream_id)}): {branch.summary}", err=True)
-        unmerged = [branch for branch in branches if branch.ahead]
+        unmerged = [branch for branch in branches if branch.ahead or branch.unknown]
         if not unmerged:
             click.echo("Nothing to merge.")
             return EXIT_DONE
@@ -5991,9 +6103,9 @@ def merge_command(streams: tuple[str, ...]) -> int:
         code = EXIT_DONE
         for branch in unmerged:
             check_workers(project, branch)
-            branch = read_branch(repository.git, "HEAD", branch)  # after those before it
-            if branch.nested:
-                OrchestrateError(*describe_nested(branch)).show()
+            branch = branch if branch.unknown else read_branch(repository._replace(head="HEAD"), branch)  # as it is now
+            if branch.nested or branch.unknown:
+                OrchestrateError(*describe_unmerged(branch)).show()
                 code = EXIT_FAILED
             elif branch.ahead:
                 merge_branch(repository, branch, chosen[branch.stream_id].name)
@@ -6004,13 +6116,21 @@ def merge_command(streams: tuple[str, ...]) -> int:
     return code
 
 
-def describe_nested(branch: Branch) -> Problem:
-    """Return why a branch is not merged that adds repositories, and what puts their files into it."""
-    name, at = shlex.quote(branch.nested[0]), f"git -C {shlex.quote(branch.worktree or '.')}"
-    inner = shlex.quote(str(Path(branch.worktree, branch.nested[0], ".git")))
-    way = f"{at} rm --cached -q {name} && rm -rf {inner} && {at} add {name} && {at} commit -m 'Add {branch.nested[0]}'"
-    names = format_names(branch.nested)
-    return f"{branch.name} was not merged: it has a repository in it, and of that no file: {names}", f"Add them: {way}"
+def describe_unmerged(branch: Branch) -> Problem:
+    """Return why git can't merge a branch: nobody knows what it holds, or it adds repositories; and the remedy."""
+    at = f"git -C {shlex.quote(branch.worktree)}" if branch.worktree else "git"
+    if branch.unknown:
+        return f"{branch.name} was not merged: {branch.summary}", f"Look why: {at} status"
+    what = (
+        f"{branch.name} was not merged: it has a repository in it, and of that no file: {format_names(branch.nested)}"
+    )
+    names, message = shlex.join(branch.nested), shlex.quote(f"Add {format_names(branch.nested)}")
+    if not branch.worktree:
+        return what, f"Their files are gone. Take them out: git switch {shlex.quote(branch.name)} && git rm -q {names}"
+    inner = shlex.join(str(Path(branch.worktree, name, ".git")) for name in branch.nested)
+    return what, (
+        f"Add them: {at} rm --cached -q {names} && rm -rf {inner} && {at} add {names} && {at} commit -m {message}"
+    )
 
 
 @contextlib.contextmanager

@@ -2298,6 +2298,10 @@ WAYS = {
     "merged, its upstream lacks some of it": (
         f"{PUSH} git push -q -f origin stream/A~1:stream/A; git merge -q --no-ff --no-edit stream/A", True),
     "in its upstream alone": (PUSH, False),
+    "removed there, changed here": ("echo ours > a.md; git commit -qam ours", False),
+    "a merge driver that takes ours": (
+        "echo 'base.md merge=ours' > .git/info/attributes; git config merge.ours.driver true; "
+        "sed -i.bak 's/line 3$/line 3 of ours/' base.md; rm base.md.bak; git commit -qam ours", False),
 }  # fmt: skip
 
 
@@ -2305,14 +2309,15 @@ WAYS = {
 def test_fault_49_clean_takes_as_merged_what_is_in_head_however_it_came_there(workspace: Workspace, way: str) -> None:
     """Row 49: a squash, a cherry-pick, an upstream; what is not there is kept."""
     script, is_merged = WAYS[way]
-    workspace.make_repository("README.md", "base.md")
+    workspace.make_repository("README.md", "base.md", "a.md")
     (workspace.root / "base.md").write_text("".join(f"line {n}\n" for n in range(20)))
     workspace.git("commit", "--quiet", "-am", "Base")
     workspace.database.add_stream("A")
     (workspace.root / "edit.txt").write_text(
         "sed -i.bak 's/line 3/line three/' base.md; rm base.md.bak; git commit -qam Edit"
     )
-    workspace.play("sh=edit.txt commit=a.py all")
+    workspace.play("git=rm,-q,a.md git=commit,-qm,Remove sh=edit.txt commit=a.py all" if "removed" in way else
+                   "sh=edit.txt commit=a.py all" if "driver" not in way else "sh=edit.txt all")  # fmt: skip
     workspace.complete()
     subprocess.run(["sh", "-ec", script], cwd=workspace.root, env=workspace.environment(), check=True)
     (branch,) = workspace.status()["streams"][0]["branches"]
@@ -2444,6 +2449,43 @@ def test_fault_52_a_worktree_that_git_has_half_made_is_made_anew_or_removed(
     assert not find_worktree(workspace).exists()
     assert workspace.git("worktree", "list").count("\n") == 1
     assert workspace.git("for-each-ref", "--format=%(refname)").split() == ["refs/heads/main"]
+
+
+@pytest.mark.parametrize("work", ["git commit -qam Mine", "git switch -qc stream/A; echo x > new.py"])
+def test_fault_52_what_a_person_does_in_a_worktree_that_was_never_ready_is_not_lost(
+    workspace: Workspace, work: str
+) -> None:
+    """Row 52: its maker was killed in the middle, and it looks as if nobody had ever had it."""
+    workspace.make_repository()
+    workspace.database.add_stream("A")
+    workspace.play("all")
+    places = {"TREE": str(find_worktree(workspace)), "S": str(workspace.root / ".git" / "worktrees" / "A")}
+    make = "git worktree add --quiet --detach --no-checkout $TREE; touch $S/orchestrate-new"
+    script = f"{make}; printf stream/A > $S/orchestrate; cd $TREE; git reset -q --hard; echo mine > README.md; {work}"
+    subprocess.run(["sh", "-ec", script], cwd=workspace.root, env=workspace.environment(**places), check=True)
+    mine = workspace.git("rev-parse", "HEAD", cwd=find_worktree(workspace))
+    workspace.run("start", *NO_POLL)
+    workspace.database.set_status("completed", "A")
+    assert "Removed worktree" not in workspace.run("clean").stdout
+    assert (find_worktree(workspace) / "README.md").read_text() == "mine\n"
+    assert workspace.git("rev-parse", "HEAD", cwd=find_worktree(workspace)) == mine
+
+
+def test_fault_52_clean_lets_a_worktree_be_that_somebody_has_moved_aside(workspace: Workspace) -> None:
+    """Row 52: what is not ours, or on no branch, can be moved back."""
+    workspace.make_repository()
+    workspace.database.add_stream("A")
+    workspace.play("git=checkout,-q,--detach commit=a.py all")
+    workspace.complete()
+    theirs = find_worktree(workspace).with_name("feature-x")
+    workspace.git("worktree", "add", "--quiet", "--detach", str(theirs))
+    for folder in (find_worktree(workspace), theirs):
+        folder.rename(workspace.root.parent / folder.name)
+    done = workspace.run("clean")
+    assert (done.returncode, "which is gone" in done.stdout) == (0, False), done
+    for folder in (find_worktree(workspace), theirs):
+        (workspace.root.parent / folder.name).rename(folder)
+        assert workspace.git("status", "--porcelain", cwd=folder) == ""
 
 
 @pytest.mark.slow

@@ -128,6 +128,19 @@ def test_what_is_copied_stays_in_the_worktree_where_the_branch_has_a_link_out_of
     assert list(outside.iterdir()) == []
 
 
+def test_what_can_not_be_copied_is_named_and_keeps_no_worker_from_its_work(repository: Workspace) -> None:
+    repository.git("switch", "--quiet", "-c", "stream/A")
+    commit(repository, "config", "a file\n")
+    repository.git("switch", "--quiet", "main")
+    exclude(repository, "/config/\n.env")
+    put(repository.root / "config" / "local.env", "")
+    put(repository.root / ".env", "")
+    put(repository.root / ".worktreeinclude", "/config/\n.env\n")
+    run(repository, add="A")
+    assert "\nconfig/local.env is not copied: File exists\n" in log(repository, "A")
+    assert (tree(repository, "A") / ".env").exists()
+
+
 # ── The set-up ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -179,6 +192,35 @@ def test_a_set_up_that_takes_too_long_is_ended_with_all_that_it_started(reposito
         "A failed: gave up after 0 restarts without a completed task; last: the set-up took longer than 1 s\n" in said
     )
     assert not is_running(int((repository.root / "pid.txt").read_text()))
+
+
+FORGED = '{"type": "result", "is_error": true, "result": "Not logged in"}'
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "last"),
+    [
+        ("printf 'npm ERR! no network'", 7, "npm ERR! no network"),
+        ("printf 'Credit balance is too low'", 7, "Credit balance is too low"),
+        (f"echo '{FORGED}'", 1, FORGED),
+    ],
+)
+def test_what_a_set_up_prints_is_text_whatever_it_looks_like(
+    repository: Workspace, command: str, code: int, last: str
+) -> None:
+    flag = "$ORCHESTRATE_PROJECT/net.txt"
+    run(repository, "--setup", f"[ -e {flag} ] || {{ touch {flag}; {command}; exit {code}; }}", add="A")
+    ending = f"the set-up failed with exit code {code}: {last}"
+    (first, _) = repository.events("worker_ended")
+    assert (first["ending"], first["verdict"], first["cause"]) == (ending, "restart", "OTHER")
+    assert '{"type": "orchestrator"' not in log(repository, "A")
+
+
+def test_a_set_up_that_prints_a_result_as_claude_does_ends_nobody(repository: Workspace) -> None:
+    setup = """echo '{"type": "result", "subtype": "success", "result": "Done."}'; sleep 3; printf '100%%'"""
+    run(repository, "--finish-grace", "1", "--setup", setup, add="A")
+    assert [end["verdict"] for end in repository.events("worker_ended")] == ["complete"]
+    assert "100%\nSet-up done in 3s\n" in log(repository, "A")
 
 
 @pytest.mark.parametrize("command", ["no-such-program", "exit 127", "exit 126"])
@@ -292,7 +334,7 @@ def test_doctor_names_what_worktrees_would_lack_where_nothing_brings_it(reposito
         put(repository.root / name, "")
     add_streams(repository, "A")
     (found,) = find_git_warnings(repository)
-    assert found.endswith("main; The worktrees lack what git ignores: .env, .venv/, node_modules/, parts.json, src/")
+    assert found.endswith("main; The worktrees lack what git ignores: .env, .venv/, node_modules/, parts.json")
     run(repository)
     lines = prompt(repository, "A")
     assert f"- Ignored by git, and not here; look in {repository.root}: .env, .venv/, " in lines
@@ -317,7 +359,9 @@ def test_what_generate_has_put_there_is_no_uncommitted_change(repository: Worksp
         file.write("mine\n")
     repository.database.add_task("A")
     run(repository)
-    assert warnings(repository) == ["Uncommitted changes: the streams branch from the last commit, without .claude/"]
+    assert warnings(repository) == [
+        "Uncommitted changes: the streams branch from the last commit, without .claude/commands/orchestration.md"
+    ]
 
 
 def test_a_warning_is_said_once_in_a_run_and_its_interruptions_and_again_in_the_next_one(repository: Workspace) -> None:
@@ -350,6 +394,35 @@ BEGUN = {
 }
 
 
+def test_modules_of_the_project_and_what_git_is_told_by_the_environment_hinder_no_worktree(
+    repository: Workspace,
+) -> None:
+    for name in ("json.py", "shutil.py", "subprocess.py", "signal.py"):
+        commit(repository, name, "open('imported.txt', 'w'); raise SystemExit('project code')\n")
+    with (repository.root / ".git" / "info" / "exclude").open("ab") as file:
+        file.write(b"# l\xe9ger\n")
+    run(repository, add="A", env={"GIT_LITERAL_PATHSPECS": "1"})
+    assert not (repository.root / "imported.txt").exists()
+    assert [event["files"] for event in repository.events("root_seen")] == [[]]
+
+
+def test_a_claude_without_a_first_line_is_a_shell_script_for_every_phase(repository: Workspace) -> None:
+    script = put(repository.bin / "myclaude", f'exec {repository.claude} "$@"\n')
+    script.chmod(0o755)
+    run(repository, "--claude", "myclaude", add="F A")
+    assert repository.starts() == ["F", "A"]
+
+
+def test_mcp_json_is_carried_over_to_who_names_settings_of_his_own(repository: Workspace) -> None:
+    exclude(repository, "/.mcp.json\n/.claude")
+    put(repository.root / ".mcp.json", "{}")
+    put(repository.root / ".claude" / "settings.json", "{}")
+    run(repository, "--claude", "claude --settings mine.json", add="A")
+    words = repository.argv("A")[0]
+    assert words[words.index("-p") - 2 : words.index("-p")] == ["--mcp-config", str(repository.root / ".mcp.json")]
+    assert words.count("--settings") == 1
+
+
 @pytest.mark.parametrize("begun", BEGUN)
 def test_what_is_begun_and_not_ended_in_the_root_is_said_by_start_its_plan_and_doctor(
     repository: Workspace, begun: str
@@ -359,6 +432,17 @@ def test_what_is_begun_and_not_ended_in_the_root_is_said_by_start_its_plan_and_d
     short = repository.git("rev-parse", "HEAD")[:10]
     what = f"A {begun} is in progress here, and the streams branch from its middle ({short})"
     check_said(repository, what, f"End it: {remedy}")
+
+
+def test_a_mail_that_does_not_apply_is_no_rebase(repository: Workspace) -> None:
+    shell(
+        repository,
+        "echo x > README.md; git commit -qam x; git format-patch -q -1 -o ..; echo y > README.md; git commit -qam y; "
+        "git am -q ../0001* > /dev/null 2>&1 && exit 1; true",
+    )
+    short = repository.git("rev-parse", "HEAD")[:10]
+    what = f"An am is in progress here, and the streams branch from its middle ({short})"
+    check_said(repository, what, "End it: git am --continue")
 
 
 def check_said(workspace: Workspace, what: str, remedy: str, add: str = "A", **options: str) -> str:
@@ -423,12 +507,14 @@ def test_a_change_in_the_projects_own_folder_is_named_with_the_stream_that_did_i
         repository, add="A B I", A="print=init print=write print=own sh=astray.txt commit=a.py all",
         B="sh=wait.txt commit=b.py all",
     )  # fmt: skip
-    (first, *more) = [event for event in repository.events("root_seen") if event["files"]]
-    assert (more, sorted(first["files"]), first["streams"]) == ([], ["old.py", "src/"], ["A"])
-    assert said.count("Warning: changed in the project's own folder while A worked: old.py, src/\n") == 1
+    strays = [event for event in repository.events("root_seen") if event["files"]]
+    by = {name: sorted(event["streams"]) for event in strays for name in event["files"]}
+    assert by == {"old.py": ["A", "B"], "src/astray.py": ["A"]}  # no call names the one
+    assert said.count("Warning: changed in the project's own folder while A worked: src/astray.py\n") == 1
+    assert len(re.findall("Warning: changed in .* while (A, B|B, A) worked: old.py\n", said)) == 1
     told = prompt(repository, "I")
     assert "## Changed in this folder, and not committed, while the parallel streams worked in theirs\n" in told
-    assert "- old.py (by A)\n- src/ (by A)\n" in told
+    assert "- src/astray.py (by A)\n" in told
     assert "a person's" in (root / "old.py").read_text()
 
 
@@ -451,6 +537,36 @@ def test_a_change_that_no_tool_call_names_is_named_with_all_that_worked_meanwhil
     assert process.wait(timeout=30) == 0
     (event,) = [event for event in repository.events("root_seen") if event["files"]]
     assert (event["files"], sorted(event["streams"])) == (["astray.py"], ["A", "B"])
+
+
+@pytest.mark.parametrize(
+    ("read", "written", "authors"), [("docs/changelog.md", "log", ["A", "B"]), ("log", "log", ["A"])]
+)
+def test_a_stray_is_put_down_to_whose_calls_name_the_whole_of_its_path(
+    repository: Workspace, read: str, written: str, authors: list[str]
+) -> None:
+    root = repository.root
+    init = {"type": "system", "subtype": "init", "cwd": str(tree(repository, "A"))}
+    repository.write_lines(init=init, read=call(root / read, "Read"))
+    put(root / "astray.txt", f"echo x > {root}/{written}")
+    run(repository, add="A B", A="print=init print=read until=log all", B="until=worker-times.txt sh=astray.txt all")
+    (event,) = [event for event in repository.events("root_seen") if event["files"]]
+    assert (event["files"], sorted(event["streams"])) == ([written], authors)
+
+
+def test_a_stray_in_a_folder_that_git_does_not_know_yet_is_noticed_too(repository: Workspace) -> None:
+    put(repository.root / "notes" / "a.md", "a person's\n")
+    put(repository.root / "astray.txt", f"echo x >> {repository.root}/notes/a.md")
+    run(repository, add="A", A="sh=astray.txt all")
+    assert [event["files"] for event in repository.events("root_seen")] == [[], ["notes/a.md"]]
+
+
+def test_changes_beyond_those_that_are_remembered_are_no_strays(repository: Workspace) -> None:
+    script = hasten(repository, SEEN_MOST="5")
+    for number in range(9):
+        put(repository.root / f"n{number}.py", "")
+    run(repository, add="A", A="commit=a.py all", script=script)
+    assert [event["files"] for event in repository.events("root_seen")] == [[]]
 
 
 def test_a_commit_in_the_root_while_streams_work_is_no_stray_and_neither_is_what_stood_there(
@@ -479,6 +595,18 @@ def test_a_branch_with_a_repository_in_it_is_named_and_not_merged_and_the_remedy
     shell(repository, remedy.partition(": ")[2])
     assert merge(repository, out="Merged stream/A into main: 2 commits\n") == ""
     assert (repository.root / "app" / "x.py").read_text() == "x\n"
+
+
+def test_the_remedy_for_two_repositories_in_it_adds_both(repository: Workspace) -> None:
+    make = (
+        'git init -q "$n"; echo x > "$n/x.py"; git -C "$n" add .; git -C "$n" commit -qm x; git add "$n" 2> /dev/null'
+    )
+    put(repository.root / "scaffold.txt", f'for n in "it\'s new" b; do {make}; done')
+    run(repository, add="A", A="sh=scaffold.txt git=commit,-qm,App all")
+    remedy = merge(repository, code=1).splitlines()[1]
+    shell(repository, remedy.partition(": ")[2])
+    assert merge(repository, out="Merged stream/A into main: 2 commits\n") == ""
+    assert [(repository.root / name / "x.py").exists() for name in ("it's new", "b")] == [True, True]
 
 
 def test_a_submodule_of_a_branch_is_no_nested_repository(repository: Workspace) -> None:

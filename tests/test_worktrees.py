@@ -359,7 +359,7 @@ def test_a_worktree_whose_first_filling_was_cut_off_is_filled_again(repository: 
     add_streams(repository, "A")
     folder = tree(repository, "A")
     repository.git("worktree", "add", "--quiet", "--no-checkout", "-b", "stream/A", str(folder))
-    for name in ("index.lock", "orchestrate-new"):
+    for name in ("index.lock", "orchestrate-new", "orchestrate"):
         put(repository.root / ".git" / "worktrees" / "A" / name, "")
     put(folder / "README.md", "half a fi")
     run(repository)
@@ -597,6 +597,101 @@ def test_a_branch_that_stands_in_the_way_of_others_is_refused_and_can_be_renamed
     assert branches(repository) == sorted(["main", f"{branch.replace('/', '-')}-old", "stream/A"])
 
 
+TWINS = {
+    "worktree": {"worktreePath": "../shared"},
+    "branch": {"branchName": "x"},
+}
+
+
+@pytest.mark.parametrize("what", TWINS)
+def test_streams_of_which_one_alone_can_have_what_the_tasks_name_are_refused(repository: Workspace, what: str) -> None:
+    add_streams(repository, "A", **TWINS[what])
+    add_streams(repository, "B", streamDependencies=["A"], **TWINS[what])
+    why = f"A: B has the same {what}, not both\n        B: A has the same {what}, not both"
+    assert refused(repository) == f"{why}\n{CORRECT}"
+
+
+@pytest.mark.parametrize(
+    ("script", "metadata", "why"),
+    [
+        ("", {"worktreePath": "README.md/x"}, "A: $PWD/README.md is no worktree of this repository"),
+        ("rm -rf .claude/worktrees; mkdir -p .claude; touch .claude/worktrees", {},
+         "A: $PWD/.claude/worktrees is no worktree of this repository"),
+        ("", {"branchName": "x" * 300}, f"A: {'x' * 300!r} is no name for a branch"),
+        ("git worktree add -q -b stream/A ../other; cd ../other; touch x; git add x; git commit -qm x; "
+         "GIT_SEQUENCE_EDITOR='sed -i s/pick/edit/' git rebase -q -i HEAD~1 2> /dev/null", {},
+         "A: branch stream/A is checked out in $PARENT/other"),
+        ("git worktree add -q --lock -b stream/A ../usb; rm -r ../usb", {},
+         "A: branch stream/A is checked out in $PARENT/usb\nMount it, or: git worktree unlock $PARENT/usb"),
+        ("git worktree add -q -b stream/A $A; cd $A; touch x; git add x; git commit -qm x; "
+         "GIT_SEQUENCE_EDITOR='sed -i s/pick/edit/' git rebase -q -i HEAD~1 2> /dev/null", {},
+         "A: the worktree $A is on no branch, in the middle of a git rebase\nEnd it: git -C $A rebase --continue"),
+        ("mv .git ../gd; echo gitdir: ../gd > .git; git config core.worktree $PWD", {"branchName": "main"},
+         "A: branch main is checked out in $"),
+    ],
+    ids=["below a file", "a file for all", "too long a name", "rebased elsewhere", "locked and gone", "rebased there",
+         "a git folder elsewhere"],
+)  # fmt: skip
+def test_what_would_fail_a_stream_hours_later_is_refused(
+    repository: Workspace, script: str, metadata: dict[str, str], why: str
+) -> None:
+    add_streams(repository, "A", **metadata)
+    shell(repository, script)
+    values = {"$PWD": repository.root, "$PARENT": repository.root.parent, "$A": tree(repository, "A"), "$": ""}
+    for name, value in values.items():
+        why = why.replace(name, str(value))
+    assert refused(repository).startswith(why)
+
+
+def test_a_start_beside_a_running_orchestrator_is_refused_alike(repository: Workspace) -> None:
+    add_streams(repository, "F", "A")
+    process, _ = begin(repository, "F", "until=go.txt all")
+    repository.git("branch", "stream")
+    done = repository.run("start", "A")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("[ERROR] A: branch stream is in the way of stream/A\n")
+    repository.git("branch", "-d", "stream")
+    repository.open_gate("go.txt")
+    assert process.wait(timeout=20) == 0
+
+
+def test_a_plan_in_a_copy_of_the_project_leaves_the_worktrees_of_the_original_alone(repository: Workspace) -> None:
+    run(repository, add="A", A="commit=a.py all")
+    copy = repository.root.parent / "copy" / repository.root.name
+    shutil.copytree(repository.root, copy, symlinks=True)
+    before = repository.git("worktree", "list", "--porcelain")
+    repository.database.add_task("A")
+    for words in (["start", "--dry-run"], ["doctor"], ["start"]):
+        done = repository.run(*words, "--project", str(copy), "--db", str(repository.database.path))
+        assert "is no worktree of this repository" in done.stdout + done.stderr
+    assert repository.git("worktree", "list", "--porcelain") == before
+
+
+def test_a_lock_of_the_index_in_a_persons_worktree_is_not_ours_to_remove(repository: Workspace) -> None:
+    add_streams(repository, "A")
+    repository.git("worktree", "add", "--quiet", "-b", "stream/A", str(tree(repository, "A")))
+    lock = put(repository.root / ".git" / "worktrees" / "A" / "index.lock", "")
+    run(repository)
+    assert lock.exists()
+
+
+def test_a_worktree_whose_git_is_broken_keeps_no_other_from_being_merged_and_cleaned(repository: Workspace) -> None:
+    put(finish(repository, "A", "a.py") / ".git", "gitdir: /nowhere\n")
+    finish(repository, "B", "b.py")
+    said = merge(repository, code=1, out=merged("B"))
+    assert said.startswith("[ERROR] stream/A was not merged: what it holds is not known: git status: fatal: ")
+    lines = [line for line in clean(repository) if "/B" in line or "/A" in line]
+    assert lines[-1] == "Removed branch stream/B: it is merged"
+    assert any(line.startswith("Kept .claude/worktrees/A: what it holds is not known") for line in lines)
+
+
+def test_the_worktrees_are_hidden_from_git_where_the_project_shows_all_of_claude(repository: Workspace) -> None:
+    shell(repository, "printf '.*\\n!.claude/\\n!.claude/**\\n' > .gitignore; git add -f .gitignore; git commit -qm x")
+    run(repository, add="A B I", I="git=add,-A git=commit,--allow-empty,-qm,all all")
+    assert repository.git("ls-tree", "-r", "--name-only", "HEAD").split() == [".gitignore", "README.md"]
+    assert warnings(repository) == []
+
+
 def test_streams_whose_branches_are_in_each_others_way_are_refused(repository: Workspace) -> None:
     add_streams(repository, "A", branchName="feature")
     add_streams(repository, "B", branchName="feature/b")
@@ -659,7 +754,7 @@ def test_uncommitted_changes_of_the_root_are_said_once_with_their_names(reposito
     put(repository.root / "README.md", "changed\n")
     put(repository.root / "new" / "file.py", "")
     said = run(repository, A=["exit=1", "all"])
-    warning = "Uncommitted changes: the streams branch from the last commit, without README.md, new/"
+    warning = "Uncommitted changes: the streams branch from the last commit, without README.md, new/file.py"
     assert said.count("Uncommitted changes") == 1
     assert warnings(repository) == [warning]
     for stream in "ABC":
