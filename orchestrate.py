@@ -3173,7 +3173,8 @@ def find_refusal(project: Project, repository: Repository, stream: Stream, last_
     block = next((path for path in (folder, *folder.parents) if os.path.lexists(path) and not path.is_dir()), None)
     is_filled = not is_there and folder.is_dir() and any(folder.iterdir())
     is_known = last_folder == str(folder / repository.prefix)
-    is_astray = here and here.is_astray(branch, repository.branches.get(f"refs/heads/{branch}", "")) and not is_known
+    start = repository.branches.get(f"refs/heads/{branch}") or repository.head
+    is_astray = here and here.is_astray(branch, start) and not is_known
     at, correct = shlex.quote(str(folder)), "Correct the worktreePath or the branchName."
     rename = f"Rename it: git branch -m {shlex.quote(rival)} {shlex.quote(rival.replace('/', '-'))}-old"
     rename = rename if repository.branches.get(f"refs/heads/{rival}") else correct  # another stream's, to be made
@@ -3248,13 +3249,11 @@ def find_setup(project: Project, git: Git, given: str) -> tuple[str, list[Proble
     path = project.root / ".claude" / "orchestrator-setup"
     if given or not path.is_file():
         return given, []
-    way = f"chmod +x {shlex.quote(str(path))}"
-    if os.access(path, os.X_OK):
-        # What anybody can put there unseen is not run.
-        if git.find("ls-files", "-z", "--", str(path)):
-            return shlex.quote(str(path)), []
-        way = f"git add --force {shlex.quote(str(path))}"
-    return "", [(f"{path} is not {'tracked by git' if 'add' in way else 'executable'}, and not run", way)]
+    if not os.access(path, os.X_OK):
+        return "", [(f"{path} is not executable, and not run", f"chmod +x {shlex.quote(str(path))}")]
+    if not git.find("ls-files", "-z", "--", str(path)):  # what anybody can put there unseen is not run
+        return "", [(f"{path} is not tracked by git, and not run", f"git add --force {shlex.quote(str(path))}")]
+    return shlex.quote(str(path)), []
 
 
 class Workplace(NamedTuple):
