@@ -235,9 +235,10 @@ HALF = 0o200  # the mode of a file that is half copied
 
 
 def tell(text, failed="", **more):
-    with open(given["output"], "rb") as file:
-        if file.seek(0, os.SEEK_END) and os.pread(file.fileno(), 1, file.tell() - 1) != b"\\n":
-            print()  # what was set up has left its last line open
+    if os.path.exists(given["output"]):
+        with open(given["output"], "rb") as file:
+            if file.seek(0, os.SEEK_END) and os.pread(file.fileno(), 1, file.tell() - 1) != b"\\n":
+                print()  # what was set up has left its last line open
     print(json.dumps({"type": "orchestrator", "text": text, "failed": failed, **more}), flush=True)
     if failed:
         sys.exit(1)
