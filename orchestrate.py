@@ -4515,6 +4515,8 @@ class Orchestrator:
             self.emit("warning", message=message, **({"about": about} if about else {}))
 
     def _start(self, stream: Stream, budget: float) -> bool:
+        if stream.phase is Phase.PARALLEL:
+            self._look_at_root()  # before anybody is kept waiting by the lock
         with self.state.hold_marks():
             if self.state.journal.trouble or self.clock.signals or self.state.stopped([stream.id]):
                 return False  # where nothing can be written down, nothing starts
@@ -4526,8 +4528,6 @@ class Orchestrator:
             record = self.history.record(stream.id)
             taken = {other.number for other in self.history.records.values()}
             number = record.number if record.number >= 0 else next(n for n in itertools.count() if n not in taken)
-            if stream.phase is Phase.PARALLEL:
-                self._look_at_root()
             worker = self.table.spawn(stream, self.history, number, budget, self.backlog.streams)
         for warning in worker.warnings:
             self.warn(warning)
