@@ -3062,7 +3062,22 @@ def is_moved(repository: Repository, folder: Path) -> bool:
     if folder in repository.worktrees or not (folder / ".git").is_file():
         return False
     state, own = Worktree(folder).state, repository.common.resolve() / "worktrees"
-    return state.resolve().parent == own or (not state.exists() and (own / state.name).is_dir())
+    return state.resolve().parent == own if state.is_dir() else (own / state.name).is_dir() and state.parent != own
+
+
+def holds_alone(repository: Repository, tree: Worktree) -> bool:
+    """Whether git's own folder for a worktree that is gone has work that is nowhere else: then it is kept.
+
+    Somebody may have moved the worktree aside, or its disk is not there. Raises GitError.
+    """
+    for path in repository.common.glob("worktrees/*/gitdir"):
+        if os.fsdecode(path.read_bytes()).rstrip("\n") == str(tree.folder / ".git"):
+            git, state = repository.git._replace(options=(f"--git-dir={path.parent}", "--work-tree=.")), path.parent
+            is_staged = (state / "index").exists() and git.find("diff-index", "--cached", "--name-only", "-z", "HEAD")
+            ends = ("--branches", "--remotes", "--tags")
+            is_begun = any((state / name).exists() for name in _BEGUN)
+            return bool(is_staged or is_begun or git.run("rev-list", "--max-count=1", tree.head, "--not", *ends))
+    return False
 
 
 def read_programs(git: Git) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -3134,9 +3149,15 @@ def look_ahead(
         for stream in parallel:
             problem = find_refusal(project, planned, stream, folders.get(stream.id, ""))
             folder, branch = places[stream.id]
-            twin = next((i for i, (f, b) in places.items() if (f == folder) is not (b == branch)), "")
-            if problem is None and twin:
-                what = f"{visible(twin)} has the same {'worktree' if places[twin][0] == folder else 'branch'}, not both"
+            twin = next((i for i, (f, b) in places.items() if i != stream.id and (f == folder or b == branch)), "")
+            if (
+                problem is None
+                and twin
+                and not (places[twin] == places[stream.id] and is_after(parallel, stream.id, twin))
+            ):
+                shared = [word for word, a, b in zip(("worktree", "branch"), places[twin], places[stream.id]) if a == b]
+                what = f"{visible(twin)} has the same {' and '.join(shared)}, and may be at work at the same time"
+                what = what if len(shared) == 2 else f"{visible(twin)} has the same {shared[0]}, not both"
                 problem = (what, "Correct the worktreePath or the branchName.")
             if problem is not None:
                 refused.setdefault(problem, []).append(visible(stream.id))
@@ -3152,14 +3173,17 @@ def look_ahead(
         raise OrchestrateError(str(error), f"Run: {way}") from error
 
 
-def find_refusal(project: Project, repository: Repository, stream: Stream, last_folder: str) -> Problem | None:
-    """Return why a stream can have no worktree; `last_folder` is where its last worker has worked. Raises GitError."""
-    root, trees, (folder, branch) = repository.git.root, repository.worktrees, name_worktree(project, stream)
-    here = trees.get(folder)
-    is_there = here is not None and here.is_there
-    check = ("check-ref-format", "--branch", branch)
-    is_odd = stream.branch_name and repository.git.run(*check, most=128)[:-1] != branch
-    is_odd = is_odd or stream.branch_name in ("@", "HEAD") or any(len(os.fsencode(p)) > 240 for p in branch.split("/"))
+def is_after(streams: Sequence[Stream], one: str, other: str) -> bool:
+    """Whether one of two streams waits for the other, by what it depends on, or that does."""
+    needs = {stream.id: {stream.id, *stream.dependencies} for stream in streams}
+    for _ in streams:
+        needs = {i: {far for near in names for far in needs.get(near, ())} for i, names in needs.items()}
+    return other in needs[one] or one in needs[other]
+
+
+def find_holders(repository: Repository, folder: Path, branch: str) -> tuple[Worktree | None, str]:
+    """Return the other working tree that has a branch checked out, and the folder of one that this folder lies in."""
+    root, trees = repository.git.root, repository.worktrees
     first = next(iter(trees))
     # One whose .git leads to another repository is that of a project that this one was copied from.
     own = repository.common.resolve() / "worktrees"
@@ -3169,6 +3193,18 @@ def find_refusal(project: Project, repository: Repository, stream: Stream, last_
     holder = Worktree(root) if holder is None and branch == repository.branch and folder != root else holder
     around = (first, root, *root.parents)
     outer = next((str(t.folder) for t in others if t.folder in folder.parents and t.folder not in around), "")
+    return holder, outer
+
+
+def find_refusal(project: Project, repository: Repository, stream: Stream, last_folder: str) -> Problem | None:
+    """Return why a stream can have no worktree; `last_folder` is where its last worker has worked. Raises GitError."""
+    root, trees, (folder, branch) = repository.git.root, repository.worktrees, name_worktree(project, stream)
+    here = trees.get(folder)
+    is_there = here is not None and here.is_there
+    check = ("check-ref-format", "--branch", branch)
+    is_odd = stream.branch_name and repository.git.run(*check, most=128)[:-1] != branch
+    is_odd = is_odd or stream.branch_name in ("@", "HEAD") or any(len(os.fsencode(p)) > 240 for p in branch.split("/"))
+    holder, outer = find_holders(repository, folder, branch)
     known = [ref[len("refs/heads/") :] for ref in repository.branches if ref.startswith("refs/heads/")]
     rival = next((name for name in known if branch.startswith(f"{name}/") or name.startswith(f"{branch}/")), "")
     block = next((path for path in (folder, *folder.parents) if os.path.lexists(path) and not path.is_dir()), None)
@@ -3181,6 +3217,9 @@ def find_refusal(project: Project, repository: Repository, stream: Stream, last_
     rename = rename if repository.branches.get(f"refs/heads/{rival}") else correct  # another stream's, to be made
     is_foreign = is_filled and here is None and not is_moved(repository, folder)
     away, lost = f"Look at what it holds: mv {at} {at}.old", f"Mount it, or: git worktree unlock {at}"
+    is_gone = here is not None and here.lock is None and not folder.exists()
+    is_kept = is_gone and here is not None and holds_alone(repository, here)
+    again = "Move it back; or forget that: git worktree prune"
     problems = [
         (is_odd, f"{branch!r} is no name for a branch", correct),
         (folder == root or folder in root.parents, f"the project itself lies in {folder}", correct),
@@ -3192,6 +3231,7 @@ def find_refusal(project: Project, repository: Repository, stream: Stream, last_
         (is_foreign, f"{folder} is no worktree of this repository", away),
         (is_filled and here, f"{folder} is a worktree that has lost its .git", away),
         (here and here.is_locked and not is_there, f"the worktree {folder} is locked, and is not there", lost),
+        (is_kept, f"the worktree {folder} is gone, and git still has work of it that is nowhere else", again),
         (is_astray, *((here and describe_astray(here, branch)) or ("", ""))),
     ]
     return next(((what, str(way)) for is_so, what, way in problems if is_so), None)
@@ -3487,7 +3527,14 @@ def merge_branch(repository: Repository, branch: Branch, name: str) -> None:
 def find_exposed(repository: Repository, branch: Branch) -> list[str]:
     """Return what a merge would overwrite that no commit has: git takes files that it ignores for worth nothing."""
     git = repository.git._replace(root=repository.top)
-    added = git.find("diff", "--name-only", "--no-renames", "--diff-filter=A", "-z", f"HEAD...{branch.ref}")
+    try:  # what it would make of the tree: HEAD may have let go of a file, or moved the folder that it comes to
+        between: tuple[str, ...] = (
+            "HEAD",
+            git.run("merge-tree", "--write-tree", "HEAD", branch.ref, most=1).split("\n")[0],
+        )
+    except GitError:  # before git 2.38
+        between = (f"HEAD...{branch.ref}",)
+    added = git.find("diff", "--name-only", "--no-renames", "--diff-filter=A", "-z", *between)
     paths = {path for name in added for path in (Path(name), *Path(name).parents)} - {Path()}
     there = [path for path in paths if os.path.lexists(git.root / path)]
     files = sorted(str(path) for path in there if str(path) in added or not (git.root / path).is_dir())
@@ -3547,14 +3594,20 @@ def plan_worktrees(project: Project, repository: Repository, streams: Sequence[S
     """Decide which worktrees and branches go: those that were made here and hold nothing that HEAD lacks."""
     folder, trees, git = project.worktrees.resolve(), repository.worktrees, repository.git
     ids = {name_worktree(project, s)[0]: s.id for s in streams if s.phase is Phase.PARALLEL}
-    open_tasks = {stream.id: stream.open for stream in streams}
+    open_tasks: dict[object, int] = {}  # by folder and by branch: two streams may share one
+    for stream in streams:
+        for key in name_worktree(project, stream):
+            open_tasks[key] = open_tasks.get(key, 0) + stream.open * (stream.phase is Phase.PARALLEL)
     mine = [tree for tree in trees.values() if tree.folder.parent == folder or tree.folder in ids]
-    marks = [path.parent / "gitdir" for path in repository.common.glob("worktrees/*/orchestrate")]
-    ours = {Path(os.fsdecode(path.read_bytes())[:-1]).parent for path in marks}  # whoever made it, git says where it is
-    gone = [tree for tree in mine if not tree.folder.exists() and not tree.is_locked]
-    gone = [tree for tree in gone if tree.lock or (tree.folder in ours and tree.branch)]
-    unfilled = [tree for tree in mine if tree.is_unfilled and (tree.folder in ids or tree.folder in ours)]
-    unfilled = [tree for tree in unfilled if not open_tasks.get(ids.get(tree.folder, ""), 0)]
+    links = [path for path in repository.common.glob("worktrees/*/gitdir") if (path.parent / "orchestrate").exists()]
+    ours = {Path(os.fsdecode(path.read_bytes())[:-1]).parent for path in links}  # git says where each one belongs
+    gone = [tree for tree in mine if not tree.is_there and not tree.is_locked and tree.folder.parent.is_dir()]
+    gone = [
+        tree for tree in gone if not tree.folder.exists() or (tree.folder.is_dir() and not any(tree.folder.iterdir()))
+    ]
+    gone = [tree for tree in gone if tree.lock or (tree.folder in ours and not holds_alone(repository, tree))]
+    unfilled = [t for t in mine if t.is_unfilled and (t.folder in ids or t.folder in ours) and t not in gone]
+    unfilled = [tree for tree in unfilled if not open_tasks.get(tree.folder)]
     chores = [Chore("remove", f"worktree {t.folder}, which is gone", _remove_worktree(git, t, True)) for t in gone]
     chores += [Chore("remove", f"worktree {t.folder}, never filled", _remove_worktree(git, t, True)) for t in unfilled]
     others = {tree.folder: tree for tree in trees.values() if tree not in gone and tree not in unfilled}
@@ -3565,7 +3618,8 @@ def plan_worktrees(project: Project, repository: Repository, streams: Sequence[S
     astray = {branch.stream_id for branch in branches if branch.instead_of}
     for branch in branches:
         if branch.instead_of or branch.stream_id not in astray:  # its own waits for what is used instead of it
-            chores += plan_branch(repository, branch, others, open_tasks.get(branch.stream_id, 0))
+            keys = (Path(branch.worktree or os.devnull), branch.name, branch.instead_of)
+            chores += plan_branch(repository, branch, others, max(open_tasks.get(key, 0) for key in keys))
     strays = [path for path in sorted(folder.glob("[!.]*")) if path not in trees or not trees[path].is_there]
     return [*chores, *(Chore("keep", f"{path}: it is no worktree of this repository") for path in strays)]
 
@@ -3575,37 +3629,56 @@ def plan_branch(
 ) -> list[Chore]:
     git = repository.git
     here = worktrees.get(Path(branch.worktree)) if branch.worktree else None
+    inside, lost = git._replace(root=Path(branch.worktree)), []
+    if here is not None and not branch.unknown:
+        lost = inside.find("ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory")
+    reason = _find_keep_reason(repository, branch, here, worktrees, open_tasks)
+    nested = [name for name in lost if here is not None and (here.folder / name / ".git").exists()]
+    reason = reason or (f"there are repositories in it: {format_names(nested)}" if nested else "")
+    if reason:
+        return [Chore("keep", f"{branch.worktree or branch.name}: {reason}")]
+    chores: list[Chore] = []
+    if here is not None:
+        with_what = f", and what git ignores there: {format_names(lost)}" if lost else ""
+        chores.append(Chore("remove", f"worktree {branch.worktree}{with_what}", _remove_worktree(git, here)))
+    is_ours = branch.name == name_branch(branch.stream_id) or (here and here.mark.read_text() == branch.name)
+    if is_ours:
+        # Not by `branch --delete`, which looks at ancestors, of its upstream too; and as it was when it was looked at.
+        commit = repository.branches[branch.ref]
+        delete = functools.partial(git.run, "update-ref", "-d", branch.ref, commit)
+        has_own = git.run("rev-list", "--max-count=1", f"{repository.head}..{branch.ref}")
+        was = f" (was {commit[:10]})" if has_own else ""
+        chores.append(Chore("remove", f"branch {branch.name}{was}: it is merged", delete))
+    return chores
+
+
+def _find_keep_reason(
+    repository: Repository, branch: Branch, here: Worktree | None, worktrees: Mapping[Path, Worktree], open_tasks: int
+) -> str:
     inner = [str(folder) for folder in worktrees if here is not None and here.folder in folder.parents]
     holders = [
         f"{tree.folder}{', which is locked' * tree.is_locked}"
         for tree in worktrees.values()
         if tree.branch == branch.name and tree != here
     ]
+    hidden = []
+    if here is not None and not branch.unknown:  # what git was told not to look at is no change for it
+        lines = repository.git._replace(root=here.folder).find("ls-files", "-v", "-z")
+        names = [line[2:] for line in lines if line[0].islower() or line[0] == "S"]
+        hidden = [name for name in names if os.path.lexists(here.folder / name)]
     reasons = {
         "no branch is checked out, so nothing counts as merged": not repository.branch,
         f"{branch.summary}; {format_count(open_tasks, 'task')} of {branch.stream_id} open": bool(open_tasks),
         branch.summary: bool(branch.ahead or branch.uncommitted or branch.instead_of or branch.unknown),
         "it was not made by the orchestrator": here is not None and not here.mark.exists(),
         "it is locked": here is not None and here.is_locked,
+        f"a git {here and here.begun} is in progress in it": bool(here is not None and here.begun),
+        f"git was told not to look at {format_names(hidden)}": bool(hidden),
         "it has submodules, remove it by hand": here is not None and (here.state / "modules").exists(),
         f"there are others in it: {format_names(inner)}": bool(inner),
         f"it is checked out in {format_names(holders)}": bool(holders),
     }
-    reason = next((reason for reason, is_so in reasons.items() if is_so), "")
-    if reason:
-        return [Chore("keep", f"{branch.worktree or branch.name}: {reason}")]
-    chores: list[Chore] = []
-    if here is not None:
-        words = ("ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory")
-        lost = git._replace(root=here.folder).find(*words)
-        with_what = f", and what git ignores there: {format_names(lost)}" if lost else ""
-        chores.append(Chore("remove", f"worktree {branch.worktree}{with_what}", _remove_worktree(git, here)))
-    is_ours = branch.name == name_branch(branch.stream_id) or (here and here.mark.read_text() == branch.name)
-    if is_ours:
-        # By force, since git looks at ancestors, of its upstream too, and not at what is there.
-        delete = functools.partial(git.run, "branch", "--quiet", "--delete", "--force", branch.name)
-        chores.append(Chore("remove", f"branch {branch.name}: it is merged", delete))
-    return chores
+    return next((reason for reason, is_so in reasons.items() if is_so), "")
 
 
 def _remove_worktree(git: Git, tree: Worktree, by_force: bool = False) -> Callable[[], object]:

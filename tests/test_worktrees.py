@@ -419,14 +419,13 @@ def test_a_worktree_of_the_metadata_inside_the_project_is_no_uncommitted_change(
 
 
 def test_two_streams_that_name_one_branch_do_not_work_in_one_folder_at_once(repository: Workspace) -> None:
+    add_streams(repository, "F")
+    process, _ = begin(repository, "F", "until=go.txt all")
     add_streams(repository, "A", "B", branchName="shared", worktreePath="../shared")
-    repository.play("until=go.txt all")
-    process = repository.popen("start", *NO_POLL, "--max-restarts", "0")
-    wait_until(lambda: repository.starts(), "a worker")
-    wait_until(lambda: len(repository.events("worker_ended", "worker_started")) > 1, "the fate of the other one")
+    repository.play("sleep=3 all")
     repository.open_gate("go.txt")
-    assert process.wait(timeout=20) == 1
-    assert len(repository.starts()) == 1
+    assert process.wait(timeout=30) == 1
+    assert len(repository.starts()) == 2
     assert "shared" in next(iter(failures(repository).values()))
 
 
@@ -611,6 +610,19 @@ def test_streams_of_which_one_alone_can_have_what_the_tasks_name_are_refused(rep
     assert refused(repository) == f"{why}\n{CORRECT}"
 
 
+def test_streams_that_share_a_worktree_are_refused_unless_one_waits_for_the_other(repository: Workspace) -> None:
+    shared = {"branchName": "x", "worktreePath": "../x"}
+    add_streams(repository, "A", "B", **shared)
+    same = "has the same worktree and branch, and may be at work at the same time"
+    assert refused(repository) == f"A: B {same}\n        B: A {same}\n{CORRECT}"
+    repository.database.execute("DELETE FROM tasks")
+    add_streams(repository, "A", **shared)
+    add_streams(repository, "M", streamDependencies=["A"])
+    add_streams(repository, "B", streamDependencies=["M"], **shared)
+    run(repository)
+    assert repository.starts() == ["A", "M", "B"]
+
+
 @pytest.mark.parametrize(
     ("script", "metadata", "why"),
     [
@@ -641,6 +653,24 @@ def test_what_would_fail_a_stream_hours_later_is_refused(
     for name, value in values.items():
         why = why.replace(name, str(value))
     assert refused(repository).startswith(why)
+
+
+def test_a_worktree_that_is_gone_with_work_that_is_nowhere_else_is_refused(repository: Workspace) -> None:
+    add_streams(repository, "A")
+    folder = add_worktree(repository, "A")
+    shell(repository, "cd $A; git checkout -q --detach; touch x; git add x; git commit -qm x; mv $A ../aside")
+    why, remedy = refused(repository).split("\n")
+    assert why == f"A: the worktree {folder} is gone, and git still has work of it that is nowhere else"
+    assert remedy == "Move it back; or forget that: git worktree prune"
+    shell(repository, remedy.partition(": ")[2])
+    run(repository)
+
+
+def test_a_worktree_that_git_has_forgotten_is_refused_by_all_alike(repository: Workspace) -> None:
+    add_streams(repository, "A")
+    folder = add_worktree(repository, "A")
+    shutil.rmtree(repository.root / ".git" / "worktrees" / "A")
+    assert refused(repository).startswith(f"A: {folder} is no worktree of this repository\n")
 
 
 def test_a_start_beside_a_running_orchestrator_is_refused_alike(repository: Workspace) -> None:
@@ -894,6 +924,16 @@ def test_merge_refuses_a_named_stream_that_is_not_complete(repository: Workspace
     assert merge(repository, out=merged("A")) == ""  # unnamed, it is only passed over
 
 
+def test_merge_overwrites_no_file_that_head_has_let_go_of_or_that_a_moved_folder_brings(repository: Workspace) -> None:
+    commit(repository, "conf.py", "default = 1\n" * 20)
+    finish(repository, "A")
+    commit(repository, "conf.py", "default = 2\n" * 20, tree(repository, "A"))
+    shell(repository, "git rm -q --cached conf.py; git commit -qm x; echo conf.py >> .git/info/exclude")
+    put(repository.root / "conf.py", "my secrets\n")
+    assert refuse(repository, code=1) == f"[ERROR] {IN_THE_WAY.format('conf.py')}"
+    assert (repository.root / "conf.py").read_text() == "my secrets\n"
+
+
 OTHER = "git switch -qc other; echo theirs > {}; git add .; git commit -qm x; git switch -q main; {}"
 BEGUN = "[ -e .git/MERGE_HEAD ]"
 OURS = "echo ours > README.md; git commit -qam x; "
@@ -1068,8 +1108,19 @@ CLEANED = {
     "detached": ("a.py", "git checkout -q --detach stream/A", "main stream/A",
                  ["Kept .claude/worktrees/A: no branch is checked out, so nothing counts as merged"]),
     "emptied": ("a.py", "rm -r $A; mkdir $A", "main stream/A",
-                ["Kept stream/A: 1 commit to merge, 1 file changed",
-                 "Kept .claude/worktrees/A: it is no worktree of this repository"]),
+                [f"{REMOVED[0]}, which is gone", "Kept stream/A: 1 commit to merge, 1 file changed"]),
+    "in the middle of a merge": ("", "echo mine > $A/README.md; echo x > x.py; git add x.py; git commit -qm x; "
+        "cd $A; git merge -q --no-ff --no-commit --autostash main 2> /dev/null; [ -z \"$(git diff)\" ]",
+        "main stream/A",
+        ["Kept .claude/worktrees/A: nothing to merge, 1 file uncommitted"]),
+    "hidden from git": ("", "git -C $A update-index --skip-worktree README.md; echo mine > $A/README.md",
+        "main stream/A",
+        ["Kept .claude/worktrees/A: git was told not to look at README.md"]),
+    "an ignored repository in it": ("", "cd $A; mkdir v.txt; git init -q v.txt; touch v.txt/x; git -C v.txt add x; "
+        "git -C v.txt commit -qm x", "main stream/A",
+        ["Kept .claude/worktrees/A: there are repositories in it: v.txt/"]),
+    "gone, with commits of its own": ("", "cd $A; git checkout -q --detach; touch x; git add x; git commit -qm x; "
+        "rm -r $A", "main", ["Removed branch stream/A: it is merged"]),
     "gone": ("a.py", "rm -r $A", "main stream/A",
              [f"{REMOVED[0]}, which is gone", "Kept stream/A: 1 commit to merge, 1 file changed"]),
     "gone, merged": ("", "rm -r $A", "main", [f"{REMOVED[0]}, which is gone", REMOVED[1]]),
