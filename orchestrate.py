@@ -3620,7 +3620,8 @@ def plan_worktrees(project: Project, repository: Repository, streams: Sequence[S
         if branch.instead_of or branch.stream_id not in astray:  # its own waits for what is used instead of it
             keys = (Path(branch.worktree or os.devnull), branch.name, branch.instead_of)
             chores += plan_branch(repository, branch, others, max(open_tasks.get(key, 0) for key in keys))
-    strays = [path for path in sorted(folder.glob("[!.]*")) if path not in trees or not trees[path].is_there]
+    known = {tree.folder for tree in trees.values() if tree.is_there or tree in gone}
+    strays = [path for path in sorted(folder.glob("[!.]*")) if path not in known]
     return [*chores, *(Chore("keep", f"{path}: it is no worktree of this repository") for path in strays)]
 
 
