@@ -3146,10 +3146,13 @@ def look_ahead(
         places = {stream.id: name_worktree(project, stream) for stream in parallel}
         names = {f"refs/heads/{name}": "" for _, name in places.values()}
         planned = repository._replace(branches={**names, **repository.branches})  # one may be in another's way
+        sharers: dict[object, list[str]] = {}
+        for stream_id, place in places.items():
+            for key in place:
+                sharers.setdefault(key, []).append(stream_id)
         for stream in parallel:
             problem = find_refusal(project, planned, stream, folders.get(stream.id, ""))
-            folder, branch = places[stream.id]
-            twin = next((i for i, (f, b) in places.items() if i != stream.id and (f == folder or b == branch)), "")
+            twin = next((i for key in places[stream.id] for i in sharers[key] if i != stream.id), "")
             if (
                 problem is None
                 and twin
@@ -3205,8 +3208,9 @@ def find_refusal(project: Project, repository: Repository, stream: Stream, last_
     is_odd = stream.branch_name and repository.git.run(*check, most=128)[:-1] != branch
     is_odd = is_odd or stream.branch_name in ("@", "HEAD") or any(len(os.fsencode(p)) > 240 for p in branch.split("/"))
     holder, outer = find_holders(repository, folder, branch)
-    known = [ref[len("refs/heads/") :] for ref in repository.branches if ref.startswith("refs/heads/")]
-    rival = next((name for name in known if branch.startswith(f"{name}/") or name.startswith(f"{branch}/")), "")
+    above, below = itertools.accumulate(branch.split("/")[:-1], "{}/{}".format), f"refs/heads/{branch}/"
+    rival = next((name for name in above if f"refs/heads/{name}" in repository.branches), "")
+    rival = rival or next((ref[len("refs/heads/") :] for ref in repository.branches if ref.startswith(below)), "")
     block = next((path for path in (folder, *folder.parents) if os.path.lexists(path) and not path.is_dir()), None)
     is_filled = not is_there and folder.is_dir() and any(folder.iterdir())
     is_known = last_folder == str(folder / repository.prefix)
@@ -3264,7 +3268,8 @@ def find_warnings(project: Project, repository: Repository, streams: Iterable[St
         what = f"{'An' if begun == 'am' else 'A'} {begun} is in progress here, and the streams branch from its middle"
         problems.append((f"{what} ({head})", f"End it: git {format_end(begun)}"))
     elif not repository.branch:
-        there = [ref for ref, commit in repository.branches.items() if commit == repository.head and "/heads/" in ref]
+        there = [ref for ref, commit in repository.branches.items() if commit == repository.head]
+        there = [ref for ref in there if ref.startswith("refs/heads/")]
         way = f"git switch {shlex.quote(there[0].split('/', 2)[2])}" if there else "git switch --create BRANCH"
         problems.append((f"HEAD is detached at {head}: there is no branch to merge into", way))
     for stream in streams:
