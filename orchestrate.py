@@ -53,6 +53,7 @@ worktrees, `.claude/worktrees/STREAM`, unless their tasks name others or there c
 from __future__ import annotations
 
 import codecs
+import collections
 import contextlib
 import enum
 import errno
@@ -60,6 +61,7 @@ import fcntl
 import functools
 import importlib
 import importlib.util
+import io
 import itertools
 import json
 import os
@@ -133,6 +135,7 @@ SHELL_GRACE = 10  # seconds that it has where background shells alone keep it fr
 STALL_TIMEOUT = 60  # minutes without a sign of life after which a worker is restarted
 STOP_TIMEOUT = 10  # seconds between SIGTERM and SIGKILL
 NEVER = float("inf")  # seconds
+STOP_THERE = "Stop it there, in that container or on that machine: python orchestrate.py stop"
 KILL_INTERVAL = 1  # seconds between two SIGKILL of a tree that does not go
 KILL_TIMEOUT = 5  # seconds after SIGKILL until `stop` reports survivors
 BACKOFF_FIRST = 1.0  # seconds before the first restart; doubles with each one that follows
@@ -177,12 +180,15 @@ WATCH_INTERVAL = 15  # seconds between two frames of `status --watch`
 LOG_LINES = 50  # lines that `logs` shows before it follows
 FOLLOW_INTERVAL = 0.2  # seconds between two looks at a log that is followed
 PATH_LENGTH = 4096  # characters of a path in .mcp.json
+ROOT_TIMEOUT = 600.0  # seconds for which a run waits for its project's folder to come back
+JOURNAL_MOST = 10 << 20  # bytes of the journal above which it is folded, and of those that a command reads
 EXEC_LOOKS = 200  # looks, some 50 us each, at a process that seems to be in the middle of an exec
 NAME_BYTES = 150  # longest file name made from a stream id, in bytes
 ITEMS_AT_MOST = 100  # items of a list in a worker's event that are shown
 WORDS_LENGTH = 4096  # characters of a text from a worker that are looked at
 LINE_BYTES = 512 << 10  # longest line of worker output that is parsed; a longer one is passed over with a word
 READ_BYTES = 1 << 16  # size of one read of worker output
+READ_BLOCK = 1 << 20  # size of one read of the journal
 BYTES_AT_ONCE = 8 << 20  # bytes of one worker's output in one tick, so that a flood of it can't hold up the loop
 UNWRITTEN_LINES = 100_000  # lines that are kept of those that can't be written to one file
 LINES_AT_ONCE = 2000  # lines of one worker's output in one tick after which no more is read, for the same reason
@@ -593,6 +599,7 @@ class StopReason(enum.Enum):
     VANISHED = "its stream is no longer in the database"
     GRACE = "it was done, and did not exit by itself"
     STALLED = "it gave no sign of life"
+    FOLDER = "the folder that it worked in was removed"
     TIMEOUT = "it ran for longer than --worker-timeout"
     LEFTOVERS = "the worker ended and left them running"
     EXIT = "the orchestrator ends"
@@ -752,7 +759,7 @@ class Worker(NamedTuple):
     of a core that its tree has used of late, `memory` what that holds, in bytes; None and 0 where nobody has looked.
     `folder` and `branch` say where it works, `head` is the commit that it began at, empty where others commit there
     too, and `commits` counts what it has made of them. `port` is the first of its ports; `warnings` are what a person
-    should know about that place.
+    should know about that place. `is_astray` says that somebody has removed it under the worker.
     """
 
     stream_id: str
@@ -776,6 +783,7 @@ class Worker(NamedTuple):
     head: str = ""
     port: int = 0
     commits: int = 0
+    is_astray: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -862,7 +870,7 @@ class Record(NamedTuple):
     spent no restart; `paid_outages` those since the last completed task that the API left after paid work, `credited`
     those whose new commits counted as progress. `commits` are all that its workers made in this run, `head` is where
     the last one began. `number` is the stream's own, by which it has its ports. Until `pause_ends`, in seconds since
-    the epoch, the limit of its subagents' model is hit.
+    the epoch, the limit of its subagents' model is hit. `is_stopped` says what the stop mark says, which can get lost.
     """
 
     attempts: int = 0
@@ -895,6 +903,7 @@ class Record(NamedTuple):
     state: StreamState | None = None
     reason: str = ""
     since: float = 0.0
+    is_stopped: bool = False
 
     def is_outdone(self, completed: int, open_tasks: int | None) -> bool:
         """Whether a task was completed since the last look; None where nobody knows how many are open."""
@@ -926,6 +935,9 @@ class History(NamedTuple):
     dollars, of the workers that have ended. `said` are the warnings of this run. `seen` is what differed from HEAD in
     the project's own folder when somebody last looked, None where nobody could; `strays` are what was changed there
     while parallel streams worked in their worktrees, with the streams that may have done it.
+
+    The last run was begun in the folder `project`, which was `root` (see Project.identity), with this `database`, by an
+    orchestrator on `host` in the PID namespace `system`. `archive` has what the journal held before it was folded.
     """
 
     records: Mapping[str, Record] = {}
@@ -943,6 +955,12 @@ class History(NamedTuple):
     said: frozenset[str] = frozenset()
     seen: Mapping[str, Any] | None = None
     strays: Mapping[str, Sequence[str]] = {}
+    project: str = ""
+    root: str = ""
+    database: str = ""
+    host: str = ""
+    system: str = ""
+    archive: str = ""
 
     def record(self, stream_id: str) -> Record:
         return self.records.get(stream_id, _NO_RECORD)
@@ -959,6 +977,8 @@ class History(NamedTuple):
             return history._replace(waiting="") if kind == "worker_started" else history
         if kind == "run_started":
             return _begin_run(self, event)
+        if kind == "journal_folded":
+            return read_known(event["known"])
         if kind == "run_paused":
             is_new = read_time(event["time"]) >= self.pause_ends
             return self._replace(
@@ -976,8 +996,19 @@ class History(NamedTuple):
             return self._replace(seen=dict(event["seen"]), strays={**self.strays, **strays})
         return self._replace(outcome=str(event["reason"]), waiting="") if kind == "run_ended" else self
 
+    def at(self, root: str) -> History:
+        """Return it for a project that has this path by now: what lies in its folder has moved with it."""
+        before = len(self.project)
+        moved = {
+            i: record._replace(folder=f"{root}{record.folder[before:]}")
+            for i, record in self.records.items()
+            if self.project not in ("", root) and f"{record.folder}/".startswith(f"{self.project}/")
+        }
+        return self._replace(project=root, records={**self.records, **moved})
+
 
 _NO_RECORD = Record()
+_NO_HISTORY = History()
 _TELLS = {"warning": "message", "overage": "reason"}  # what an event says that is said once in a run
 
 # What an event changes in the record of its stream: first the fields that take over the event's fact of the same name
@@ -996,10 +1027,13 @@ _RECORD_CHANGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "worker_stopping": ("stopping=why stopping_at=clock", {}),
     "worker_killed": ("killed_at=clock", {}),
     "state": ("state reason since=clock", {}),
+    "stop_requested": ("", {"is_stopped": True}),
+    "stop_taken_back": ("", {"is_stopped": False}),
     "start_requested": (
         "",
         {
             "requested": True,
+            "is_stopped": False,
             "failure": "",
             "restarts": 0,
             "tries": 0,
@@ -1014,13 +1048,19 @@ _LATER_FACTS = ("budget", "folder", "head", "number", "cause", "tries")  # the j
 _BY_NAME: Mapping[str, Any] = {"stopping": StopReason, "state": StreamState, "cause": Cause}
 
 
+def _read_fact(field: str, value: Any) -> Any:
+    """Return a record's fact as an event has it. Raises KeyError, TypeError, ValueError."""
+    if field in _BY_NAME:
+        return _BY_NAME[field][value]
+    return int(value) if field == "fewest" else type(getattr(_NO_RECORD, field))(value)
+
+
 def _change_record(record: Record, event: Event) -> Record:
     facts, sets = _RECORD_CHANGES[event["event"]]
     changes = dict(sets)
     for field, _, fact in (words.partition("=") for words in facts.split()):
         plain, fact = getattr(_NO_RECORD, field), fact or field
-        read = _BY_NAME[field].__getitem__ if field in _BY_NAME else type(plain)
-        changes[field] = plain if fact in _LATER_FACTS and fact not in event else read(event[fact])
+        changes[field] = plain if fact in _LATER_FACTS and fact not in event else _read_fact(field, event[fact])
     if "completed" in event:
         open_tasks = event.get("open")
         open_tasks = None if open_tasks is None else int(open_tasks)
@@ -1059,9 +1099,42 @@ def _after_end(history: History, before: Record, event: Event) -> History:
     )
 
 
-_KEPT = (
-    "attempts pid run started_at raw_start budget folder head number is_starting last_ending"  # of a record, at a start
-)
+def pack(value: Any) -> Any:
+    """Return a value of the model as JSON has it; a field of a tuple that has its default is left out."""
+    if isinstance(value, enum.Enum):
+        return value.value if isinstance(value, Phase) else value.name
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if hasattr(value, "_field_defaults"):
+        value = {name: item for name, item in value._asdict().items() if item != value._field_defaults[name]}
+    return {key: pack(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def _read_limits(given: Mapping[str, Any]) -> Limits:
+    known = {name: given[name] for name in Limits._fields if given.get(name) is not None}
+    known.update({"streams": frozenset(known["streams"])} if "streams" in known else {})
+    known.update({"phase": Phase(known["phase"])} if "phase" in known else {})
+    return Limits(**known)
+
+
+def read_known(known: Mapping[str, Any]) -> History:
+    """Return the history that an event carries: the reverse of `pack`. Raises KeyError, TypeError, ValueError."""
+    given = {name: known[name] for name in History._fields if name in known}
+    records = {
+        str(stream_id): Record(**{name: _read_fact(name, facts[name]) for name in Record._fields if name in facts})
+        for stream_id, facts in given.pop("records", {}).items()
+    }
+    limits, said = _read_limits(given.pop("limits", {})), frozenset(map(str, given.pop("said", ())))
+    strays = {str(name): tuple(map(str, streams)) for name, streams in given.pop("strays", {}).items()}
+    seen = given.pop("seen", None)
+    plain = {name: type(getattr(_NO_HISTORY, name))(value) for name, value in given.items()}
+    history = History(records, limits, said=said, strays=strays, seen=None if seen is None else dict(seen))
+    return history._replace(**plain)
+
+
+# What stays of a record at a start.
+_KEPT = "attempts pid run started_at raw_start budget folder head number is_starting last_ending is_stopped"
+_OF_RUN = ("project", "root", "database", "host", "system")
 
 
 def _begin_run(history: History, event: Event) -> History:
@@ -1069,20 +1142,21 @@ def _begin_run(history: History, event: Event) -> History:
 
     A run that did not come to its end goes on, so what it has cost still counts.
     """
-    known = {key: value for key, value in event["limits"].items() if key in Limits._fields}
-    known["streams"] = None if known.get("streams") is None else frozenset(known["streams"])
-    known["phase"] = Phase(known["phase"]) if known.get("phase") else None
+    if "known" in event:
+        history = read_known(event["known"])
+    history = history.at(str(event["project"])) if event.get("project") else history
+    limits = _read_limits(event["limits"])
     is_over = bool(history.outcome)
     kept = _KEPT.split()
     kept += [] if is_over else ["commits"]
     records = {}
     for stream_id, record in history.records.items():
         # Who names a stream takes back its own pause too.
-        names = kept if stream_id in (known["streams"] or ()) else [*kept, "pause_ends", "pause_reason"]
+        names = kept if stream_id in (limits.streams or ()) else [*kept, "pause_ends", "pause_reason"]
         records[stream_id] = Record(**{name: getattr(record, name) for name in names})
-    return History(
+    begun = History(
         records=records,
-        limits=Limits(**known),
+        limits=limits,
         run_started_at=float(event["clock"]),
         pause_ends=history.pause_ends,
         pause_reason=history.pause_reason,
@@ -1092,7 +1166,10 @@ def _begin_run(history: History, event: Event) -> History:
         said=frozenset() if is_over else history.said,
         seen=None if is_over else history.seen,
         strays={} if is_over else history.strays,
+        archive="" if is_over else history.archive,
     )
+    facts: dict[str, Any] = {name: str(event.get(name, "")) for name in _OF_RUN}
+    return begun._replace(**facts)
 
 
 def fold_events(history: History, events: Iterable[Event]) -> History:
@@ -1107,8 +1184,9 @@ class Snapshot(NamedTuple):
     """Everything that a decision or a display is made from.
 
     `stopped` are the streams that the user stopped, `orchestrator` is the PID of the one that runs (0: none), and
-    `database_error` says why the streams are older than they should be. `branches` are read for displays alone. `wall`
-    is when it was taken, in seconds since the epoch: by it a pause ends.
+    `database_error` says why the streams are older than they should be. `branches` are read for displays alone.
+    `foreign` says who else works on a stream: a worker of another folder. `wall` is when it was taken, in seconds since
+    the epoch: by it a pause ends.
     """
 
     project: str
@@ -1120,6 +1198,7 @@ class Snapshot(NamedTuple):
     database_error: str = ""
     warnings: tuple[str, ...] = ()
     branches: tuple[Branch, ...] = ()
+    foreign: Mapping[str, str] = {}
     wall: float = 0.0
 
     @property
@@ -1194,25 +1273,51 @@ Action = Union[Start, Stop, Kill, Conclude, Wait, Finish]
 # ── 3. Store ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+class LostRootError(OSError):
+    """The project's folder is not at its place: renamed, removed, not mounted; or another one stands there."""
+
+
 class Project:
-    """A project and the files of its orchestration."""
+    """A project and the files of its orchestration. `database` is where Task Copilot's lies, once somebody knows."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.database: Path | None = None
         self.name = root.name or "root"  # the folder's, which is Task Copilot's default for the workspace
         self.folder = root / ".claude" / "orchestrator"
         self.worktrees = root / ".claude" / "worktrees"
+        self.prompt = self.folder / "worker-prompt.md"
+        self.archive = root / ".archive" / "orchestration"
         self.journal = self.folder / "events.jsonl"
         self.lock = self.folder / "orchestrator.pid"
         self.pids = self.folder / "pids"
         self.logs = self.folder / "logs"
         self.positions = self.logs / ".rendered.json"  # how far the logs are rendered, in bytes by file name
 
-    @property
+    @functools.cached_property
     def identity(self) -> str:
         """Device and inode of its folder, whatever that is called. Raises OSError."""
         status = self.root.stat()
         return f"{status.st_dev}:{status.st_ino}"
+
+    def is_known_as(self, identity: str, path: str) -> bool:
+        """Whether its folder is the one with this identity and path: it may have been renamed, or mounted anew.
+
+        Of a worker that an older version has started the path alone is known. Raises OSError.
+        """
+        (device, _, inode), (own_device, _, own_inode) = identity.partition(":"), self.identity.partition(":")
+        is_there = path == str(self.root)
+        return (inode == own_inode and (device == own_device or is_there)) if identity else is_there
+
+    def check_root(self) -> None:
+        """Raise LostRootError where its folder is no longer at its place."""
+        way = "nothing starts until it is back"
+        try:
+            found = Project(self.root).identity
+        except OSError as error:
+            raise LostRootError(f"the project's folder {self.root} is gone ({error.strerror}); {way}") from error
+        if not self.is_known_as(found, str(self.root)):
+            raise LostRootError(f"another folder stands in the place of the project's, {self.root}; {way}")
 
     def find_port(self, number: int) -> int:
         """Return the first of the ten ports of the stream with this number: no other one of the project has them."""
@@ -1288,8 +1393,10 @@ def read_server(project: Project, environ: Mapping[str, str]) -> tuple[list[str]
     return [expand(word) for word in words if isinstance(word, str)], {k: expand(text) for k, text in texts.items()}
 
 
-def find_database(project: Project, given: Path | None, environ: Mapping[str, str], home: Path) -> Path:
-    """Return where the project's database lies.
+def find_database(
+    project: Project, given: Path | None, environ: Mapping[str, str], home: Path, find_last: Callable[[], str] = str
+) -> Path:
+    """Return where the project's database lies; where it is nowhere, what `find_last` says that the last run used.
 
     Raises OrchestrateError where it does not exist, naming every path that was tried.
     """
@@ -1307,6 +1414,9 @@ def find_database(project: Project, given: Path | None, environ: Mapping[str, st
     for path in tried:
         if path.is_file():
             return path
+    last = "" if given is not None else find_last()
+    if last:
+        return Path(last)
     also = "".join(f"\n        also tried: {path}" for path in tried[1:])
     raise OrchestrateError(
         f"Task Copilot database not found: {tried[0]}{also}",
@@ -1569,7 +1679,7 @@ def plan_backoff(restarts: int, seed: str) -> float:
 
 def explain_stop(ending: Ending, why: StopReason | None) -> Ending:
     """Return the ending of a worker that was stopped: its exit code is ours then and says nothing, a result does."""
-    if why not in (StopReason.GRACE, StopReason.STALLED, StopReason.TIMEOUT):
+    if why not in (StopReason.GRACE, StopReason.STALLED, StopReason.TIMEOUT, StopReason.FOLDER):
         return ending
     words = ending.words if ending.is_error else ""
     return ending._replace(code=None, words=words, remarks=(*ending.remarks, f"stopped: {why.value}"))
@@ -1837,8 +1947,8 @@ def _assess_next(stream: Stream, obstacles: Sequence[str], snapshot: Snapshot, l
     record = snapshot.history.record(stream.id)
     if limits.is_closing or not snapshot.includes(stream, limits):
         return Standing(StreamState.IDLE, "not part of this run")
-    if obstacles:
-        return Standing(StreamState.WAITING, f"waits for {format_names(obstacles)}")
+    if obstacles or stream.id in snapshot.foreign:
+        return Standing(StreamState.WAITING, snapshot.foreign.get(stream.id) or f"waits for {format_names(obstacles)}")
     spent = _format_spent(snapshot, limits)
     if spent:
         return Standing(StreamState.IDLE, spent)
@@ -1936,6 +2046,8 @@ def _find_stop_reason(
     if stream is None:
         return StopReason.VANISHED
     record = snapshot.history.record(stream.id)
+    if worker.is_astray and not stream.is_complete:
+        return StopReason.FOLDER
     if now >= find_deadline(stream, worker, record, limits, now):
         return StopReason.GRACE
     if 0 < limits.worker_timeout <= now - record.started_at:
@@ -1962,7 +2074,8 @@ def _plan_end(standings: Mapping[str, Standing], snapshot: Snapshot, limits: Lim
     # A person can help on these; not on what waits for a failed one, and never starts.
     failed = {i for i, standing in standings.items() if standing.state is StreamState.FAILED}
     obstacles = find_obstacles(snapshot, limits)
-    held = [(i, s) for i, s in open_ones.items() if s.state in _HELD and failed.isdisjoint(obstacles[i])]
+    is_held = {i: s.state in _HELD or i in snapshot.foreign for i, s in open_ones.items()}
+    held = [(i, s) for i, s in open_ones.items() if is_held[i] and failed.isdisjoint(obstacles[i])]
     if held and not limits.exit_on_blocked and not spent:
         return [Wait("; ".join(f"{visible(i)} is {s.state.value.lower()}: {visible(s.reason)}" for i, s in held))]
     if open_ones or not snapshot.streams:
@@ -2046,9 +2159,9 @@ def open_private(path: Path, flags: int) -> IO[bytes]:
     return os.fdopen(descriptor, "r+b" if flags & os.O_RDWR else "wb", buffering=0)
 
 
-def write_whole(file: IO[bytes], path: Path, text: str) -> None:
-    """Write all of a text: on a full disk one write is cut short, and the next one fails. Raises OSError."""
-    rest = memoryview(text.encode("utf-8", "replace"))
+def write_whole(file: IO[bytes], path: Path, content: bytes) -> None:
+    """Write all of it: on a full disk one write is cut short, and the next one fails. Raises OSError."""
+    rest = memoryview(content)
     try:
         while rest:
             rest = rest[file.write(rest) :]
@@ -2061,23 +2174,18 @@ def write_file(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open_private(temporary, os.O_WRONLY | os.O_TRUNC) as file:
-            write_whole(file, path, text)
+            write_whole(file, path, text.encode("utf-8", "replace"))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def append_to_file(path: Path, text: str) -> None:
-    """Append to a file, all or nothing, readable by its owner alone. Raises OSError."""
-    with open_private(path, os.O_RDWR | os.O_APPEND) as file:
-        size = file.seek(0, os.SEEK_END)
-        if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
-            text = f"\n{text}"  # somebody was killed in the middle of a line
-        try:
-            write_whole(file, path, text)
-        except OSError:
-            file.truncate(size)  # what is tried again must not stand there twice
-            raise
+def link_file(path: Path, other: Path) -> None:
+    """Give a file another name too; a copy of it, on a file system without links. Raises OSError."""
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
 
 
 class Appender:
@@ -2088,6 +2196,11 @@ class Appender:
         self.unwritten: list[str] = []
         self.trouble: OSError | None = None
 
+    @contextlib.contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        with open_private(self.path, os.O_RDWR | os.O_APPEND) as file:
+            yield file
+
     def append(self, lines: Sequence[str]) -> None:
         self.unwritten += lines
         self.flush()
@@ -2097,10 +2210,21 @@ class Appender:
         if self.unwritten:
             del self.unwritten[:-UNWRITTEN_LINES]
             try:
-                append_to_file(self.path, "".join(f"{line}\n" for line in self.unwritten))
+                self._write("".join(f"{line}\n" for line in self.unwritten))
                 self.unwritten = []
             except OSError as error:
                 self.trouble = error
+
+    def _write(self, text: str) -> None:
+        with self.open() as file:
+            size = file.seek(0, os.SEEK_END)
+            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+                text = f"\n{text}"  # somebody was killed in the middle of a line
+            try:
+                write_whole(file, self.path, text.encode("utf-8", "replace"))
+            except OSError:
+                file.truncate(size)  # what is tried again must not stand there twice
+                raise
 
 
 class Tail:
@@ -2394,6 +2518,10 @@ class Transcript:
     def is_done(self) -> bool:
         return bool(self._result)
 
+    @property
+    def has_begun(self) -> bool:
+        return bool(self._folder)
+
     def pump(self) -> bool:
         """Render what came since the last time, up to a bound; return whether that was all. Raises OSError."""
         count, end = self._tail.count, self._tail.end
@@ -2548,32 +2676,53 @@ class LogReader:
         self._project = project
         self._stream_id = stream_id
         self._raw_start = raw_start
+        self._most: int | None = lines  # of what is there at first
         self.tail = Tail(project.file(stream_id, ".log"), lines=lines, follows=True)
         self._transcript: Transcript | None = None
-        self._ahead: list[str] = []
+        self._lines: list[str] = []
+        self._begin = 0  # where that stands in the output which was shown ahead of the log, so many lines
+        self._count = 0
+        self._ahead: Iterator[str] = iter(())
+        self._next: str | None = None
 
-    def read(self, has_orchestrator: bool) -> list[str]:
+    def read(self, has_orchestrator: bool) -> Collection[str]:
         """Return what is new, each line once: what was shown ahead of the log is not shown again. Raises OSError."""
-        shown = []
+        shown: collections.deque[str] = collections.deque(maxlen=self._most)
+        if has_orchestrator and self._transcript is not None:
+            # The next orchestrator catches up with us: what it writes is rendered once more, to be known again.
+            self._ahead, self._transcript = itertools.islice(self._render(), self._count), None
+            self._next = next(self._ahead, None)
         for _, line in self.tail.read():
-            if self._ahead and line == self._ahead[0]:
-                del self._ahead[0]  # the next orchestrator has caught up with us
+            if line == self._next:
+                self._next = next(self._ahead, None)
             else:
                 shown.append(line)
-        if has_orchestrator:
-            self._transcript = None
-            return shown
-        if self._transcript is None:
-            position = read_positions(self._project).get(file_name(self._stream_id), 0)
-            self._ahead = []
-            start = min(self._raw_start, position)  # where the worker says which folder its paths are relative to
-            raw = self._project.file(self._stream_id, ".jsonl")
-            self._transcript = Transcript(raw, self._ahead.extend, start, position)
-        known = len(self._ahead)
-        while not self._transcript.pump():
-            pass
-        return [*shown, *self._ahead[known:]]
+        if not has_orchestrator:
+            if self._transcript is None:
+                self._begin = read_positions(self._project).get(file_name(self._stream_id), 0)
+                self._transcript, self._count = self._open(), 0
+            is_whole = False
+            while not is_whole:
+                is_whole = self._transcript.pump()
+                shown += self._lines
+                self._count += len(self._lines)
+                self._lines.clear()
+        self._most = None
+        return shown
 
+    def _open(self) -> Transcript:
+        start = min(self._raw_start, self._begin)  # where the worker says which folder its paths are relative to
+        return Transcript(self._project.file(self._stream_id, ".jsonl"), self._lines.extend, start, self._begin)
+
+    def _render(self) -> Iterator[str]:
+        transcript, is_whole = self._open(), False
+        while not is_whole:
+            is_whole = transcript.pump()
+            lines, self._lines[:] = list(self._lines), []
+            yield from lines
+
+
+# Processes.
 
 # Processes.
 
@@ -2632,14 +2781,35 @@ def _read_session(pid: int) -> int:
         return -1  # gone, or hidden
 
 
-def read_trees(project: Project, seen: Mapping[str, Tree], claims: Mapping[int, str] | None = None) -> dict[str, Tree]:
-    """Return by stream the processes that belong to its workers, by PID.
+def read_inner_pid(pid: int) -> int:
+    """Return a process's PID as it sees that itself: one in a container has another for those outside."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"(?m)^NSpid:.*\s(\d+)$", Path(f"/proc/{pid}/status").read_text(encoding="utf-8"))
+        return int(found[1]) if found else pid
+    return pid
+
+
+@functools.lru_cache(maxsize=1)
+def read_system() -> str:
+    """Return what tells PID namespaces apart, those of other machines too; empty where the system has none of them."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    return ""
+
+
+def read_trees(
+    project: Project, seen: Mapping[str, Tree], claims: Mapping[int, str] | None = None
+) -> tuple[dict[str, Tree], dict[str, str]]:
+    """Return by stream the processes that belong to its workers, by PID; and who else works on streams.
 
     A process belongs to a worker by its environment, by its session where a worker's process made that, and by
     descent; where its environment is hidden, by a PID file that `claims` it, and its command. `seen` are trees as they
-    were found before: who has lost its parent since is found by nothing else.
+    were found before: who has lost its parent since is found by nothing else. Who has the project's path or database
+    and not its folder is another one's worker.
     """
     table = read_process_table()
+    foreign: dict[str, str] = {}
     owner = {pid: i for i, tree in seen.items() for pid, p in tree.items() if pid in table and is_alive(p)}
     for pid, process in table.items():
         environ = process.info["environ"]
@@ -2648,8 +2818,12 @@ def read_trees(project: Project, seen: Mapping[str, Tree], claims: Mapping[int, 
                 command = process.cmdline()
                 if WORKER_FLAGS[-1] in command and any(claims[pid] in word for word in command):
                     owner[pid] = claims[pid]
-        elif environ and environ.get("ORCHESTRATE_PROJECT") == str(project.root) and "ORCHESTRATE_STREAM" in environ:
-            owner[pid] = environ["ORCHESTRATE_STREAM"]
+        elif environ and "ORCHESTRATE_STREAM" in environ:
+            stream_id, path = environ["ORCHESTRATE_STREAM"], environ.get("ORCHESTRATE_PROJECT", "")
+            if project.is_known_as(environ.get("ORCHESTRATE_ROOT", ""), path):
+                owner[pid] = stream_id
+            elif path == str(project.root) or is_database_of(environ, project.database):
+                foreign.setdefault(stream_id, f"another folder's worker is on it (PID {pid}, begun in {path})")
     sessions = {pid: process.info["session"] for pid, process in table.items() if process.info["session"] > 0}
     # As long as its session has a member, nobody gets the PID of one that is gone. A session whose leader lives and is
     # not ours is a person's terminal, and no sign of anything.
@@ -2670,15 +2844,25 @@ def read_trees(project: Project, seen: Mapping[str, Tree], claims: Mapping[int, 
     trees: dict[str, Tree] = {}
     for pid, stream_id in owner.items():
         trees.setdefault(stream_id, {})[pid] = table[pid]
-    return trees
+    return trees, foreign
+
+
+def is_database_of(environ: Mapping[str, str], database: Path | None) -> bool:
+    """Whether a worker with these variables completes its tasks in this database."""
+    folder = Path(environ.get("TASK_DB_PATH", ""), environ.get("WORKSPACE_ID", ""))
+    return database is not None and folder.resolve() == database.resolve().parent
 
 
 class Discovery(NamedTuple):
-    """What the process table and the PID files show: workers with their trees, and PID files that mean nothing."""
+    """What the process table and the PID files show: workers with their trees, and PID files that mean nothing.
+
+    `foreign` says of streams who else works on them.
+    """
 
     workers: dict[str, Worker]
     trees: dict[str, Tree]
     stale: dict[Path, str]
+    foreign: Mapping[str, str] = {}
 
 
 def discover_workers(project: Project, stream_ids: Iterable[str], seen: Mapping[str, Tree] | None = None) -> Discovery:
@@ -2689,12 +2873,13 @@ def discover_workers(project: Project, stream_ids: Iterable[str], seen: Mapping[
     id_of = {file_name(stream_id): stream_id for stream_id in stream_ids}
     files = {path: _read_pid(path) for path in sorted(project.pids.glob("*.pid"))}
     claims = {pid: id_of[path.stem] for path, pid in files.items() if pid and path.stem in id_of}
-    trees = read_trees(project, seen or {}, claims)
+    trees, foreign = read_trees(project, seen or {}, claims)
     workers = {}
     for stream_id, tree in trees.items():
         runs = {pid: (process.info["environ"] or {}).get("ORCHESTRATE_RUN", "") for pid, process in tree.items()}
         claimed = files.get(project.file(stream_id, ".pid"), 0)
         leader = next((pid for pid in sorted(runs) if runs[pid].endswith(f".{pid}")), 0)
+        leader = leader or next((pid for pid in sorted(runs) if runs[pid].endswith(f".{read_inner_pid(pid)}")), 0)
         leader = claimed if claimed in tree else leader
         ending, leftovers = (None, ()) if leader else (Ending(None), tuple(sorted(tree)))
         workers[stream_id] = Worker(stream_id, leader, runs.get(leader, ""), ending, leftovers)
@@ -2706,7 +2891,7 @@ def discover_workers(project: Project, stream_ids: Iterable[str], seen: Mapping[
             with contextlib.suppress(psutil.NoSuchProcess):
                 if is_alive(psutil.Process(pid)):
                     stale[path] = f"process {pid} is another program"
-    return Discovery(workers, trees, stale)
+    return Discovery(workers, trees, stale, foreign)
 
 
 def _read_pid(path: Path, least: int = 2) -> int:
@@ -2820,7 +3005,7 @@ def keep_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 def read_prompt_template(project: Project) -> str:
     """Return the project's own prompt template where it has one, else the built-in one. Raises OSError."""
-    path = project.folder / "worker-prompt.md"
+    path = project.prompt
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -3719,6 +3904,7 @@ class Tracked:
         self.child = child
         self.tree: Tree = {worker.pid: leader} if leader is not None else {}
         self.results = 0  # that it has printed, as far as they were heard
+        self.inode = 0  # of the folder that it works in
         self.cpu_time = 0.0 if child is not None else None
         self.cpu_read_at = worker.active_at if child is not None else 0.0
 
@@ -3726,6 +3912,19 @@ class Tracked:
         if self.child is not None:
             return self.child.poll() is not None  # reaps it: no zombie is ever taken for a worker
         return self.leader is None or not is_alive(self.leader)
+
+    def is_astray(self, project: Project) -> bool:
+        """Whether the folder that it has begun to work in is gone, or is another one. Raises LostRootError."""
+        folder, inode = self.worker.folder, 0
+        if folder in ("", str(project.root)):
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            inode = Path(folder).stat().st_ino
+        self.inode = self.inode or inode
+        if inode != self.inode or (not inode and self.transcript.has_begun):
+            project.check_root()  # else it has gone with the project's folder
+            return True
+        return False
 
     def hear(self, active_at: float) -> None:
         said, before = self.transcript, self.worker
@@ -3764,11 +3963,18 @@ class WorkerTable:
         self.command = command
         self.git = Git(project.root, lambda: bool(clock.signals)) if has_worktrees else None
         self.setup = setup
+        self.foreign: Mapping[str, str] = {}  # who else works on streams, when somebody last looked
+        self._scanned_at = 0.0
+        self._template: str | None = None
         self._ignored: list[str] | None = None
         self._slow_until = 0.0  # git has taken too long to say what differs in the project's folder
         self._environ = environ
         self._clock = clock
         self._trouble: OSError | None = None
+        own, servers = "this run goes on; put it back before you need it", "new workers lack its servers: put it back"
+        needed = {Path(__file__): own, Path(sys.prefix): own, project.root / ".mcp.json": servers}
+        needed[project.prompt] = "new workers get what it said"
+        self._needed = {path: what for path, what in needed.items() if path.exists()}
         self._logs: dict[str, Appender] = {}
         self._tracked: dict[str, Tracked] = {}
         self._positions: dict[str, int] = {}
@@ -3780,7 +3986,10 @@ class WorkerTable:
         down that it was started, where it left a trace. Raises OSError.
         """
         self._positions = read_positions(self.project)
+        with contextlib.suppress(OSError, OrchestrateError):  # each start says it
+            self._template = read_prompt_template(self.project)
         found = discover_workers(self.project, {*stream_ids, *records})
+        self.foreign, self._scanned_at = found.foreign, self._clock.monotonic()
         for path in found.stale:  # first: one may stand where that of a worker belongs
             path.unlink(missing_ok=True)
         known = {
@@ -3821,12 +4030,15 @@ class WorkerTable:
                 self.touch(stream_id)
             if not has_ended and f"{file_name(stream_id)}.pid" not in names:
                 self._attempt(self._write_pid, tracked.worker)  # somebody removed it
+            if not has_ended and not tracked.worker.is_astray and tracked.is_astray(self.project):
+                tracked.worker = tracked.worker._replace(is_astray=True)
             if has_ended and is_drained and (tracked.worker.ending is None or tracked.worker.leftovers):
                 over.append(tracked)
         self._attempt(self._write_positions)
         now = self._clock.monotonic()
         living = [tracked for tracked in self._tracked.values() if tracked.worker.ending is None]
-        if over or any(now - tracked.cpu_read_at >= CPU_INTERVAL for tracked in living):
+        is_due = self.foreign and now - self._scanned_at >= CPU_INTERVAL
+        if over or is_due or any(now - tracked.cpu_read_at >= CPU_INTERVAL for tracked in living):
             self._scan(now)
         for tracked in over:  # how they ended, and what is left of their trees
             if tracked.worker.ending is None:
@@ -3857,7 +4069,9 @@ class WorkerTable:
 
         CPU time is a sign of life: a long build says nothing, but it works.
         """
-        trees = read_trees(self.project, {stream_id: tracked.tree for stream_id, tracked in self._tracked.items()})
+        seen = {stream_id: tracked.tree for stream_id, tracked in self._tracked.items()}
+        trees, self.foreign = read_trees(self.project, seen)
+        self._scanned_at = now
         for stream_id, tracked in self._tracked.items():
             tracked.tree = trees.get(stream_id, {})
             age = now - tracked.cpu_read_at
@@ -3915,6 +4129,7 @@ class WorkerTable:
                 worker = worker._replace(folder=str(place.folder), branch=place.branch, head=head)
                 worker = worker._replace(warnings=place.warnings, port=self.project.find_port(number))
             except (OSError, OrchestrateError) as error:
+                self.project.check_root()  # where that has gone, the stream has not failed
                 is_final = isinstance(error, _FINAL_ERRORS) or error.errno in _FINAL_CODES
                 is_final = not error.is_passing if isinstance(error, GitError) else is_final
                 is_missing = shutil.which(self.command.words[0], path=self._environ.get("PATH")) is None
@@ -3954,6 +4169,10 @@ class WorkerTable:
         self._scan(self._clock.monotonic())
         self._tracked[stream_id].transcript.is_signalled = True
         signal_tree(self._tracked[stream_id].tree, signum)
+
+    def find_lost(self) -> list[tuple[Path, str]]:
+        """Return what the run began with and is gone by now, each with what follows from that."""
+        return [(path, what) for path, what in self._needed.items() if not path.exists()]
 
     def forget(self, stream_id: str) -> None:
         with contextlib.suppress(OSError):  # what stays is stale, and no harm
@@ -4031,7 +4250,9 @@ class WorkerTable:
     ) -> subprocess.Popen[bytes]:
         port = self.project.find_port(number)
         ports = f"- Ports {port} to {port + 9} are yours alone; the first is in $ORCHESTRATE_PORT"
-        prompt = format_prompt(read_prompt_template(self.project), stream, record, [ports, *place.lines])
+        if self._template is None or self.project.prompt.exists():  # else a worker has removed it
+            self._template = read_prompt_template(self.project)
+        prompt = format_prompt(self._template, stream, record, [ports, *place.lines])
         words = self.command.argv(prompt, budget, place.options)
         if place.preparation:
             raw = str(self.project.file(stream.id, ".jsonl"))
@@ -4039,6 +4260,7 @@ class WorkerTable:
         # By the first three its tree is found again.
         marks = {"PROJECT": str(self.project.root), "STREAM": stream.id, "RUN": run, "PORT": str(port)}
         marks.update(ROOT=self.project.identity, BRANCH="" if " " in place.branch else place.branch)  # a detached HEAD
+        self.project.check_root()  # git may have taken its time
         return subprocess.Popen(
             ["/bin/sh", "-c", LAUNCHER, "orchestrate", *words],
             cwd=self.project.root,
@@ -4113,40 +4335,193 @@ def make_end_event(clock: Clock, worker: Worker, verdict: Verdict, record: Recor
     )
 
 
+_CARRIER = b'"known": {'  # in the line of an event that says all that is known; escaped wherever it is quoted
+
+
+def _find_last(file: IO[bytes], words: bytes, end: int) -> int:
+    """Return where the last line begins that has these words, -1 where none has."""
+    for position in range((end - 1) // READ_BLOCK * READ_BLOCK, -1, -READ_BLOCK):
+        file.seek(position)
+        at = file.read(min(READ_BLOCK + len(words), end - position)).rfind(words)
+        if at >= 0:
+            begin = max(position + at - READ_BLOCK, 0)
+            file.seek(begin)
+            return begin + file.read(position + at - begin).rfind(b"\n") + 1
+    return -1
+
+
 class Journal(Appender):
-    """`events.jsonl`: what was done, one JSON object a line, only ever appended to."""
+    """`events.jsonl`: what was done, one JSON object a line, only ever appended to.
+
+    Whoever `keep`s it has the file open for life: what somebody removes or renames is put back from there. Others
+    append to it under the lock of the marks.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._read_to = 0
+        self._file: IO[bytes] | None = None
+        self._read_to = -1
+        self.is_cut = False
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        with contextlib.nullcontext(self._file) if self._file is not None else super().open() as file:
+            yield file
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has another name by now, or none."""
+        with contextlib.suppress(FileNotFoundError):
+            return self._file is None or not os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
+        return True
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size if self._file is not None else 0
 
     def add(self, event: Event) -> None:
         self.append([json.dumps(event, ensure_ascii=False)])
 
-    def read(self) -> list[Event]:
-        """Return the events since the last call, and at first all of them; what is no event is passed over."""
+    def read(self, is_whole: bool = False) -> Iterator[Event]:
+        """Yield the events since the last call; what is no event is passed over. Raises OSError.
+
+        At first those from the last one on that says all that is known before it, or all of them; of a journal that
+        nobody has folded, at most the last JOURNAL_MOST bytes.
+        """
         try:
-            size = self.path.stat().st_size
-            if size == self._read_to:
-                return []
-            if size < self._read_to:  # somebody has cut it
-                self._read_to = 0
-            with self.path.open("rb") as file:
-                file.seek(self._read_to)
-                content = file.read()
+            file = os.fdopen(os.dup(self._file.fileno()), "rb") if self._file is not None else self.path.open("rb")
         except FileNotFoundError:
-            return []
-        whole = content[: content.rfind(b"\n") + 1]
-        self._read_to += len(whole)
-        events = []
-        for line in whole.splitlines():
-            with contextlib.suppress(ValueError, RecursionError):
-                events.append(json.loads(line, parse_constant=lambda _: 0.0))  # NaN and Infinity are no times
-        return [event for event in events if isinstance(event, dict)]
+            return
+        with file:
+            size = os.fstat(file.fileno()).st_size
+            if size == self._read_to:
+                return
+            self.is_cut = self.is_cut or size < self._read_to
+            begin = 0 if self.is_cut else self._read_to
+            if self._read_to < 0:
+                begin = max(size - JOURNAL_MOST, 0)
+                known = -1 if is_whole or not size else _find_last(file, _CARRIER, size)
+                if 0 <= known < begin:
+                    file.seek(known)
+                    yield from read_event(file.readline())
+                begin = max(known, begin)
+            file.seek(begin)
+            for line in iter(lambda: file.readline(JOURNAL_MOST), b""):
+                if line.endswith(b"\n"):
+                    self._read_to = file.tell()
+                    yield from read_event(line)
+
+    def keep(self) -> None:
+        """Hold it open; put it back where somebody has removed it, with what others have written since.
+
+        Under the lock of the marks. Raises OSError.
+        """
+        if self._file is not None:
+            ours, theirs = os.pread(self._file.fileno(), self.size, 0), b""
+            with contextlib.suppress(FileNotFoundError):
+                theirs = self.path.read_bytes()
+            whole = theirs if theirs.startswith(ours) else ours + theirs
+            write_file(self.path, whole.decode("utf-8", "replace"))
+            self._file.close()
+        self._file = open_private(self.path, os.O_RDWR | os.O_APPEND)
+
+    def begin_anew(self, event: Event, archive: Path) -> None:
+        """Replace all of it by one event, at once; what it held goes to `archive`. As `keep`."""
+        archive.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_file(archive.parent.parent / ".gitignore", "*\n")
+        link_file(self.path, archive)
+        write_file(self.path, f"{json.dumps(event, ensure_ascii=False)}\n")
+        self.let_go()
+        self.keep()
+        self._read_to, self.unwritten = self.size, []
+
+    def let_go(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = None
 
 
-def read_history(project: Project) -> History:
-    return fold_events(History(), Journal(project.journal).read())
+def read_event(line: bytes) -> Iterator[Event]:
+    with contextlib.suppress(ValueError, RecursionError):
+        event = json.loads(line, parse_constant=lambda _: 0.0)  # NaN and Infinity are no times
+        if isinstance(event, dict):
+            yield event
+
+
+def read_history(project: Project, is_moved: bool = True) -> History:
+    history = fold_events(History(), Journal(project.journal).read())
+    return history.at(str(project.root)) if is_moved else history
+
+
+def read_run(project: Project) -> Iterator[Event]:
+    """Yield the events of the last run, those that were moved to the archive meanwhile included."""
+    paths = [project.journal]
+    while paths[0].exists():
+        first = next((event for event in Journal(paths[0]).read(is_whole=True)), {})
+        known = first.get("known")
+        archive = known.get("archive") if isinstance(known, dict) and not known.get("outcome") else None
+        if not archive or project.root / str(archive) in paths:
+            break
+        paths.insert(0, project.root / str(archive))
+    for path in paths:
+        yield from Journal(path).read(is_whole=True)
+
+
+class Lock:
+    """A file that one process holds locked for life, and in which it says what it is."""
+
+    def __init__(self, path: Path, words: str) -> None:
+        self.path = path
+        self._words = words.encode()
+        self._file: IO[bytes] | None = None
+
+    def acquire(self) -> bool:
+        """Take it, unless it is ours; return whether it was to be had. Raises OSError."""
+        for _ in range(LOCK_RETRIES):
+            if self._file is None:
+                self._file = open_private(self.path, os.O_RDWR)
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # It may have been removed: then the lock is on a file that nobody else sees.
+                if os.path.samestat(self.path.stat(), os.fstat(self._file.fileno())):
+                    break
+            self._let_go()
+            time.sleep(0.02)
+        if self._file is not None and os.pread(self._file.fileno(), PATH_LENGTH, 0) != self._words:
+            try:
+                self._file.truncate(0)
+                self._file.seek(0)
+                write_whole(self._file, self.path, self._words)
+            except OSError:
+                self._let_go()  # without our PID in it nobody could stop us
+                raise
+        return self._file is not None
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.truncate(0)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+
+
+def read_lock(path: Path) -> list[str]:
+    """Return the lines that the holder of a lock has written there, none where nobody holds it."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return os.fsdecode(file.read(PATH_LENGTH)).split("\n")
+    return []
+
+
+def lock_database(project: Project, database: Path) -> Lock:
+    """Return the lock for a database: of two folders that lead to one, one may have an orchestrator."""
+    real = database.resolve()
+    return Lock(real.with_name(f"{real.name}.orchestrator"), f"{os.getpid()}\n{project.root}\n")
 
 
 class StateFolder:
@@ -4154,11 +4529,13 @@ class StateFolder:
 
     _SUFFIXES = (".pid", ".stop", ".log", ".jsonl", ".json")
 
-    def __init__(self, project: Project) -> None:
+    def __init__(self, project: Project, is_orchestrator: bool = True) -> None:
         self.project = project
         self.journal = Journal(project.journal)
         self._folders = (project.folder, project.pids, project.logs)
-        self._lock: IO[bytes] | None = None
+        # Its PID stands in an orchestrator's lock alone: nobody else can be stopped as one.
+        self._locks = [Lock(project.lock, f"{os.getpid()}\n" if is_orchestrator else "")]
+        self._root = -1
 
     def check(self) -> None:
         """Raise OrchestrateError where others can change the state: its files are obeyed, written and signalled by."""
@@ -4179,9 +4556,10 @@ class StateFolder:
                         raise OrchestrateError(f"{entry.path} is no regular file", "Look at what it is, and remove it.")
 
     def make(self) -> None:
-        """Make the folders, closed to others and kept out of git. Raises OSError."""
+        """Make the folders, closed to others and kept out of git; never that of the project. Raises OSError."""
+        self.project.folder.parent.mkdir(exist_ok=True)
         for folder in self._folders:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
             folder.chmod(0o700)
         ignore = self.project.folder / ".gitignore"
         if not ignore.exists():
@@ -4191,81 +4569,82 @@ class StateFolder:
         """Make anew what somebody removed; return whether this is still the project's orchestrator. Raises OSError."""
         if not all(folder.is_dir() for folder in self._folders):
             self.make()
-        return self.acquire()
+        if not self._locks[0].acquire():
+            return False
+        for lock in self._locks[1:]:
+            with contextlib.suppress(OSError):  # the database's own folder may be gone
+                lock.acquire()
+        if self.journal.is_lost:
+            with self.hold_marks():
+                self.journal.keep()
+        return True
 
-    def acquire(self, is_orchestrator: bool = True) -> bool:
-        """Take the lock, `orchestrator.pid`, unless it is ours; return whether it was to be had. Raises OSError.
+    def acquire(self) -> bool:
+        """Take the lock; return whether it was to be had. Raises OSError."""
+        if self._root < 0:
+            self._root = os.open(self.project.root, os.O_RDONLY)  # until it is closed no other folder gets the inode
+        return self._locks[0].acquire()
 
-        The PID is written into it by an orchestrator alone: nobody else can be stopped as one.
-        """
-        own = f"{os.getpid()}\n" if is_orchestrator else ""
-        for _ in range(LOCK_RETRIES):
-            if self._lock is None:
-                self._lock = open_private(self.project.lock, os.O_RDWR)
-            with contextlib.suppress(BlockingIOError, FileNotFoundError):
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # It may have been removed: then the lock is on a file that nobody else sees.
-                if os.path.samestat(self.project.lock.stat(), os.fstat(self._lock.fileno())):
-                    break
-            self._let_go()
-            time.sleep(0.02)
-        if self._lock is not None and os.pread(self._lock.fileno(), 32, 0) != own.encode():
-            try:
-                self._lock.truncate(0)
-                self._lock.seek(0)
-                write_whole(self._lock, self.project.lock, own)
-            except OSError:
-                self._let_go()  # without our PID in it nobody could stop us
-                raise
-        return self._lock is not None
+    def acquire_database(self, lock: Lock) -> bool:
+        """Take the lock of the database too; return whether it was to be had. Raises OSError."""
+        is_ours = lock.acquire()
+        self._locks += [lock] if is_ours else []
+        return is_ours
 
     def release(self) -> None:
-        if self._lock is not None:
-            self._lock.truncate(0)
-            self._let_go()
-
-    def _let_go(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-        self._lock = None
+        for lock in self._locks:
+            lock.release()
+        self.journal.let_go()
+        if self._root >= 0:
+            os.close(self._root)
+        self._root = -1
 
     @contextlib.contextmanager
     def hold_marks(self) -> Iterator[None]:
-        """Keep others from starting a worker, or from marking one as stopped: a stop then sees it or prevents it."""
-        if not self.project.pids.is_dir():
-            self.make()  # somebody has just removed it
-        descriptor = os.open(self.project.pids, os.O_RDONLY)
+        """Keep others from starting a worker, from marking one as stopped, and from writing into the journal."""
+        descriptor = -1
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            while descriptor < 0 or not is_open_as(self.project.pids, descriptor):  # somebody has just removed it
+                if descriptor >= 0:
+                    os.close(descriptor)
+                if not self.project.pids.is_dir():
+                    self.make()
+                descriptor = os.open(self.project.pids, os.O_RDONLY)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(descriptor)
+            if descriptor >= 0:
+                os.close(descriptor)
 
-    def stopped(self, stream_ids: Iterable[str]) -> frozenset[str]:
+    def marks(self, stream_ids: Iterable[str]) -> frozenset[str]:
+        """Return those of these streams that are marked as stopped."""
         with contextlib.suppress(FileNotFoundError):
             marks = {entry.name[:-5] for entry in os.scandir(self.project.pids) if entry.name.endswith(".stop")}
             return frozenset(stream_id for stream_id in stream_ids if marks and file_name(stream_id) in marks)
         return frozenset()
 
-    def clear_stops(self, stream_ids: Iterable[str] | None) -> None:
-        """Take back the stops of these streams; None means all that there are."""
-        with self.hold_marks():
-            given = None if stream_ids is None else [self.project.file(stream_id, ".stop") for stream_id in stream_ids]
-            for mark in self.project.pids.glob("*.stop") if given is None else given:
-                mark.unlink(missing_ok=True)
+    def mark(self, stream_id: str, is_stopped: bool) -> None:
+        """Write or remove the mark of a stream, under their lock. Raises OSError."""
+        if is_stopped:
+            write_file(self.project.file(stream_id, ".stop"), "")
+        else:
+            self.project.file(stream_id, ".stop").unlink(missing_ok=True)
+
+    def clear_marks(self) -> None:
+        """Remove every mark, as `mark`."""
+        for mark in self.project.pids.glob("*.stop"):
+            mark.unlink(missing_ok=True)
+
+
+def is_open_as(path: Path, descriptor: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    return False
 
 
 def read_orchestrator_pid(project: Project) -> int:
     """Return the PID of the orchestrator that holds the lock, as it sees itself; 0 where none does."""
-    pid = _read_pid(project.lock, least=1)
-    if not pid:
-        return 0
-    with project.lock.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return pid
-    return 0
+    return _read_pid(project.lock, least=1) if read_lock(project.lock) else 0
 
 
 def read_snapshot(project: Project, backlog: Backlog, database_error: str = "") -> Snapshot:
@@ -4273,8 +4652,10 @@ def read_snapshot(project: Project, backlog: Backlog, database_error: str = "") 
     history = read_history(project)
     ids = {stream.id for stream in backlog.streams} | set(history.records)
     found, orchestrator, wall = discover_workers(project, ids), read_orchestrator_pid(project), time.time()
+    elsewhere = find_elsewhere(history) if orchestrator else ""
     workers = {}
-    for stream_id, worker in found.workers.items():
+    known = {i: Worker(i, record.pid, record.run) for i, record in history.records.items() if record.pid and elsewhere}
+    for stream_id, worker in {**known, **found.workers}.items():
         # An orchestrator notes each sign of life on the PID file; without one, the output alone tells.
         paths = [project.file(stream_id, suffix) for suffix in (".pid", *([] if orchestrator else [".jsonl"]))]
         age = min((wall - path.stat().st_mtime for path in paths if path.exists()), default=None)
@@ -4291,12 +4672,20 @@ def read_snapshot(project: Project, backlog: Backlog, database_error: str = "") 
         streams=backlog.streams,
         workers=workers,
         history=history,
-        stopped=StateFolder(project).stopped(ids),
+        stopped=StateFolder(project).marks(ids) | {i for i in ids if history.record(i).is_stopped},
         orchestrator=orchestrator,
         database_error=database_error,
-        warnings=backlog.warnings,
+        warnings=(*backlog.warnings, *([f"{elsewhere}: of its workers this is what it said"] if elsewhere else [])),
+        foreign=found.foreign,
         wall=wall,
     )
+
+
+def find_elsewhere(history: History) -> str:
+    """Return where an orchestrator is that can't be seen from here, nor its workers; empty where it can."""
+    if not history.system or history.system == read_system():
+        return ""
+    return f"the orchestrator runs in another PID namespace, on {visible(history.host)}"
 
 
 class Reporter:
@@ -4402,16 +4791,21 @@ class Orchestrator:
         self._changes: dict[str, tuple[str, int]] = {}
         self._trouble = ""
         self._troubled_at = 0.0
+        self._folded = 0  # bytes of the journal after it was folded
+        self._home_at = clock.monotonic()  # when the project's folder was last seen at its place
 
     def run(self) -> int:
         self.begin()
         while self.finish is None and not self._heed_signals():
             if not self.step() and self.finish is None:
                 self.clock.wait(TICK)
+        left = f"{format_count(self.table.count(), 'worker')} left running"
         if self.finish is None or self.limits.is_closing:
-            left = f"the orchestrator was ended; {format_count(self.table.count(), 'worker')} left running"
-            self.emit("run_left", signal=self.clock.signals[0], reason=left)
+            self.emit("run_left", signal=self.clock.signals[0], reason=f"the orchestrator was ended; {left}")
             return 128 + self.clock.signals[0]
+        if self.clock.monotonic() - self._home_at > ROOT_TIMEOUT:  # the run goes on with the next start
+            self.emit("run_left", signal=None, reason=f"{self.finish.reason}; {left}")
+            return self.finish.exit_code
         if self.finish.exit_code == EXIT_RUNNING:  # the journal is another one's by now
             self.history = self.history._replace(outcome=self.finish.reason)
         else:
@@ -4419,17 +4813,25 @@ class Orchestrator:
         return self.finish.exit_code
 
     def begin(self) -> None:
-        self.history = fold_events(self.history, self.state.journal.read())
-        limits = self.limits._asdict()
-        limits["streams"] = None if self.limits.streams is None else sorted(self.limits.streams)
-        limits["phase"] = self.limits.phase and self.limits.phase.value
-        self.emit("run_started", pid=os.getpid(), project=str(self.state.project.root), limits=limits)
+        project = self.state.project
+        with self.state.hold_marks():
+            self.state.journal.keep()
+            self.history = fold_events(History(), self.state.journal.read()).at(str(project.root))
+            self._carry(
+                "run_started",
+                bool(self.history.outcome),
+                pid=os.getpid(),
+                project=str(project.root),
+                root=project.identity,
+                database=str(self.store.path),
+                host=os.uname().nodename,
+                system=read_system(),
+                limits={name: pack(value) for name, value in self.limits._asdict().items()},
+            )
         for warning in self._warnings:
             self.warn(warning)
         self._read_backlog()
-        selected = [stream.id for stream in self.backlog.streams if self.limits.selects(stream)]
-        is_whole = self.limits.streams is None and self.limits.phase is None
-        self.state.clear_stops(None if is_whole else selected)  # a start by a person takes back the stops
+        self._take_back_stops()
         self._pause(self.history.pause_ends, self.history.pause_reason)  # it is in force; this says so
         for stream_id, record in self.history.records.items():
             left = record.pause_ends - self.clock.wall()
@@ -4447,6 +4849,39 @@ class Orchestrator:
                 counts = {"completed": stream.completed if stream else 0, "open": stream.open if stream else None}
                 self.emit("worker_adopted", stream=worker.stream_id, pid=worker.pid, run=worker.run, **counts)
 
+    def _take_back_stops(self) -> None:
+        """Take back the stops of the streams that this run is about: a person has started it."""
+        is_whole = self.limits.streams is None and self.limits.phase is None
+        with self.state.hold_marks():
+            self._heed_requests()
+            selected = {stream.id for stream in self.backlog.streams if self.limits.selects(stream)}
+            known = selected | (set(self.history.records) if is_whole else set())  # the database may be unreadable
+            marked = self.state.marks(known)
+            for stream_id in sorted(known):
+                if stream_id in marked or self.history.record(stream_id).is_stopped:
+                    self.emit("stop_taken_back", stream=stream_id)
+                    self.state.mark(stream_id, False)
+            if is_whole:
+                self.state.clear_marks()
+
+    def _carry(self, kind: str, is_over: bool, **facts: Any) -> None:
+        """Say with an event all that is known, so that nothing before it has to be read.
+
+        What is over, or too much, then goes to the archive. Under the lock of the marks.
+        """
+        journal, project = self.state.journal, self.state.project
+        is_moved = journal.size and (is_over or journal.size > JOURNAL_MOST)
+        archive = project.archive / "journal" / f"{re.sub('[^0-9TZ.]', '', format_time(self.clock.wall()))}.jsonl"
+        before = str(archive.relative_to(project.root)) if is_moved else self.history.archive
+        event = make_event(self.clock, kind, known=pack(self.history._replace(archive=before)), **facts)
+        try:
+            if is_moved:
+                journal.begin_anew(event, archive)
+        except OSError as error:
+            self._complain(error)
+            is_moved = False
+        self.record(event, is_written=bool(is_moved))
+
     def step(self) -> bool:
         """Do a tick, whatever the system refuses; return whether the next one must not wait."""
         is_busy = self._try(self.tick)
@@ -4463,6 +4898,8 @@ class Orchestrator:
             return act()
         except OSError as error:
             self._complain(error)
+            if isinstance(error, LostRootError) and self.clock.monotonic() - self._home_at > ROOT_TIMEOUT:
+                self.finish = Finish(EXIT_FAILED, str(error))
             return False
 
     def _complain(self, error: OSError) -> None:
@@ -4474,10 +4911,13 @@ class Orchestrator:
 
     def tick(self) -> bool:
         """Observe, plan, apply, report; return whether the next tick must not wait. Raises OSError."""
+        self.state.project.check_root()
+        self._home_at = self.clock.monotonic()
         self.state.journal.flush()
         if not self.state.keep():
             self.finish = Finish(EXIT_RUNNING, "another orchestrator has taken over")
             return True
+        self._fold_journal()
         snapshot = self.observe()
         now = self.clock.monotonic()
         actions = plan(snapshot, self.limits, now)
@@ -4496,13 +4936,9 @@ class Orchestrator:
                 self.warn(worker.notice, worker.notice.partition(" is ")[0])
             if worker.overage and worker.overage not in self.history.said:
                 self.emit("overage", stream=worker.stream_id, reason=worker.overage)
-        # What `start STREAM`, run beside this orchestrator, has asked for.
-        for event in self.state.journal.read():
-            if event.get("event") == "start_requested" and isinstance(event.get("stream"), str):
-                self.history = fold_events(self.history, [event])
-                # What others wrote may lack anything: what is said of it is our own.
-                said = make_event(self.clock, "start_requested", stream=event["stream"])
-                self._tell(lambda reporter, said=said: reporter.event(said))  # type: ignore[misc]
+        for path, what in self.table.find_lost():
+            self.warn(f"{path} was removed: {what}", str(path))
+        self._heed_requests()
         has_ended = any(worker.ending is not None for worker in workers.values())
         now = self.clock.monotonic()
         # A database that takes long to read and changes all the time may not take all of the time.
@@ -4516,17 +4952,63 @@ class Orchestrator:
         for stream in self.backlog.streams if has_ended else ():
             if stream.id in workers and workers[stream.id].ending is not None and not stream.is_complete:
                 workers[stream.id] = self.table.count_commits(stream.id)
+        stopped = self._find_stopped({stream.id for stream in self.backlog.streams} | set(workers))
         return Snapshot(
             project=self.state.project.name,
             streams=self.backlog.streams,
             workers=workers,
             history=self.history,
-            stopped=self.state.stopped({stream.id for stream in self.backlog.streams} | set(workers)),
+            stopped=stopped,
             orchestrator=os.getpid(),
             database_error=self._database_error,
             warnings=self.backlog.warnings,
+            foreign=self.table.foreign,
             wall=self.clock.wall(),
         )
+
+    def _heed_requests(self) -> None:
+        """Take note of what others have written into the journal: `start STREAM` beside this orchestrator, `stop`."""
+        for event in self.state.journal.read():
+            kind, stream_id = event.get("event"), event.get("stream")
+            if kind in ("start_requested", "stop_requested") and isinstance(stream_id, str):
+                is_news = kind == "start_requested" or not self.history.record(stream_id).is_stopped
+                self.history = fold_events(self.history, [event])
+                # What others wrote may lack anything: what is said of it is our own.
+                said = make_event(self.clock, kind, stream=stream_id)
+                if is_news:
+                    self._tell(lambda reporter, said=said: reporter.event(said))  # type: ignore[misc]
+
+    def _fold_journal(self) -> None:
+        """Say all that is known where the journal has become too long, or somebody has cut it."""
+        journal = self.state.journal
+        if journal.is_cut or journal.size > max(JOURNAL_MOST, 2 * self._folded):
+            with self.state.hold_marks():
+                self._heed_requests()
+                self._carry("journal_folded", False)
+            self._folded, journal.is_cut = journal.size, False
+
+    def _find_stopped(self, stream_ids: Collection[str]) -> frozenset[str]:
+        """Return the streams that a person stopped: so the marks say, or the journal. What one has lost is put back."""
+
+        def compare() -> tuple[frozenset[str], frozenset[str]]:
+            recorded = frozenset(i for i in stream_ids if self.history.record(i).is_stopped)
+            return self.state.marks(stream_ids), recorded
+
+        def mend() -> bool:
+            with self.state.hold_marks():
+                self._heed_requests()
+                marked, recorded = compare()
+                for stream_id in sorted(marked - recorded):
+                    self.emit("stop_requested", stream=stream_id)
+                for stream_id in sorted(recorded - marked):
+                    self.state.mark(stream_id, True)
+            return True
+
+        marked, recorded = compare()
+        if marked != recorded:
+            self._try(mend)
+            marked, recorded = compare()
+        return marked | recorded
 
     def apply(self, action: Action) -> bool:
         if isinstance(action, Start):
@@ -4571,13 +5053,15 @@ class Orchestrator:
     def emit(self, kind: str, **facts: Any) -> None:
         self.record(make_event(self.clock, kind, **facts))
 
-    def record(self, event: Event) -> None:
+    def record(self, event: Event, is_written: bool = False) -> None:
         self.history = self.history.after(event)
-        self.state.journal.add(event)
+        if not is_written:
+            self.state.journal.add(event)
         line = format_log_line(event)
         if line and "stream" in event:
             self.table.note(event["stream"], line)
-        self._tell(lambda reporter: reporter.event(event))
+        told = {name: fact for name, fact in event.items() if name != "known"}
+        self._tell(lambda reporter: reporter.event(told))
 
     def _tell(self, say: Callable[[Reporter], None]) -> None:
         """Tell every reporter. One that can't be reached is dropped, and the run goes on: the journal has it all."""
@@ -4597,7 +5081,9 @@ class Orchestrator:
         if stream.phase is Phase.PARALLEL:
             self._look_at_root()  # before anybody is kept waiting by the lock
         with self.state.hold_marks():
-            if self.state.journal.trouble or self.clock.signals or self.state.stopped([stream.id]):
+            self._heed_requests()
+            is_stopped = self.state.marks([stream.id]) or self.history.record(stream.id).is_stopped
+            if self.state.journal.trouble or self.clock.signals or is_stopped:
                 return False  # where nothing can be written down, nothing starts
             # First, so that a kill in between can't lose what the worker says and costs.
             raw_start = self.table.open_output(stream.id)
@@ -4806,6 +5292,15 @@ def stop_orchestrator(project: Project, timeout: float) -> int:
     return pid
 
 
+def mark_stopped(project: Project, stream_ids: Iterable[str]) -> None:
+    """Mark streams as stopped, and write it into the journal: one of the two can get lost. Raises OSError."""
+    state = StateFolder(project)
+    with state.hold_marks():
+        for stream_id in stream_ids:
+            state.mark(stream_id, True)
+            state.journal.add(make_event(Clock(), "stop_requested", stream=stream_id))
+
+
 def stop_workers(project: Project, stream_ids: Iterable[str], selected: set[str] | None, timeout: float) -> Discovery:
     """Mark streams as stopped, then end their workers with all that these have started.
 
@@ -4816,9 +5311,7 @@ def stop_workers(project: Project, stream_ids: Iterable[str], selected: set[str]
     found = discover_workers(project, stream_ids)
     targets = set(found.trees) if selected is None else selected
     try:
-        with StateFolder(project).hold_marks():
-            for stream_id in targets:
-                write_file(project.file(stream_id, ".stop"), "")
+        mark_stopped(project, targets)
     except OSError:
         if read_orchestrator_pid(project):
             raise  # it would start them again
@@ -5583,7 +6076,19 @@ def find_current_project(checks: bool = True) -> Project:
 def open_store(project: Project, busy_timeout: float = PATIENT_BUSY_TIMEOUT) -> TaskStore:
     """Return the database that the options and the environment lead to. Raises OrchestrateError where it is missing."""
     given = click.get_current_context().ensure_object(dict).get("db")
-    return TaskStore(find_database(project, given, os.environ, Path.home()), busy_timeout)
+
+    def find_last() -> str:
+        history = read_history(project, is_moved=False)
+        if not history.root or not project.is_known_as(history.root, history.project):
+            return ""  # nothing is known, or this is a copy of that project
+        if not Path(history.database).is_file():
+            return ""
+        words = f"Warning: renamed from {history.project}: its database stays {history.database}"
+        click.echo(visible(words), err=True)
+        return history.database
+
+    project.database = project.database or find_database(project, given, os.environ, Path.home(), find_last)
+    return TaskStore(project.database, busy_timeout)
 
 
 def read_known_streams(store: TaskStore, names: Collection[str]) -> Backlog:
@@ -5612,6 +6117,8 @@ def check_names(names: Collection[str], known: Sequence[str]) -> None:
 def make_console() -> Console:
     """Return the one console. Text from outside goes to it as Text alone, so it obeys no markup."""
     console: Console = rich.Console(markup=False, highlight=False, emoji=False)
+    if console.width < 1 or console.height < 1:  # COLUMNS=0, as some shells and editors have it
+        console = rich.Console(markup=False, highlight=False, emoji=False, width=80, height=25)
     return console
 
 
@@ -5762,13 +6269,14 @@ def look_around(
 def join_run(project: Project, streams: Sequence[str], running: int, as_json: bool) -> int:
     if not streams or not running:
         raise OrchestrateError(*describe_running(running), EXIT_RUNNING)
+    state = StateFolder(project)
     for stream_id in streams:
-        StateFolder(project).clear_stops([stream_id])
         request = make_event(Clock(), "start_requested", stream=stream_id)
-        journal = Journal(project.journal)
-        journal.add(request)
-        if journal.trouble:
-            raise journal.trouble
+        with state.hold_marks():
+            state.journal.add(request)
+            if state.journal.trouble:
+                raise state.journal.trouble
+            state.mark(stream_id, False)
         if as_json:
             click.echo(format_json(request))
     if not read_orchestrator_pid(project):
@@ -5785,6 +6293,7 @@ def run_in_foreground(
     state.make()
     if not state.acquire():
         return join_run(project, sorted(limits.streams or ()), read_orchestrator_pid(project), options["as_json"])
+    load_all()
     as_json = options["as_json"]
     console = None if as_json else make_console()
     has_board = console is not None and can_draw(console)
@@ -5799,9 +6308,8 @@ def run_in_foreground(
             has_worktrees, setup = not options["no_worktrees"], options["setup"]
             table = WorkerTable(project, database, command, os.environ, clock, has_worktrees, setup)
             interval, stop_on_exit = options["poll_interval"], options["stop_on_exit"]
-            run = Orchestrator(
-                state, store, table, limits, clock, reporters, interval, stop_on_exit, options["warnings"]
-            )
+            warnings = [*options["warnings"], *take_database(state, database)]
+            run = Orchestrator(state, store, table, limits, clock, reporters, interval, stop_on_exit, warnings)
             code = run.run()
     finally:
         state.release()
@@ -5816,6 +6324,35 @@ def run_in_foreground(
             for line in format_unmerged(run) if run.history.outcome else ():
                 console.print(rich.Text(visible(line)), soft_wrap=True)
     return code
+
+
+def load_all() -> None:
+    """Load what a run may need: a worker can remove the environment that this runs in."""
+    for name in ("hashlib", "psutil", "shutil", "textwrap", "termios", "rich.live", "rich.control"):
+        importlib.import_module(name)
+    rich.Console(file=io.StringIO(), width=80).print(rich.Text("█ ✓ 日本"))  # of its tables it loads some when it draws
+
+
+def take_database(state: StateFolder, database: Path) -> list[Problem]:
+    """Lock the database, and return what to warn of where that can't be done.
+
+    Raises OrchestrateError where the orchestrator of another folder works on it.
+    """
+    lock = lock_database(state.project, database)
+    try:
+        if state.acquire_database(lock):
+            return []
+    except OSError as error:
+        return [(f"No other folder is kept from this database: {error}", "Start none there meanwhile.")]
+    raise OrchestrateError(*describe_rival(read_lock(lock.path)), EXIT_RUNNING)
+
+
+def describe_rival(words: Sequence[str]) -> Problem:
+    """Return what is wrong where a lock of the database says this, and the remedy."""
+    pid, folder = [*words, "", ""][:2]
+    stop = shlex.join(["python", "orchestrate.py", "--project", folder, "stop"])
+    what = f"An orchestrator already runs on this database, for {folder} (PID {pid})"
+    return what, f"Stop that: {stop}. Or give this folder tasks of its own: WORKSPACE_ID in .mcp.json."
 
 
 def format_unmerged(run: Orchestrator) -> list[str]:
@@ -6055,6 +6592,12 @@ def stop_command(streams: tuple[str, ...], timeout: float) -> int:
         return EXIT_DONE
     with contextlib.suppress(OSError):  # on a disk that has become read-only, there is nothing to make
         StateFolder(project).make()
+    pid, elsewhere = read_orchestrator_pid(project), find_elsewhere(read_history(project))
+    if pid and elsewhere:
+        if streams:
+            mark_stopped(project, streams)
+        left = f". Marked as stopped, and left to it: {format_names(streams)}" if streams else ""
+        raise OrchestrateError(f"{elsewhere[0].upper()}{elsewhere[1:]} (PID {pid}){left}", STOP_THERE, EXIT_FAILED)
     ended = 0 if streams else stop_orchestrator(project, timeout)
     if ended:
         click.echo(f"Orchestrator stopped (PID {ended}).")
@@ -6100,8 +6643,10 @@ def conclude_stop(project: Project, worker: Worker, survivors: Tree) -> None:
         ending = Ending(None, StopReason.USER.value, turns=said.turns, cost=said.cost)
         verdict = Verdict(VerdictKind.STOPPED, StopReason.USER.value)
         event = make_end_event(Clock(), worker._replace(ending=ending), verdict, record, None)
-        journal = Journal(project.journal)
-        journal.add(event)
+        state = StateFolder(project)
+        journal = state.journal
+        with state.hold_marks():
+            journal.add(event)
         log.append([format_log_line(event)])
         if journal.trouble:
             click.echo(f"Warning: {visible(str(journal.trouble))}: the journal does not tell of this stop", err=True)
@@ -6138,7 +6683,7 @@ def read_timeline(project: Project) -> Timeline:
     with contextlib.suppress(OrchestrateError), open_store(project) as store:
         streams = store.read().streams
     wall = time.time() if read_orchestrator_pid(project) else None
-    timeline = fold_timeline(project.name, Journal(project.journal).read(), streams, wall)
+    timeline = fold_timeline(project.name, read_run(project), streams, wall)
     if not timeline.begin:
         raise OrchestrateError("There was no run yet in this project", "Begin one: python orchestrate.py start")
     return timeline
@@ -6218,10 +6763,10 @@ def hold_project(project: Project) -> Iterator[Clock]:
 
     Raises OrchestrateError where an orchestrator runs.
     """
-    state = StateFolder(project)
+    state = StateFolder(project, is_orchestrator=False)
     if not project.folder.is_dir():
         state.make()
-    if not state.acquire(is_orchestrator=False):
+    if not state.acquire():
         raise OrchestrateError(*describe_running(read_orchestrator_pid(project)), EXIT_RUNNING)
     try:
         with Clock() as clock:
@@ -6304,7 +6849,7 @@ def plan_clean(project: Project, streams: Sequence[Stream], history: History) ->
     if logs:
         date = time.strftime("%Y%m%d")
         names = itertools.chain([date], (f"{date}-{count}" for count in itertools.count(2)))
-        folders = (project.root / ".archive" / "orchestration" / name for name in names)
+        folders = (project.archive / name for name in names)
         target = next(folder for folder in folders if not folder.exists())
         what = f"{format_count(len(logs), 'log')} to {target.relative_to(project.root)}"
         chores.append(Chore("move", what, functools.partial(archive, logs, target)))
@@ -6381,7 +6926,7 @@ def follow_logs(project: Project, readers: Mapping[str, Tail | LogReader], follo
                 if isinstance(reader, Tail):
                     lines, tail = [line for _, line in reader.read()], reader
                 else:
-                    lines, tail = reader.read(has_orchestrator), reader.tail
+                    lines, tail = list(reader.read(has_orchestrator)), reader.tail
                 is_drained = is_drained and tail.is_drained
                 colour = _STREAM_COLOURS[place % len(_STREAM_COLOURS)]
                 prefix = (f"{visible(name)} │ ", colour) if len(readers) > 1 else ("", "")
@@ -6807,6 +7352,10 @@ def check_orchestrator(project: Project) -> list[Checked]:
     pid = read_orchestrator_pid(project)
     if pid:
         raise OrchestrateError(*describe_running(pid), EXIT_RUNNING)
+    with contextlib.suppress(OrchestrateError), open_store(project) as store:  # what is wrong with it, others say
+        rival = read_lock(lock_database(project, store.path).path)
+        if rival:
+            raise OrchestrateError(*describe_rival(rival), EXIT_RUNNING)
     found = discover_workers(project, read_history(project).records)
     if found.workers:
         names = format_names([f"{i} (PID {','.join(map(str, found.trees[i]))})" for i in found.workers])
@@ -6901,7 +7450,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     codecs.register_error("orchestrate", replace_unencodable)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="orchestrate")  # a terminal that lacks a character shows another
+            # A terminal that lacks a character shows another.
+            stream.reconfigure(encoding=sys._xoptions.get("orchestrate"), errors="orchestrate")
     try:
         # The wrappers import this file, and are no program of their own.
         name = "orchestrate.py" if sys.argv[0] == "-c" else None
@@ -6923,6 +7473,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_script() -> NoReturn:
+    if sys.executable and sys.getfilesystemencoding().lower() != "utf-8":
+        # Where a locale says so, names in other scripts could be no argument, path or variable. What is printed
+        # keeps to the locale: what lacks a character shows another.
+        words = ["-X", "utf8", "-X", f"orchestrate={getattr(sys.stdout, 'encoding', None) or 'ascii'}", __file__]
+        os.execv(sys.executable, [sys.executable, *words, *sys.argv[1:]])
     code = main()
     try:
         if sys.stdout is not None:

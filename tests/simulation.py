@@ -34,11 +34,13 @@ from support import replace
 
 from orchestrate import (
     BUDGET_LEAST,
+    JOURNAL_MOST,
     LIMIT_PAUSE_MAX,
     LOGIN_PAUSE,
     LOGIN_TRIES,
     PAID_OUTAGES,
     PROGRAM_TRIES,
+    ROOT_TIMEOUT,
     Backlog,
     Cause,
     Discovery,
@@ -46,6 +48,7 @@ from orchestrate import (
     Event,
     History,
     Limits,
+    LostRootError,
     Orchestrator,
     Phase,
     Project,
@@ -56,6 +59,7 @@ from orchestrate import (
     StoreError,
     Stream,
     Worker,
+    fold_events,
     format_duration,
     format_event,
 )
@@ -115,7 +119,12 @@ class StreamPlan:
 
 @dataclass(frozen=True)
 class Night:
-    """Everything that will happen, as (time, …) each. Windows are (start, end, kind, reset that is reported)."""
+    """Everything that will happen, as (time, …) each. Windows are (start, end, kind, reset that is reported).
+
+    `cleanings` are when a worker deletes the state, `absences` (start, end) when the project's folder is away, `races`
+    (time, calls, stream) when a person stops a stream in the midst of what the orchestrator does; so many `lines` make
+    a journal too long.
+    """
 
     seed: int
     limits: Limits = field(default_factory=Limits)
@@ -124,6 +133,10 @@ class Night:
     kills: tuple[tuple[float, int, float, str], ...] = ()  # after so many calls, down for so long, how
     person: tuple[tuple[float, str, str], ...] = ()
     clock_steps: tuple[tuple[float, float], ...] = ()
+    cleanings: tuple[tuple[float], ...] = ()
+    absences: tuple[tuple[float, float], ...] = ()
+    races: tuple[tuple[float, int, str], ...] = ()
+    lines: int = 10**6
 
 
 def _draw_stream(r: random.Random, number: int, before: list[StreamPlan], limits: Limits) -> StreamPlan:
@@ -204,7 +217,15 @@ def draw_night(seed: int) -> Night:
         for _ in range(r.choice((0, 0, 0, 1, 1, 3)))
     )
     steps = tuple((r.uniform(0, NIGHT / 2), r.choice((-HOUR, HOUR))) for _ in range(r.choice((0, 0, 1))))
-    return Night(seed, limits, tuple(streams), tuple(_draw_windows(r)), kills, tuple(sorted(person)), steps)
+    windows = tuple(_draw_windows(r))
+    cleanings = tuple((r.uniform(0, NIGHT / 2),) for _ in range(r.choice((0, 0, 0, 1, 3))))
+    starts = [r.uniform(0, NIGHT / 2) for _ in range(r.choice((0, 0, 0, 0, 1)))]
+    absences = tuple((start, start + r.choice((1.0, 60.0, 300.0, 1800.0)) * r.uniform(0.5, 1.5)) for start in starts)
+    moments = [r.choice((0.0, r.uniform(0, NIGHT / 4))) for _ in range(r.choice((0, 0, 0, 1, 2)))]
+    races = tuple((at, r.randrange(40), r.choice(streams).id) for at in moments)
+    lines = r.choice((10, 50, 10**6))
+    night = Night(seed, limits, tuple(streams), windows, kills, tuple(sorted(person)), steps)
+    return replace(night, cleanings=cleanings, absences=absences, races=races, lines=lines)
 
 
 # ── The world ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -319,8 +340,13 @@ class World:
         self.order = sorted(self.streams.values(), key=lambda s: (s.rank, s.plan.id))
         self.processes: dict[str, Process] = {}  # the latest of each stream
         self.by_pid: dict[int, Process] = {}
+        self.stops: set[str] = set()  # the truth; what the files say is
         self.marks: set[str] = set()
         self.journal: list[Event] = []
+        self.archive: list[Event] = []
+        self.absent_since = NEVER
+        self.races = sorted(night.races, reverse=True)
+        self.raced_at = -1.0
         self.forgive: Callable[[str], None] = lambda _: None  # whoever has to know what a person asked for
         self.is_down = False
         self.down_until = 0.0
@@ -340,6 +366,14 @@ class World:
         plans += [(moment, self._turn, kind) for start, end, kind, _ in night.windows for moment in (start, end)]
         plans += [(at, self._act, what, stream_id) for at, what, stream_id in night.person]
         plans += [(at, self._step_clock, step) for at, step in night.clock_steps]
+        if not self.is_oracle:
+            plans += [(at, self._clean) for (at,) in night.cleanings]
+            for start, end in night.absences:
+                plans += [
+                    (start, self._go_away, start),
+                    (start + ROOT_TIMEOUT + 1, _nothing),
+                    (end, self._go_away, NEVER),
+                ]
         if self.is_oracle:
             plans += [(at, self._go_down, down, how) for at, _, down, how in night.kills]
             plans += [(end - STARTUP, _nothing) for _, end, *_ in night.windows]
@@ -541,7 +575,9 @@ class World:
     def _act(self, what: str, stream_id: str) -> None:
         """A person types `stop STREAM` or `start STREAM`, the latter beside an orchestrator that runs."""
         if what == "stop":
+            self.stops.add(stream_id)
             self.marks.add(stream_id)
+            self.journal.append({"event": "stop_requested", "stream": stream_id, "clock": self.now - self.booted_at})
             process = self.processes.get(stream_id)
             if process and process.ending is None and not self.is_down:
                 process.unwanted_since = self.now
@@ -550,9 +586,24 @@ class World:
         elif self.is_down and self.night.kills:
             self.at(self.now + 60, self._act, what, stream_id)
         else:
+            self.stops.discard(stream_id)
             self.marks.discard(stream_id)
             self.forgive(stream_id)
             self.journal.append({"event": "start_requested", "stream": stream_id, "clock": self.now - self.booted_at})
+
+    def race(self, stream_id: str) -> None:
+        """A person stops a stream while the orchestrator does something."""
+        self.raced_at = self.now
+        self._act("stop", stream_id)
+
+    def _clean(self) -> None:
+        """A worker deletes the state; while no orchestrator runs that is lost for good, and no matter here."""
+        if not self.is_down and self.absent_since == NEVER:
+            self.marks.clear()
+            self.journal = []
+
+    def _go_away(self, since: float) -> None:
+        self.absent_since = since
 
     def _step_clock(self, step: float) -> None:
         self.wall_offset += step
@@ -611,11 +662,20 @@ class Host:
         self.world = world
         self.audit = audit
         self.calls_left = -1
+        self.calls = 0
+        self.race_at = -1
+        self.is_holding = False
         self.fate = ""
 
     def step(self) -> None:
         """Cross a seam. Raises Killed."""
         world = self.world
+        self.calls += 1
+        if world.races and world.races[-1][0] <= world.now:
+            self.race_at = self.calls + world.races[-1][1] if self.race_at < 0 else self.race_at
+            if self.calls >= self.race_at and not self.is_holding:
+                self.race_at = -1
+                world.race(world.races.pop()[2])
         if self.calls_left < 0:
             if world.kills and world.kills[-1][0] <= world.now:
                 self.fate = world.kills[-1][3]
@@ -626,30 +686,91 @@ class Host:
             self.calls_left -= 1
 
 
+class SimulatedProject(Project):
+    """The project's folder, which may be away."""
+
+    identity = "1:2"
+
+    def __init__(self, world: World) -> None:
+        super().__init__(Path("/simulated"))
+        self._world = world
+
+    def check_root(self) -> None:
+        """Raise LostRootError where it is away."""
+        if self._world.absent_since < NEVER:
+            raise LostRootError("it is away")
+
+
+def strip(events: Iterable[Event]) -> list[Event]:
+    """Return the events as they were before any of them said all that is known."""
+    plain = [{name: fact for name, fact in event.items() if name not in ("known", "archive")} for event in events]
+    return [event for event in plain if event["event"] != "journal_folded"]
+
+
 class SimulatedJournal:
-    """The journal in memory; a reader of its own for each orchestrator."""
+    """The journal in memory; a reader of its own for each orchestrator, which holds it open."""
 
     trouble = None  # there is always room
+    is_cut = False
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._read_to = 0
+        self._events = host.world.journal
+        self._read_to = -1
 
     def flush(self) -> None:
         """Nothing is left to write."""
 
+    @property
+    def size(self) -> int:
+        """How long it is, in bytes."""
+        return len(self._events) * (JOURNAL_MOST // self._host.world.night.lines + 1)
+
+    def keep(self) -> None:
+        """Put it back where somebody has deleted it, with what was written since."""
+        if self._events is not self._host.world.journal:
+            self._events += self._host.world.journal
+            self._host.world.journal = self._events
+
     def add(self, event: Event) -> None:
         """Append an event."""
         self._host.step()
-        self._host.world.journal.append(event)
+        self._events.append(event)
+        self._heed(event)
+        self._host.step()
+
+    def _heed(self, event: Event) -> None:
+        if event["event"] == "stop_taken_back":
+            self._host.world.stops.discard(event["stream"])
         self._host.audit.heed(event)
+
+    def begin_anew(self, event: Event, _archive: Path) -> None:
+        """Move all to the archive, and begin with an event that says it all."""
+        self._host.step()
+        world = self._host.world
+        world.archive += self._events
+        world.journal = self._events = [event]
+        self._read_to = 1
+        self._heed(event)
         self._host.step()
 
     def read(self) -> list[Event]:
-        """Return the events since the last call."""
-        events = self._host.world.journal[self._read_to :]
-        self._read_to = len(self._host.world.journal)
-        return events
+        """Return the events since the last call; at first those from the last one on that says all."""
+        events = self._events
+        begin = self._read_to
+        if begin < 0:
+            begin = max((i for i, event in enumerate(events) if "known" in event), default=0)
+            self._check_fold(events[begin:])
+        self._read_to = len(events)
+        return events[begin:]
+
+    def _check_fold(self, events: list[Event]) -> None:
+        """Raise Violation where an event that says all that is known does not say that."""
+        whole = fold_events(History(), strip([*self._host.world.archive, *self._events]))
+        short = fold_events(History(), events)._replace(archive="")
+        if short != whole:
+            different = [name for name in History._fields if getattr(short, name) != getattr(whole, name)]
+            raise Violation("fold", f"{different}: {short} instead of {whole}")
 
 
 class SimulatedState:
@@ -657,32 +778,42 @@ class SimulatedState:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self.project = Project(Path("/simulated"))
+        self.project = SimulatedProject(host.world)
         self.journal = SimulatedJournal(host)
 
     def keep(self) -> bool:
-        """Nobody takes the lock away."""
+        """Put back what was deleted; nobody takes the lock away."""
+        self.journal.keep()
         return True
 
     @contextlib.contextmanager
     def hold_marks(self) -> Iterator[None]:
-        """Nobody else holds them."""
+        """Nobody else gets them meanwhile."""
         self._host.step()
-        yield
+        self._host.is_holding = True
+        try:
+            yield
+        finally:
+            self._host.is_holding = False
 
-    def stopped(self, stream_ids: Iterable[str]) -> frozenset[str]:
-        """Return those of the streams that the user stopped."""
-        marks = self._host.world.marks
-        return frozenset(marks.intersection(stream_ids)) if marks else frozenset()
+    def marks(self, stream_ids: Iterable[str]) -> frozenset[str]:
+        """Return those of the streams that are marked as stopped."""
+        return frozenset(self._host.world.marks.intersection(stream_ids))
 
-    def clear_stops(self, stream_ids: Iterable[str] | None) -> None:
-        """Take back the stops."""
+    def mark(self, stream_id: str, is_stopped: bool) -> None:
+        """Write or remove a mark."""
         self._host.step()
-        self._host.world.marks.difference_update(list(self._host.world.marks) if stream_ids is None else stream_ids)
+        (self._host.world.marks.add if is_stopped else self._host.world.marks.discard)(stream_id)
+
+    def clear_marks(self) -> None:
+        """Remove all marks."""
+        self._host.world.marks.clear()
 
 
 class SimulatedStore:
     """The database in memory."""
+
+    path = Path("/simulated/tasks.db")
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -712,6 +843,7 @@ class SimulatedTable:
 
     trouble = None  # there is always room
     git = None  # all work in one folder
+    foreign: Mapping[str, str] = {}
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -799,6 +931,10 @@ class SimulatedTable:
         """Drop a worker that has ended."""
         self._host.step()
         self._host.audit.concluding = self._tracked.pop(stream_id)
+
+    def find_lost(self) -> list[Any]:
+        """Nothing is lost."""
+        return []
 
     def touch(self, stream_id: str) -> None:
         """Take note of a sign of life."""
@@ -900,6 +1036,7 @@ class Audit:
 
     def _heed_run_started(self, _: Event) -> None:
         self.run_started_at = self.world.now
+        self.world.stops.clear()
         self._forgive_all()
 
     def _heed_worker_started(self, event: Event) -> None:
@@ -949,7 +1086,8 @@ class Audit:
             "vanished": not stream.exists,
             "complete": stream.is_complete,
             "blocked": stream.is_blocked,
-            "stopped": stream_id in world.marks,
+            "stopped": stream_id in world.stops,
+            "absent": world.absent_since < NEVER,
             "failed": stream_id in self.failed,
             "paused": world.wall < self.paused_until,
             "limited": world.wall < self.limited_until.get(stream_id, 0.0),
@@ -991,7 +1129,7 @@ class Audit:
     def check_idle(self) -> None:
         """Raise Violation where the orchestrator goes to sleep with something left to do."""
         world = self.world
-        if world.window("unreadable"):
+        if world.window("unreadable") or world.absent_since < NEVER:
             return
         living = world.living()
         for process in living:
@@ -1014,7 +1152,7 @@ class Audit:
             or stream.is_complete
             or stream.is_blocked
             or self._is_alive(stream)
-            or stream_id in self.world.marks
+            or stream_id in self.world.stops
             or stream_id in self.failed
             or self.lacks_needed(stream)
             or self._find_obstacle(stream)
@@ -1033,12 +1171,12 @@ class Audit:
     def _check_overdue(self, process: Process) -> None:
         stream, now = process.stream, self.world.now
         patience = self.limits.stop_timeout + 3.0
-        is_unwanted = process.unwanted_since < NEVER and (not stream.exists or stream.plan.id in self.world.marks)
-        if is_unwanted and now > max(process.unwanted_since, self.run_started_at) + patience:
+        is_unwanted = process.unwanted_since < NEVER and (not stream.exists or stream.plan.id in self.world.stops)
+        blind = [end for _, end, kind, _ in self.world.night.windows if kind == "unreadable"]
+        blind += [end for _, end in self.world.night.absences]
+        blind_until = max((end for end in blind if end <= now), default=0.0)
+        if is_unwanted and now > max(process.unwanted_since, self.run_started_at, blind_until) + patience:
             raise Violation("not stopped", f"{stream.plan.id} after {format_duration(now)}")
-        blind_until = max(
-            (end for _, end, kind, _ in self.world.night.windows if kind == "unreadable" and end <= now), default=0.0
-        )
         since = max(stream.complete_since, process.ready_at, self.run_started_at, blind_until)
         if stream.is_complete and now > since + self.limits.finish_grace + patience:
             raise Violation("lingers", f"{stream.plan.id} after {format_duration(now)}")
@@ -1066,7 +1204,9 @@ class Audit:
         self.has_executed = self.has_executed or process.pid > 0
         self.has_answer = self.has_answer or process.has_answer or event["exit_code"] == 0 or process.cause == "limit"
         self.limited_until.pop(stream_id, None)  # it is over, whatever the clock does
-        expected = self._expect(process, 0 if is_free else count + 1)
+        expected = self._expect(process, 0 if is_free else count + 1, stream_id in self.world.stops)
+        if kind != expected and self.world.raced_at == self.world.now:  # it was stopped after the orchestrator looked
+            expected = self._expect(process, 0 if is_free else count + 1, False)
         if kind != expected:
             raise Violation("verdict", f"{stream_id}: {kind} instead of {expected} ({process.cause})")
         self.restarts[stream_id] = count + (kind == "restart" and not is_free)
@@ -1099,14 +1239,14 @@ class Audit:
         """Whether it is known that the login was good in this run."""
         return self.has_answer or any(process.has_answer for process in self.world.processes.values())
 
-    def _expect(self, process: Process, count: int) -> str:
+    def _expect(self, process: Process, count: int, is_stopped: bool) -> str:
         """Return the verdict that the contract's table has for what is true."""
         stream = process.stream
         if not stream.exists:
             return "vanished"
         if stream.is_complete:
             return "complete"
-        if stream.plan.id in self.world.marks:
+        if is_stopped:
             return "stopped"
         if stream.is_blocked:
             return "blocked"
@@ -1133,7 +1273,8 @@ class Audit:
         is_empty = not any(stream.exists for stream in world.order)
         if self.exit_code is not None and bool(left or is_empty) != bool(self.exit_code):
             raise Violation("exit code", f"{self.exit_code} with {len(left)} streams left: {self.outcome}")
-        known = sum(event["cost"] for event in world.journal if event["event"] == "worker_ended")
+        events = [*world.archive, *world.journal]
+        known = sum(event["cost"] for event in events if event["event"] == "worker_ended")
         if self.exit_code is not None and abs(known - world.reported_cost) > 0.001:
             raise Violation("cost", f"the journal knows of ${known:.2f} of ${world.reported_cost:.2f}")
         for stream in left:
@@ -1143,13 +1284,13 @@ class Audit:
         stream_id, said = stream.plan.id, self.outcome or self.waiting
         if self.exit_code is None:
             # It waits for a person: there must be somebody whom one can help.
-            is_held = stream_id in self.world.marks or stream.is_blocked
+            is_held = stream_id in self.world.stops or stream.is_blocked
             if is_held and stream_id not in said and not self._waits_for_failed(stream):
                 raise Violation("reason", f"{stream_id} is not in {said!r}")
             return
         expected = {
             " failed: ": stream_id in self.failed or self.lacks_needed(stream),
-            " stopped: ": stream_id in self.world.marks,
+            " stopped: ": stream_id in self.world.stops,
             " blocked: ": stream.is_blocked,
             " never ran: ": bool(self._find_obstacle(stream)) or stream.rank == 0,
             " is not complete: the budget": bool(self.limits.budget),
@@ -1175,17 +1316,20 @@ def play(night: Night, trace: Callable[[str], None] | None = None) -> Audit:
             clock = SimulatedClock(host)
             seams: tuple[Any, ...] = (SimulatedState(host), SimulatedStore(host), SimulatedTable(host))
             run = Orchestrator(*seams, night.limits, clock, [clock])
+            is_given_up = False
             with contextlib.suppress(Killed):
-                run.run()
+                is_given_up = run.run() == 1 and audit.exit_code is None
             if audit.exit_code is not None:
                 break
-            _, _, down, how = world.kills.pop()
+            _, _, down, how = (0, 0, 0.0, "the folder is away") if is_given_up else world.kills.pop()
             if trace:
                 trace(f"{format_duration(world.now):>8}        ** the orchestrator ends ({how}) **")
             if how == "reboot":
                 world.reboot()
             world.is_down = True
             world.advance(world.now + down)
+            while world.absent_since < NEVER:
+                world.advance(world.next_moment)
             world.is_down = False
     audit.check_end()
     return audit
@@ -1269,8 +1413,9 @@ def _simpler(night: Night) -> Iterator[Night]:
     for streams in _without_each(night.streams) if len(night.streams) > 1 else ():
         ids = {plan.id for plan in streams}
         kept = tuple(replace(plan, needs=tuple(i for i in plan.needs if i in ids)) for plan in streams)
-        yield replace(night, streams=kept, person=tuple(action for action in night.person if action[2] in ids))
-    for name in ("windows", "kills", "person", "clock_steps"):
+        person, races = ([a for a in actions if a[2] in ids] for actions in (night.person, night.races))
+        yield replace(night, streams=kept, person=tuple(person), races=tuple(races))
+    for name in ("windows", "kills", "person", "clock_steps", "cleanings", "absences", "races"):
         for values in _without_each(getattr(night, name)):
             yield replace(night, **{name: values})
     for position, plan in enumerate(night.streams):
@@ -1328,7 +1473,7 @@ def format_night(night: Night) -> str:
     for plan in night.streams:
         said = {k: v for k, v in dataclasses.asdict(plan).items() if v != getattr(StreamPlan(""), k) or k == "id"}
         lines.append(f"Stream: {said}")
-    for name in ("windows", "kills", "person", "clock_steps"):
+    for name in ("windows", "kills", "person", "clock_steps", "cleanings", "absences", "races"):
         lines += [f"{name}: {value}" for value in getattr(night, name)]
     return "\n".join(lines)
 

@@ -438,9 +438,9 @@ class Workspace:
         return {stream["id"]: stream["state"] for stream in self.status(**options)["streams"]}
 
     def events(self, *kinds: str, **facts: object) -> list[dict[str, Any]]:
-        """The journal, or its events of these kinds and with these facts."""
-        path = self.state / "events.jsonl"
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        """The journal, what was moved to the archive included, or its events of these kinds and with these facts."""
+        paths = [*sorted(self.root.glob(".archive/orchestration/journal/*")), self.state / "events.jsonl"]
+        text = "".join(path.read_text(encoding="utf-8") for path in paths if path.exists())
         lines = text[: text.rfind("\n") + 1].splitlines()  # what has no end yet is being written
         events = [json.loads(line) for line in lines]
         named = [event for event in events if not kinds or event["event"] in kinds]

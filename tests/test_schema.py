@@ -157,6 +157,8 @@ def run_in_trouble(workspace: Workspace) -> str:
     wait_until(lambda: workspace.events("trouble"), "the trouble with the folder")
     pids.unlink()
     wait_until(lambda: workspace.events("trouble_over"), "its end")
+    os.truncate(workspace.state / "events.jsonl", 0)
+    wait_until(lambda: workspace.events("journal_folded"), "what is known, in a journal that somebody has emptied")
     workspace.open_gate("gate")
     return run.communicate(timeout=30)[0]
 
@@ -169,7 +171,8 @@ SCENARIOS: list[tuple[Callable[[Workspace], str], set[str]]] = [
     (run_that_waits_for_a_person, {"run_waiting", "run_left"}),
     (run_that_stops_its_workers, {"worker_stopping", "worker_killed", "run_left"}),
     (run_with_limits, {"overage", "worker_ended"}),
-    (run_in_trouble, {"database_unreadable", "database_readable", "trouble", "trouble_over"}),
+    (run_in_trouble, {"database_unreadable", "database_readable", "trouble", "trouble_over",
+                      "journal_folded"}),
 ]  # fmt: skip
 
 

@@ -168,13 +168,13 @@ def test_what_does_not_fit_is_appended_wholly_or_not_at_all(tmp_path: Path) -> N
         import orchestrate
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
-        for text in ("1234567\\n", "890\\n", "9\\n"):
-            try:
-                orchestrate.append_to_file(Path(sys.argv[1]), text)
-            except OSError as error:
-                print(error.strerror)
+        for text in ("1234567", "890", "9"):
+            file = orchestrate.Appender(Path(sys.argv[1]))
+            file.append([text])
+            if file.trouble:
+                print(file.trouble.strerror)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20, resource.RLIM_INFINITY))
-        orchestrate.append_to_file(Path(sys.argv[1]), "890\\n")
+        file.append(["890"])
     """
     words = [sys.executable, "-c", script, str(path)]
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=SCRIPT.parent)
