@@ -181,7 +181,7 @@ LOG_LINES = 50  # lines that `logs` shows before it follows
 FOLLOW_INTERVAL = 0.2  # seconds between two looks at a log that is followed
 PATH_LENGTH = 4096  # characters of a path in .mcp.json
 ROOT_TIMEOUT = 600.0  # seconds for which a run waits for its project's folder to come back
-JOURNAL_MOST = 10 << 20  # bytes of the journal above which it is folded, and of those that a command reads
+JOURNAL_MOST = 1 << 20  # bytes of the journal above which it is folded, and that a command reads at either end
 EXEC_LOOKS = 200  # looks, some 50 us each, at a process that seems to be in the middle of an exec
 NAME_BYTES = 150  # longest file name made from a stream id, in bytes
 ITEMS_AT_MOST = 100  # items of a list in a worker's event that are shown
@@ -1055,12 +1055,18 @@ def _read_fact(field: str, value: Any) -> Any:
     return int(value) if field == "fewest" else type(getattr(_NO_RECORD, field))(value)
 
 
+@functools.lru_cache(maxsize=None)
+def _list_facts(kind: str) -> list[tuple[str, str]]:
+    """Return the fields of a record that an event of this kind changes, each with the name of the event's fact."""
+    named = (words.partition("=") for words in _RECORD_CHANGES[kind][0].split())
+    return [(field, fact or field) for field, _, fact in named]
+
+
 def _change_record(record: Record, event: Event) -> Record:
-    facts, sets = _RECORD_CHANGES[event["event"]]
-    changes = dict(sets)
-    for field, _, fact in (words.partition("=") for words in facts.split()):
-        plain, fact = getattr(_NO_RECORD, field), fact or field
-        changes[field] = plain if fact in _LATER_FACTS and fact not in event else _read_fact(field, event[fact])
+    changes = dict(_RECORD_CHANGES[event["event"]][1])
+    for field, fact in _list_facts(event["event"]):
+        is_lacking = fact in _LATER_FACTS and fact not in event
+        changes[field] = getattr(_NO_RECORD, field) if is_lacking else _read_fact(field, event[fact])
     if "completed" in event:
         open_tasks = event.get("open")
         open_tasks = None if open_tasks is None else int(open_tasks)
@@ -4335,19 +4341,24 @@ def make_end_event(clock: Clock, worker: Worker, verdict: Verdict, record: Recor
     )
 
 
-_CARRIER = b'"known": {'  # in the line of an event that says all that is known; escaped wherever it is quoted
+# In the line of an event that says all that is known, and of one that begins a run; escaped wherever it is quoted.
+_CARRIER, _BEGIN = b'"known": {', b'"event": "run_started"'
+_DECODER_OF_EVENTS = json.JSONDecoder(parse_constant=lambda _: 0.0)  # NaN and Infinity are no times
 
 
-def _find_last(file: IO[bytes], words: bytes, end: int) -> int:
-    """Return where the last line begins that has these words, -1 where none has."""
+def _find_last(file: IO[bytes], end: int) -> tuple[int, bool]:
+    """Return where the last line begins that begins a run, -1 where none does; and whether it says what was known."""
     for position in range((end - 1) // READ_BLOCK * READ_BLOCK, -1, -READ_BLOCK):
         file.seek(position)
-        at = file.read(min(READ_BLOCK + len(words), end - position)).rfind(words)
+        block = file.read(min(READ_BLOCK + len(_BEGIN), end - position))
+        at, is_carrier = max((block.rfind(_BEGIN), False), (block.rfind(_CARRIER), True))
         if at >= 0:
             begin = max(position + at - READ_BLOCK, 0)
             file.seek(begin)
-            return begin + file.read(position + at - begin).rfind(b"\n") + 1
-    return -1
+            begin += file.read(position + at - begin).rfind(b"\n") + 1
+            file.seek(begin)
+            return begin, is_carrier or _CARRIER in file.readline()
+    return -1, False
 
 
 class Journal(Appender):
@@ -4386,7 +4397,7 @@ class Journal(Appender):
         """Yield the events since the last call; what is no event is passed over. Raises OSError.
 
         At first those from the last one on that says all that is known before it, or all of them; of a journal that
-        nobody has folded, at most the last JOURNAL_MOST bytes.
+        nobody has folded, no more than what is near the beginning of its last run, and its end.
         """
         try:
             file = os.fdopen(os.dup(self._file.fileno()), "rb") if self._file is not None else self.path.open("rb")
@@ -4399,17 +4410,18 @@ class Journal(Appender):
             self.is_cut = self.is_cut or size < self._read_to
             begin = 0 if self.is_cut else self._read_to
             if self._read_to < 0:
-                begin = max(size - JOURNAL_MOST, 0)
-                known = -1 if is_whole or not size else _find_last(file, _CARRIER, size)
-                if 0 <= known < begin:
-                    file.seek(known)
-                    yield from read_event(file.readline())
-                begin = max(known, begin)
-            file.seek(begin)
-            for line in iter(lambda: file.readline(JOURNAL_MOST), b""):
-                if line.endswith(b"\n"):
-                    self._read_to = file.tell()
-                    yield from read_event(line)
+                begin, is_carrier = _find_last(file, size)
+                begin = begin if is_carrier and not is_whole else max(begin - JOURNAL_MOST, 0)
+            is_long = size - begin > 3 * JOURNAL_MOST  # no version folds it so late: then its two ends must do
+            for first, last in (
+                [(begin, begin + JOURNAL_MOST), (size - JOURNAL_MOST, size)] if is_long else [(begin, size)]
+            ):
+                file.seek(first)
+                while file.tell() < last:
+                    line = file.readline(READ_BLOCK << 3)
+                    if line.endswith(b"\n"):
+                        self._read_to = file.tell()
+                        yield from read_event(line)
 
     def keep(self) -> None:
         """Hold it open; put it back where somebody has removed it, with what others have written since.
@@ -4443,7 +4455,7 @@ class Journal(Appender):
 
 def read_event(line: bytes) -> Iterator[Event]:
     with contextlib.suppress(ValueError, RecursionError):
-        event = json.loads(line, parse_constant=lambda _: 0.0)  # NaN and Infinity are no times
+        event = _DECODER_OF_EVENTS.decode(line.decode("utf-8", "replace"))
         if isinstance(event, dict):
             yield event
 
@@ -7352,10 +7364,11 @@ def check_orchestrator(project: Project) -> list[Checked]:
     pid = read_orchestrator_pid(project)
     if pid:
         raise OrchestrateError(*describe_running(pid), EXIT_RUNNING)
+    rival: Sequence[str] = ()
     with contextlib.suppress(OrchestrateError), open_store(project) as store:  # what is wrong with it, others say
         rival = read_lock(lock_database(project, store.path).path)
-        if rival:
-            raise OrchestrateError(*describe_rival(rival), EXIT_RUNNING)
+    if rival:
+        raise OrchestrateError(*describe_rival(rival), EXIT_RUNNING)
     found = discover_workers(project, read_history(project).records)
     if found.workers:
         names = format_names([f"{i} (PID {','.join(map(str, found.trees[i]))})" for i in found.workers])

@@ -73,7 +73,8 @@ WORKER = r"""#!{python} -S
 import json, os, pathlib, signal, sqlite3, sys, time
 
 stream = os.environ["ORCHESTRATE_STREAM"]
-project = pathlib.Path(os.environ["ORCHESTRATE_PROJECT"])
+# Held open, since a test may rename it.
+project = pathlib.Path(f"/proc/{{os.getpid()}}/fd/{{os.open(os.environ['ORCHESTRATE_PROJECT'], os.O_RDONLY)}}")
 database = pathlib.Path(os.environ["TASK_DB_PATH"], os.environ["WORKSPACE_ID"], "tasks.db")
 NOW = "strftime('%Y-%m-%dT%H:%M:%fZ')"
 MINE = ("CASE WHEN json_valid(metadata) THEN json_extract(metadata, '$.streamId') END = ? "
@@ -308,7 +309,7 @@ class Workspace:
     """A project folder with its database, its worker script, and the orchestrator as a command."""
 
     def __init__(self, folder: Path, schema: str = SCHEMA) -> None:
-        self.root = folder / "my-project"
+        self.root = self._begun_as = folder / "my-project"
         self.home = folder / "home"
         self.bin = folder / "bin"
         for path in (self.root / ".claude", self.home, self.bin):
@@ -351,6 +352,13 @@ class Workspace:
             (self.root / name).write_text(f"{name}\n")
             self.git("add", "--force", name)
         self.git("commit", "--quiet", "-m", "Begin")
+
+    def rename(self, name: str) -> Path:
+        """Rename the project, and return what it was called."""
+        before, self.root = self.root, self.root.parent / name
+        self.root.parent.mkdir(exist_ok=True)
+        before.rename(self.root)
+        return before
 
     def git(self, *words: str, cwd: Path | None = None) -> str:
         """Run git in the project, and return what it prints."""
@@ -501,10 +509,13 @@ class Workspace:
             process.communicate()
         from psutil import NoSuchProcess
 
-        for process in [*own_processes(self.root), *left_behind(self.children())]:
+        def find_left() -> list[Any]:
+            return [*own_processes(self.root), *own_processes(self._begun_as), *left_behind(self.children())]
+
+        for process in find_left():
             with suppress(NoSuchProcess):  # it has just ended by itself
                 process.kill()
-        wait_until(lambda: not own_processes(self.root) + left_behind(self.children()), "the end of what was left")
+        wait_until(lambda: not find_left(), "the end of what was left")
 
 
 class Run:

@@ -29,6 +29,7 @@ from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
+import rich
 from cli_endings import SCENARIOS
 from support import (
     IMPORT,
@@ -2589,6 +2590,530 @@ def test_fault_35_what_a_worker_leaves_behind_is_stopped_before_its_stream_and_t
 
 
 # ── Where an orchestrator may find itself ─────────────────────────────────────────────────────────────────────────────
+
+
+def can_unshare() -> bool:
+    """Whether this user may have a mount and a PID namespace of his own."""
+    words = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "true"]
+    is_there = shutil.which("unshare") is not None
+    return is_there and subprocess.run(words, check=False, stderr=subprocess.DEVNULL).returncode == 0
+
+
+needs_namespaces = pytest.mark.skipif(not can_unshare(), reason="no namespace is to be had here")
+
+
+def bind(workspace: Workspace, target: Path) -> list[str]:
+    """Return the words before a command that sees the project at another place too."""
+    target.mkdir(parents=True)
+    script = f'mount --bind {workspace.root} {target} && cd {target} && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, "sh"]
+
+
+@pytest.mark.parametrize("way", ["renamed", "moved", pytest.param("mounted", marks=needs_namespaces)])
+def test_fault_36_a_worker_is_its_projects_whatever_that_is_called_by_now(workspace: Workspace, way: str) -> None:
+    """Row 36: found by the folder, adopted, never two for a stream; and stopped. Its database is the one it had."""
+    workspace.database.add_stream("A", tasks=2)
+    workspace.play(["next until=gate exit=1", "all"])
+    run = workspace.start(wait="A")
+    run.kill()
+    options: dict[str, Any] = {}
+    if way == "mounted":
+        options["prefix"] = bind(workspace, workspace.root.parent / "elsewhere")
+    else:
+        workspace.rename("other" if way == "renamed" else "other/deep")
+    state = workspace.run("status", "--json", **options)
+    (stream,) = json.loads(state.stdout)["streams"]
+    assert (stream["pid"], stream["state"]) == (run.pids["A"], "working")
+    again = workspace.start(**options)
+    again.wait_to_say(f"Took over the worker of A that still runs (PID {run.pids['A']})")
+    assert workspace.starts() == ["A"]
+    text = again.finish("gate")
+    assert "Restarting worker for A (1/10)" in text
+    assert workspace.starts() == ["A", "A"]
+
+
+def test_fault_36_the_worker_of_a_renamed_project_is_stopped_there(workspace: Workspace) -> None:
+    """Row 36: with what it has started, and what is said of the database goes to stderr."""
+    workspace.database.add_stream("A")
+    workspace.play("setsid until=never")
+    run = workspace.start(wait="A")
+    (child,) = workspace.wait_for_children(1)
+    run.kill()
+    before = workspace.rename("other")
+    done = workspace.run("stop")
+    assert (done.returncode, done.stdout) == (0, f"A stopped (PID {run.pids['A']}).\n")
+    assert not is_running(run.pids["A"])
+    assert not is_running(child)
+    assert not before.exists()
+    done = workspace.run("status")
+    assert done.stderr == f"Warning: renamed from {before}: its database stays {workspace.database.path}\n"
+
+
+def test_fault_36_the_worktrees_of_a_renamed_project_go_on(workspace: Workspace) -> None:
+    """Row 36: git looks for them where they were; the next attempt of the stream finds its work."""
+    workspace.make_repository()
+    workspace.database.add_stream("B", "parallel", tasks=2)
+    workspace.play(["commit=first.py next until=gate exit=1", "commit=second.py all"])
+    run = workspace.start(wait="B")
+    wait_until(lambda: workspace.status()["streams"][0]["percent"], "its first task")
+    run.kill()
+    before = workspace.rename("other")
+    run = workspace.start()
+    run.wait_to_say("Took over the worker of B")
+    run.finish("gate")
+    assert not before.exists()
+    assert workspace.git("ls-tree", "--name-only", "stream/B").split() == ["README.md", "first.py", "second.py"]
+    assert workspace.run("merge").stdout.startswith("Merged stream/B into main: 2 commits")
+    assert "Removed worktree" in workspace.run("clean").stdout
+
+
+@pytest.mark.parametrize("is_worker_of_path", [True, False])
+def test_fault_36_the_worker_of_another_folder_is_neither_taken_over_nor_touched(
+    workspace: Workspace, is_worker_of_path: bool
+) -> None:
+    """Row 36: where a clone stands in the place of a renamed project, or uses its database; until it has ended."""
+    workspace.database.add_stream("A", tasks=2)
+    workspace.database.add_stream("B")
+    workspace.play(A=["next until=gate", "all"])
+    run = workspace.start("A", wait="A")
+    run.kill()
+    before = workspace.root
+    copied = [path for path in before.iterdir() if path.name not in (".claude", "worker-times.txt")]
+    if is_worker_of_path:
+        workspace.rename("old")
+        old, workspace.root = workspace.root, before
+        copied = [old / path.name for path in copied]
+    else:
+        old, workspace.root = before, before.parent / "clones" / before.name
+    (workspace.root / ".claude").mkdir(parents=True)
+    for path in copied:
+        shutil.copy(path, workspace.root)
+    words = f"another folder's worker is on it (PID {run.pids['A']}, begun in {before})"
+    clone = workspace.start("--finish-grace", "600")
+    clone.wait_to_say("B complete")
+    clone.wait_to_say(f"Waiting: A is waiting: {words}")
+    assert {s["id"]: s["reason"] for s in workspace.status()["streams"]}["A"] == words
+    assert workspace.run("stop", "--timeout", "1").stdout == f"Orchestrator stopped (PID {clone.pid}).\n"
+    assert is_running(run.pids["A"])
+    assert workspace.starts() == ["B"]
+    clone = workspace.start()
+    clone.wait_to_say("Waiting: A is waiting")
+    (old / "gate").touch()
+    clone.finish(seconds=60)  # it looks every 15 s
+    assert workspace.starts() == ["B", "A"]
+
+
+@pytest.mark.parametrize("way", ["renamed", "replaced", "removed"])
+def test_fault_37_nothing_starts_while_the_projects_folder_is_away_and_the_run_goes_on_when_it_is_back(
+    workspace: Workspace, way: str
+) -> None:
+    """Row 37: it is never made anew, and nothing is written into another one that stands there."""
+    workspace.database.add_stream("A", tasks=2)
+    workspace.play(["next until=gate exit=1", "all"])
+    run = workspace.start(wait="A")
+    before = workspace.rename("away")
+    words = "is gone (No such file or directory)"
+    if way == "replaced":
+        (before / ".claude/orchestrator/pids").mkdir(parents=True)
+        words = f"another folder stands in the place of the project's, {before}"
+    if way == "removed":
+        shutil.rmtree(workspace.root / ".claude/orchestrator/pids")
+    run.wait_to_say(words)
+    (workspace.root / "gate").touch()
+    wait_until(lambda: not is_running(run.pids["A"]) or psutil.Process(run.pids["A"]).status(), "its end")
+    time.sleep(1.5)  # three looks
+    assert workspace.starts() == ["A"]
+    assert [str(p.relative_to(before)) for p in before.rglob("*")] == (
+        [".claude", ".claude/orchestrator", ".claude/orchestrator/pids"] if way == "replaced" else []
+    )
+    refused = workspace.run("start")
+    assert (refused.returncode, f"PID {run.pid}" in refused.stderr) == (75, True)
+    if way == "replaced":
+        shutil.rmtree(before)
+    workspace.rename(before.name)
+    text = run.finish()
+    assert "Out of trouble" in text or "all complete" in text
+    assert workspace.starts() == ["A", "A"]
+    assert [event["event"] for event in workspace.events("worker_started", "run_ended")] == [
+        "worker_started",
+        "worker_started",
+        "run_ended",
+    ]
+
+
+def test_fault_37_after_ten_minutes_without_its_folder_a_run_ends_and_its_workers_go_on(workspace: Workspace) -> None:
+    """Row 37: with a shorter time. What was begun goes on with the next start there."""
+    workspace.database.add_stream("A")
+    workspace.play("cost=1 until=gate cost=1.5 all")
+    script = hasten(workspace, ROOT_TIMEOUT="1.0").rename(workspace.root.parent / "orchestrate.py")
+    run = workspace.start(wait="A", script=script)
+    before = workspace.rename("away")
+    text = run.finish(code=1)
+    assert f"the project's folder {before} is gone" in text
+    assert text.endswith("Orchestrator ended; 1 worker left running. Stop: python orchestrate.py stop\n")
+    assert not before.exists()
+    assert workspace.events("run_left")[-1]["signal"] is None
+    again = workspace.start()
+    again.wait_to_say("Took over the worker of A")
+    again.finish("gate")
+    assert workspace.events("worker_ended")[-1]["cost"] == 1.5
+
+
+KEPT = [word for name in ("*.txt", "parts.json", "lines.json", "attempts-*", "gate") for word in ("-e", name)]
+
+
+@pytest.mark.parametrize("force", ["-fdxq", "-ffdxq"])
+def test_fault_38_what_a_worker_deletes_with_git_clean_is_put_back(workspace: Workspace, force: str) -> None:
+    """Row 38: what was stopped stays so; journal, costs, results and locks are kept; streams go on from branches."""
+    workspace.make_repository()
+    workspace.database.add_stream("F", "foundation")
+    for stream in "ABC":
+        workspace.database.add_stream(stream, "parallel", tasks=2)
+    workspace.play(
+        F="cost=2 all",
+        A="until=gate all",
+        B=["commit=b.py cost=0.5 until=gate cost=1 all", "cost=1 until=gate all"],
+        C=["commit=first.py next until=never", "commit=second.py all"],
+    )
+    run = workspace.start("--stall-timeout", "0", wait="ABC")
+    wait_until(lambda: workspace.git("branch", "--list", "stream/C"), "its branch")
+    wait_until(lambda: "first.py" in workspace.git("ls-tree", "--name-only", "stream/C"), "its commit")
+    workspace.check("stop", "A")
+    kinds = [event["event"] for event in workspace.events()]
+    workspace.git("clean", force, *KEPT)
+    wait_until((workspace.state / "pids" / "A.stop").exists, "the mark")
+    wait_until(lambda: workspace.pid("B") == run.pids["B"], "a PID file")
+    wait_until(lambda: [event["event"] for event in workspace.events()][: len(kinds)] == kinds, "the journal")
+    refused = workspace.run("start")
+    assert (refused.returncode, f"PID {run.pid}" in refused.stderr) == (75, True)
+    if force == "-fdxq":
+        workspace.check("stop", "C")
+    workspace.open_gate("gate")
+    run.wait_to_say("Waiting: A is stopped")
+    assert [s["state"] for s in workspace.status()["streams"]][:2] == ["complete", "stopped"]
+    spent = 3 if force == "-fdxq" else 3.5
+    assert workspace.status()["cost_usd"] == spent
+    assert workspace.starts("A") == ["A"]
+    if force == "-ffdxq":
+        assert "Restarting worker for C (1/10)" in run.text
+        assert "the folder that it worked in was removed" in run.text
+        assert workspace.git("ls-tree", "--name-only", "stream/C").split() == ["README.md", "first.py", "second.py"]
+    run.end(signal.SIGINT, 130)
+    text = workspace.complete()
+    assert f"this run goes on: ${spent:.2f} were spent before" in text
+    assert workspace.starts("A") == ["A", "A"]
+
+
+def test_fault_38_a_stop_that_is_deleted_at_once_holds_too(workspace: Workspace) -> None:
+    """Row 38: mark and journal are gone before the orchestrator could see them, and it has the journal still open."""
+    workspace.database.add_streams("A", "B")
+    workspace.play("until=gate exit=1")
+    run = workspace.start("--max-restarts", "1", wait="AB")
+    os.kill(run.pid, signal.SIGSTOP)
+    try:
+        workspace.check("stop", "A", code=0)
+        shutil.rmtree(workspace.state)
+    finally:
+        os.kill(run.pid, signal.SIGCONT)
+    wait_until((workspace.state / "pids" / "A.stop").exists, "the mark")
+    workspace.open_gate("gate")
+    wait_until(lambda: workspace.events("state", stream="B", state="FAILED"), "the end of the other one")
+    assert workspace.starts("A") == ["A"]
+
+
+def test_fault_38_a_run_goes_on_without_its_script_its_environment_and_its_prompt(workspace: Workspace) -> None:
+    """Row 38: all of it was loaded before the first worker; what is gone is named once."""
+    workspace.make_repository()
+    state = workspace.state
+    state.mkdir(parents=True)
+    script = shutil.copy(SCRIPT, state / "orchestrate.py")
+    (state / "worker-prompt.md").write_text("My own prompt for {stream.id}.\n")
+    (workspace.root / ".mcp.json").write_text('{"mcpServers": {}}')
+    home = workspace.root / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
+    (packages,) = home.glob("lib/python*/site-packages")
+    for folder in Path(rich.__file__).parent.parent.iterdir():
+        if folder.name in ("click", "rich", "psutil", "pygments", "markdown_it", "mdurl"):
+            shutil.copytree(folder, packages / folder.name)
+        elif folder.name == "typing_extensions.py":
+            shutil.copy(folder, packages)
+    workspace.database.add_stream("A", tasks=2)
+    workspace.play(A=["until=gone next cost=1 setsid exit=1", "limit=2", "all"])
+    run = workspace.start(prefix=["sh", "-c", f'shift 2; exec {home}/bin/python {script} "$@"', "sh"])
+    workspace.wait_for_worker("A")
+    workspace.git("clean", "-fdxq", *KEPT)
+    text = run.finish("gone", seconds=60)
+    assert "Traceback" not in text
+    for name in (".claude/orchestrator/orchestrate.py", ".claude/orchestrator/worker-prompt.md", ".venv", ".mcp.json"):
+        assert text.count(f"Warning: {workspace.root / name} was removed: ") == 1
+    assert [words[-1].startswith("My own prompt for A.\n") for words in workspace.argv("A")] == [True] * 3
+
+
+def make_clone(workspace: Workspace) -> Workspace:
+    """Return another folder with the same name, and so the same database."""
+    clone = Workspace.__new__(Workspace)
+    clone.__dict__.update(workspace.__dict__)
+    clone.root = workspace.root.parent / "clones" / workspace.root.name
+    (clone.root / ".claude").mkdir(parents=True)
+    clone.play()
+    return clone
+
+
+@pytest.mark.parametrize("words", [[], ["B"], ["--db", "link.db"]])
+def test_fault_47_of_two_folders_with_one_database_the_second_is_refused(
+    workspace: Workspace, words: list[str]
+) -> None:
+    """Row 47: with the first one's folder and PID, whatever streams it names; and not once that has ended."""
+    workspace.database.add_streams("A", "B")
+    workspace.play("until=gate all")
+    clone = make_clone(workspace)
+    (clone.root / "link.db").symlink_to(workspace.database.path)
+    run = workspace.start("A", wait="A")
+    refused = clone.run("start", *words)
+    assert refused.returncode == 75
+    assert (
+        f"[ERROR] An orchestrator already runs on this database, for {workspace.root} (PID {run.pid})\n"
+        f"Stop that: python orchestrate.py --project {workspace.root} stop. "
+    ) in refused.stderr
+    assert clone.run("doctor").stdout.count(f"already runs on this database, for {workspace.root}") == 1
+    assert not list((clone.state / "logs").iterdir())
+    run.finish("gate")
+    assert [path.name for path in workspace.database.path.parent.glob("*.orchestrator")] == ["tasks.db.orchestrator"]
+    clone.complete()
+    assert clone.starts() == ["B"]
+
+
+def test_fault_47_where_the_database_can_not_be_locked_that_is_said_and_the_run_goes(workspace: Workspace) -> None:
+    """Row 47: as on a disk that nothing can be written to."""
+    workspace.database.add_stream("A")
+    workspace.database.path.with_name("tasks.db.orchestrator").mkdir()
+    text = workspace.complete()
+    assert text.count("Warning: No other folder is kept from this database: ") == 1
+    assert "A complete" in text
+
+
+def test_fault_47_a_lock_that_somebody_has_removed_is_taken_again(workspace: Workspace) -> None:
+    """Row 47: as the orchestrator's own."""
+    workspace.database.add_stream("A")
+    workspace.play("until=gate all")
+    run = workspace.start(wait="A")
+    lock = workspace.database.path.with_name("tasks.db.orchestrator")
+    lock.unlink()
+    wait_until(lambda: lock.exists() and lock.read_text() == f"{run.pid}\n{workspace.root}\n", "the lock")
+    assert make_clone(workspace).run("start").returncode == 75
+    run.finish("gate")
+
+
+def measure(workspace: Workspace, *words: str) -> tuple[float, int, str]:
+    """Run a command to its end; return the seconds that it took, its memory in bytes at most, and what it wrote."""
+    out = workspace.root.parent / "measured.txt"
+    with out.open("w") as file:
+        begin = time.monotonic()
+        child = workspace.popen(*words, stdout=file, stderr=subprocess.STDOUT)
+        _, _, usage = os.wait4(child.pid, 0)
+        seconds = time.monotonic() - begin
+    child.returncode = 0
+    return seconds, usage.ru_maxrss << 10, out.read_text(encoding="utf-8")
+
+
+HUGE = 200 << 20
+
+
+@pytest.mark.parametrize("kind", ["old", "own", "interrupted"])
+def test_fault_48_a_journal_of_200_mb_costs_no_command_time_or_memory(workspace: Workspace, kind: str) -> None:
+    """Row 48: of months, of an older version or of this one, or of one run that does not end."""
+    workspace.database.add_stream("A", tasks=3)
+    workspace.play(["cost=1 next exit=1", "cost=2 next until=gate all"])
+    run = workspace.start(wait="A")
+    run.wait_to_say("attempt 2")
+    run.kill()
+    journal = workspace.state / "events.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    if kind == "old":
+        for place, line in enumerate(lines):
+            event = json.loads(line)
+            later = ("known", "root", "database", "host", "system")
+            lines[place] = json.dumps({name: fact for name, fact in event.items() if name not in later}) + "\n"
+    ended = json.dumps({**json.loads(lines[0]), "event": "run_ended", "exit_code": 0, "reason": "all complete"}) + "\n"
+    run_of = "".join([*lines[:-1], *([ended] if kind != "interrupted" else lines[-1:])])
+    if kind == "interrupted":
+        run_of = next(line for line in lines if '"event": "state"' in line)
+    with journal.open("w") as file:
+        if kind == "interrupted":
+            file.writelines(lines)
+        for _ in range(HUGE // len(run_of.encode()) + 1):
+            file.write(run_of)
+        if kind != "interrupted":
+            file.writelines(lines)
+    least = min(measure(workspace, "--help")[1], 60 << 20)
+    for words in (
+        ["status"],
+        ["status", "--json"],
+        ["timeline"],
+        ["logs", "--no-follow", "-n", "5"],
+        ["start", "--dry-run"],
+    ):
+        seconds, memory, text = measure(workspace, *words)
+        assert "A" in text
+        assert memory < 100 << 20, f"{words}: {memory >> 20} MB of which {least >> 20} of Python"
+        assert seconds < 20, words
+    assert workspace.status()["streams"][0]["attempt"] == 2
+    again = workspace.start()
+    again.wait_to_say("Took over the worker of A")
+    assert journal.stat().st_size < 1 << 20
+    assert read_peak(again.pid) < 100 << 20
+    text = again.finish("gate")
+    assert "$1.00 were spent before" in text
+    archived = list((workspace.root / ".archive/orchestration/journal").iterdir())
+    assert sum(path.stat().st_size for path in archived) > HUGE
+
+
+def test_fault_48_a_run_folds_its_own_journal_and_loses_nothing(workspace: Workspace) -> None:
+    """Row 48: with a shorter bound. The next start knows it all, and the chart shows the whole run."""
+    workspace.database.add_stream("A", tasks=9)
+    workspace.database.add_stream("B")
+    workspace.play(A=[*["cost=1 next exit=1"] * 6, "cost=1 all"], B="until=gate all")
+    script = hasten(workspace, JOURNAL_MOST="3000", BACKOFF_MAX="0.1", BACKOFF_FIRST="0.1")
+    run = workspace.start(script=script)
+    run.wait_to_say("A complete")
+    archive = workspace.root / ".archive/orchestration/journal"
+    assert len(list(archive.iterdir())) > 1
+    workspace.check("stop", "B")
+    run.end(signal.SIGINT, 130)
+    assert workspace.status()["cost_usd"] == 7
+    assert "7× $7.00" in workspace.check("timeline", script=script)
+    assert workspace.states()["B"] == "stopped"
+
+
+def test_fault_48_the_logs_of_what_nobody_has_rendered_take_the_lines_that_were_asked_for(
+    workspace: Workspace,
+) -> None:
+    """Row 48: 200 MB of output, and no orchestrator since."""
+    workspace.database.add_stream("A")
+    workspace.play("until=never")
+    run = workspace.start(wait="A")
+    run.kill()
+    message = {"type": "assistant", "message": {"content": [{"type": "text", "text": "word " * 200}]}}
+    line = json.dumps(message) + "\n"
+    with (workspace.state / "logs" / "A.jsonl").open("a") as file:
+        for _ in range(HUGE // len(line)):
+            file.write(line)
+        for number in range(3):
+            file.write(
+                json.dumps({"type": "assistant", "message": {"content": [{"type": "text", "text": f"{number}"}]}})
+            )
+            file.write("\n")
+    _, memory, text = measure(workspace, "logs", "-n", "5", "--no-follow", "A")
+    assert text.splitlines()[2:] == ["0", "1", "2"]
+    assert len(text.splitlines()) == 5
+    assert memory < 100 << 20
+
+
+@pytest.mark.parametrize("columns", ["0", "-1", "x", ""])
+def test_fault_50_odd_columns_change_nothing(workspace: Workspace, columns: str) -> None:
+    """Row 50: each command writes what it writes in a terminal that says nothing of its width."""
+    workspace.database.add_streams("A", "B")
+    workspace.complete()
+    for words in (["status"], ["status", "--dashboard"], ["timeline"], ["doctor"], ["logs", "--no-follow"], ["--help"]):
+        texts = [workspace.run(*words, env=env).stdout for env in ({}, {"COLUMNS": columns, "LINES": columns})]
+        clean = [re.sub(r"\d\d:\d\d:\d\d|[\d.]+ GiB", "", text) for text in texts]
+        assert clean[0] == clean[1] != ""
+
+
+def test_fault_50_a_terminal_without_a_size_gets_a_picture(workspace: Workspace) -> None:
+    """Row 50: as that of a container or an editor."""
+    workspace.database.add_stream("A")
+    workspace.play("until=gate all")
+    size = struct.pack("HHHH", 0, 0, 0, 0)
+
+    def take_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        fcntl.ioctl(0, termios.TIOCSWINSZ, size)
+
+    terminal = Terminal(workspace, 80, 24, "start", *NO_POLL, preexec_fn=take_terminal)
+    wait_until(lambda: "Working" in terminal.read(), "the board")
+    workspace.open_gate("gate")
+    wait_until(lambda: "all complete: 1 stream" in terminal.read(), "the last word")
+    terminal.close()
+
+
+@pytest.mark.parametrize(
+    "locale", [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"LC_ALL": "POSIX"}]
+)
+def test_fault_50_a_locale_without_utf_8_shows_what_it_can_and_runs_every_stream(
+    workspace: Workspace, locale: dict[str, str]
+) -> None:
+    """Row 50: 日本 is an argument, a variable, a branch and a file as ever; what is printed keeps to the locale."""
+    workspace.make_repository()
+    workspace.database.add_stream("日本", "parallel", streamName="東京")
+    workspace.play("facts commit=é.py all")
+    env = {**locale, "LANG": ""}
+    assert "start" in workspace.check("start", "--dry-run", "日本", env=env)
+    claude = "env -u PYTHONUTF8 -u PYTHONCOERCECLOCALE claude"  # it is Python itself
+    text = workspace.check("start", *NO_POLL, "--claude", claude, "日本", env=env)
+    assert "complete in" in text
+    assert workspace.facts()["env"]["ORCHESTRATE_STREAM"] == "日本"
+    assert workspace.starts() == ["日本"]
+    assert "Merged stream/%E6%97%A5%E6%9C%AC into main: 1 commit" in workspace.check("merge", env=env)
+    for words in (["status", "日本"], ["logs", "--no-follow", "日本"], ["timeline"]):
+        shown = workspace.check(*words, env=env)
+        assert "日本" in shown or "????" in shown, words
+    assert json.loads(workspace.check("status", "--json", env=env))["streams"][0]["id"] == "日本"
+
+
+@needs_namespaces
+def test_fault_51_an_orchestrator_in_another_pid_namespace_is_named_and_nobody_is_judged(workspace: Workspace) -> None:
+    """Row 51: as in a container that shares the project; from outside its workers are seen, from beside it not."""
+    workspace.database.add_stream("A")
+    workspace.play("until=gate all")
+    inside = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    workspace.popen("start", *NO_POLL, prefix=inside)
+    wait_until(lambda: workspace.starts(), "its worker")
+    pid = int((workspace.state / "orchestrator.pid").read_text())
+    where = f"rchestrator runs in another PID namespace, on {os.uname().nodename}"
+    for prefix in ([], inside):
+        status = json.loads(workspace.check("status", "--json", prefix=prefix))
+        assert (status["streams"][0]["state"], where in status["warnings"][0]) == ("working", True)
+        assert where in workspace.check("status", prefix=prefix)
+        done = workspace.run("stop", prefix=prefix)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"[ERROR] The o{where} (PID {pid})\nStop it there")
+        assert workspace.run("start", prefix=prefix).returncode == 75
+    workspace.open_gate("gate")
+    wait_until(lambda: workspace.events("run_ended"), "its end")
+    assert workspace.starts() == ["A"]
+
+
+@needs_namespaces
+def test_fault_51_a_stop_of_a_stream_is_left_to_the_orchestrator_in_its_namespace(workspace: Workspace) -> None:
+    """Row 51: it reads the mark, and ends the worker; who asked can't see that."""
+    workspace.database.add_stream("A")
+    workspace.play("until=gate all")
+    workspace.popen("start", *NO_POLL, prefix=["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"])
+    wait_until(lambda: workspace.starts(), "its worker")
+    done = workspace.run("stop", "A")
+    assert done.returncode == 1
+    assert "Marked as stopped, and left to it: A" in done.stderr
+    wait_until(lambda: workspace.events("worker_ended", verdict="stopped"), "the worker's end")
+
+
+@needs_namespaces
+def test_fault_51_a_worker_in_another_namespace_whose_orchestrator_has_died_is_taken_over(workspace: Workspace) -> None:
+    """Row 51: from outside it is seen, under another PID; it is no leftover of an ended one."""
+    workspace.database.add_stream("A")
+    workspace.play("until=gate all")
+    inside = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", '"$@"; sleep 600', "sh"]
+    outer = workspace.popen("start", *NO_POLL, prefix=inside)
+    wait_until(lambda: workspace.starts(), "its worker")
+    shell = wait_until(lambda: next((p for p in psutil.process_iter() if p.ppid() == outer.pid), None), "its shell")
+    (orchestrator,) = shell.children()
+    orchestrator.kill()
+    run = workspace.start()
+    run.wait_to_say("Took over the worker of A")
+    run.finish("gate")
+    assert workspace.starts() == ["A"]
+    assert not workspace.events("worker_stopping")
 
 
 def test_an_orchestrator_that_is_pid_1_is_seen_and_stopped(workspace: Workspace) -> None:
