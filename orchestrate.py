@@ -33,15 +33,18 @@ usage limit), or that the stream has failed. A try costs a restart, of which the
 completed task.
 
 **The journal**, `events.jsonl`, is what an orchestrator remembers: the fold of its events (`History.after`) is all
-that is known of a stream beside the database, the process table and the stop marks. Two others write to it: `start
-STREAM` leaves a request there for the orchestrator that runs, and `stop` tells of what it ended while none did. Timers
-count in seconds of the monotonic clock, so a step of the wall clock changes nothing; that one is for people, and for
-the reset of a usage limit, which a clock on a wall names.
+that is known of a stream beside the database, the process table and the stop marks. An event that says all of it
+(`known`) makes what is before it unnecessary: `run_started`, and `journal_folded` where it has become too long. Two
+others write to it: `start STREAM` leaves a request there for the orchestrator that runs, and `stop` tells of what it
+stopped. Its owner holds it open, as it does the locks, and puts back what somebody deletes. Timers count in seconds of
+the monotonic clock, so a step of the wall clock changes nothing; that one is for people, and for the reset of a usage
+limit, which a clock on a wall names.
 
-**A worker is known** by its environment: ORCHESTRATE_PROJECT, ORCHESTRATE_STREAM, and ORCHESTRATE_RUN, which ends in
-its own PID; so are the processes below it, and those in their sessions. So all of it is found whatever became of the
-orchestrator and of its files. A worker has a session of its own and writes to a file: Ctrl+C or a kill of the
-orchestrator leaves it unharmed, and the next `start` adopts it, or judges by the tasks how it has ended.
+**A worker is known** by its environment: ORCHESTRATE_ROOT, which is the project's folder whatever that is called,
+ORCHESTRATE_STREAM, and ORCHESTRATE_RUN, which ends in its own PID; so are the processes below it, and those in their
+sessions. So all of it is found whatever became of the orchestrator and of its files. A worker has a session of its own
+and writes to a file: Ctrl+C or a kill of the orchestrator leaves it unharmed, and the next `start` adopts it, or
+judges by the tasks how it has ended.
 
 **State** lies in `.claude/orchestrator/` of the project: `pids/STREAM.pid`, `pids/STREAM.stop` (the user stopped it),
 `logs/STREAM.jsonl` (what the worker printed), `logs/STREAM.log` (the same for people), `logs/.rendered.json` (how
@@ -1943,6 +1946,8 @@ def _assess_resting(
         return Standing(StreamState.STOPPED, StopReason.USER.value)
     if stream.is_blocked:
         return Standing(StreamState.BLOCKED, stream.block)
+    if stream.id in snapshot.foreign:
+        return Standing(StreamState.WAITING, snapshot.foreign[stream.id])
     if not snapshot.orchestrator:
         last = record.last_ending and f"last worker: {record.last_ending}"
         return Standing(StreamState.IDLE, _format_spent(snapshot, limits) or last)
@@ -1953,8 +1958,8 @@ def _assess_next(stream: Stream, obstacles: Sequence[str], snapshot: Snapshot, l
     record = snapshot.history.record(stream.id)
     if limits.is_closing or not snapshot.includes(stream, limits):
         return Standing(StreamState.IDLE, "not part of this run")
-    if obstacles or stream.id in snapshot.foreign:
-        return Standing(StreamState.WAITING, snapshot.foreign.get(stream.id) or f"waits for {format_names(obstacles)}")
+    if obstacles:
+        return Standing(StreamState.WAITING, f"waits for {format_names(obstacles)}")
     spent = _format_spent(snapshot, limits)
     if spent:
         return Standing(StreamState.IDLE, spent)
@@ -2165,6 +2170,13 @@ def open_private(path: Path, flags: int) -> IO[bytes]:
     return os.fdopen(descriptor, "r+b" if flags & os.O_RDWR else "wb", buffering=0)
 
 
+def is_open_as(path: Path, descriptor: int) -> bool:
+    """Whether this is still the name of a file or folder that is open. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    return False
+
+
 def write_whole(file: IO[bytes], path: Path, content: bytes) -> None:
     """Write all of it: on a full disk one write is cut short, and the next one fails. Raises OSError."""
     rest = memoryview(content)
@@ -2265,13 +2277,8 @@ class Tail:
         if self._file is None:
             self._open()
         lines = self._read_on()
-        is_replaced = False
-        if self._follows and self.is_drained:
-            is_replaced = True
-            with contextlib.suppress(FileNotFoundError):
-                known = self._file and os.fstat(self._file.fileno())
-                is_replaced = not (known and os.path.samestat(self.path.stat(), known))
-        if is_replaced:
+        file = self._file
+        if self._follows and self.is_drained and not (file and is_open_as(self.path, file.fileno())):
             lines += self._read_on()  # what the old file still got
             self.close()
             self._begin_anew()
@@ -4382,9 +4389,7 @@ class Journal(Appender):
     @property
     def is_lost(self) -> bool:
         """Whether it has another name by now, or none."""
-        with contextlib.suppress(FileNotFoundError):
-            return self._file is None or not os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
-        return True
+        return self._file is None or not is_open_as(self.path, self._file.fileno())
 
     @property
     def size(self) -> int:
@@ -4407,8 +4412,9 @@ class Journal(Appender):
             size = os.fstat(file.fileno()).st_size
             if size == self._read_to:
                 return
-            self.is_cut = self.is_cut or size < self._read_to
-            begin = 0 if self.is_cut else self._read_to
+            is_cut = size < self._read_to
+            self.is_cut = self.is_cut or is_cut
+            begin = 0 if is_cut else self._read_to
             if self._read_to < 0:
                 begin, is_carrier = _find_last(file, size)
                 begin = begin if is_carrier and not is_whole else max(begin - JOURNAL_MOST, 0)
@@ -4421,7 +4427,10 @@ class Journal(Appender):
                     line = file.readline(READ_BLOCK << 3)
                     if line.endswith(b"\n"):
                         self._read_to = file.tell()
-                        yield from read_event(line)
+                        with contextlib.suppress(ValueError, RecursionError):
+                            event = _DECODER_OF_EVENTS.decode(line.decode("utf-8", "replace"))
+                            if isinstance(event, dict):
+                                yield event
 
     def keep(self) -> None:
         """Hold it open; put it back where somebody has removed it, with what others have written since.
@@ -4451,13 +4460,6 @@ class Journal(Appender):
         if self._file is not None:
             self._file.close()
         self._file = None
-
-
-def read_event(line: bytes) -> Iterator[Event]:
-    with contextlib.suppress(ValueError, RecursionError):
-        event = _DECODER_OF_EVENTS.decode(line.decode("utf-8", "replace"))
-        if isinstance(event, dict):
-            yield event
 
 
 def read_history(project: Project, is_moved: bool = True) -> History:
@@ -4492,11 +4494,10 @@ class Lock:
         for _ in range(LOCK_RETRIES):
             if self._file is None:
                 self._file = open_private(self.path, os.O_RDWR)
-            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            with contextlib.suppress(BlockingIOError):
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # It may have been removed: then the lock is on a file that nobody else sees.
-                if os.path.samestat(self.path.stat(), os.fstat(self._file.fileno())):
-                    break
+                if is_open_as(self.path, self._file.fileno()):
+                    break  # else it was removed: the lock is on a file that nobody else sees
             self._let_go()
             time.sleep(0.02)
         if self._file is not None and os.pread(self._file.fileno(), PATH_LENGTH, 0) != self._words:
@@ -4614,19 +4615,18 @@ class StateFolder:
     @contextlib.contextmanager
     def hold_marks(self) -> Iterator[None]:
         """Keep others from starting a worker, from marking one as stopped, and from writing into the journal."""
-        descriptor = -1
+        while True:
+            if not self.project.pids.is_dir():
+                self.make()  # somebody has just removed it
+            descriptor = os.open(self.project.pids, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if is_open_as(self.project.pids, descriptor):
+                break
+            os.close(descriptor)
         try:
-            while descriptor < 0 or not is_open_as(self.project.pids, descriptor):  # somebody has just removed it
-                if descriptor >= 0:
-                    os.close(descriptor)
-                if not self.project.pids.is_dir():
-                    self.make()
-                descriptor = os.open(self.project.pids, os.O_RDONLY)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
-            if descriptor >= 0:
-                os.close(descriptor)
+            os.close(descriptor)
 
     def marks(self, stream_ids: Iterable[str]) -> frozenset[str]:
         """Return those of these streams that are marked as stopped."""
@@ -4648,12 +4648,6 @@ class StateFolder:
             mark.unlink(missing_ok=True)
 
 
-def is_open_as(path: Path, descriptor: int) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    return False
-
-
 def read_orchestrator_pid(project: Project) -> int:
     """Return the PID of the orchestrator that holds the lock, as it sees itself; 0 where none does."""
     return _read_pid(project.lock, least=1) if read_lock(project.lock) else 0
@@ -4661,10 +4655,14 @@ def read_orchestrator_pid(project: Project) -> int:
 
 def read_snapshot(project: Project, backlog: Backlog, database_error: str = "") -> Snapshot:
     """Return how these streams stand by the process table and the files, from outside the orchestrator."""
-    history = read_history(project)
+    history = read_history(project, is_moved=False)
+    begun_in, history = Path(history.project or project.root), history.at(str(project.root))
     ids = {stream.id for stream in backlog.streams} | set(history.records)
     found, orchestrator, wall = discover_workers(project, ids), read_orchestrator_pid(project), time.time()
-    elsewhere = find_elsewhere(history) if orchestrator else ""
+    elsewhere, warnings = find_elsewhere(history) if orchestrator else "", [*backlog.warnings]
+    warnings += [f"{elsewhere}: of its workers this is what it said"] if elsewhere else []
+    if orchestrator and not elsewhere and not (begun_in.exists() and begun_in.samefile(project.root)):
+        warnings.append(f"the orchestrator waits for this folder to be {begun_in} again: move it back, or stop it")
     workers = {}
     known = {i: Worker(i, record.pid, record.run) for i, record in history.records.items() if record.pid and elsewhere}
     for stream_id, worker in {**known, **found.workers}.items():
@@ -4687,7 +4685,7 @@ def read_snapshot(project: Project, backlog: Backlog, database_error: str = "") 
         stopped=StateFolder(project).marks(ids) | {i for i in ids if history.record(i).is_stopped},
         orchestrator=orchestrator,
         database_error=database_error,
-        warnings=(*backlog.warnings, *([f"{elsewhere}: of its workers this is what it said"] if elsewhere else [])),
+        warnings=tuple(warnings),
         foreign=found.foreign,
         wall=wall,
     )
@@ -4828,7 +4826,7 @@ class Orchestrator:
         project = self.state.project
         with self.state.hold_marks():
             self.state.journal.keep()
-            self.history = fold_events(History(), self.state.journal.read()).at(str(project.root))
+            before = self.history = fold_events(History(), self.state.journal.read()).at(str(project.root))
             self._carry(
                 "run_started",
                 bool(self.history.outcome),
@@ -4860,6 +4858,13 @@ class Orchestrator:
                 stream = streams.get(worker.stream_id)
                 counts = {"completed": stream.completed if stream else 0, "open": stream.open if stream else None}
                 self.emit("worker_adopted", stream=worker.stream_id, pid=worker.pid, run=worker.run, **counts)
+        unseen = [i for i, record in before.records.items() if record.pid and i not in found.workers]
+        is_same_boot = before.system.partition(" ")[0] == read_system().partition(" ")[0]
+        if unseen and is_same_boot and find_elsewhere(before):
+            where = f"in another PID namespace, on {visible(before.host)}"
+            self.warn(
+                f"{format_names(unseen)}: begun {where}, and not to be seen from here: look there that none lives"
+            )
 
     def _take_back_stops(self) -> None:
         """Take back the stops of the streams that this run is about: a person has started it."""
@@ -6146,7 +6151,8 @@ def can_draw(console: Console) -> bool:
 
 def complete_streams(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Return the ids that a shell may complete a word to; none where the streams can't be read."""
-    with contextlib.suppress(click.ClickException, OSError), context.scope():
+    silence = contextlib.redirect_stderr(io.StringIO())
+    with contextlib.suppress(click.ClickException, OSError), context.scope(), silence:
         store = open_store(find_current_project(), BUSY_TIMEOUT)
         return [visible(stream.id) for stream in store.read().streams if stream.id.startswith(incomplete)]
     return []

@@ -215,6 +215,7 @@ class Night:
 
     def prepare(self) -> None:
         """Lay out the streams, their workers' parts and the strangers."""
+        self.workspace.git("init", "--quiet", ".")  # without a commit: all work in one folder
         self.workspace.database.execute(f"PRAGMA journal_mode = {self.journal_mode}")
         for stream, (phase, _) in STREAMS.items():
             self.workspace.database.add_stream(stream, phase, tasks=3)
@@ -476,13 +477,15 @@ class Night:
         self.helpers.append(subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
 
     def damage_log(self) -> str:
-        """Empty, halve or remove the log or the raw output of a stream."""
+        """Empty, halve, rename or remove the log or the raw output of a stream."""
         paths = sorted(path for kind in ("*.log", "*.jsonl") for path in (self.workspace.state / "logs").glob(kind))
         if not paths:
             return ""
-        path, how = self.random.choice(paths), self.random.choice(("empty", "halve", "remove"))
+        path, how = self.random.choice(paths), self.random.choice(("empty", "halve", "rename", "remove"))
         if how == "remove":
             path.unlink()
+        elif how == "rename":
+            path.rename(path.with_name(f"{path.name}.1"))
         else:
             os.truncate(path, path.stat().st_size // 2 if how == "halve" else 0)
         return f"{how} {path.name}"
@@ -593,12 +596,25 @@ class Night:
         folder = self.workspace.state / self.random.choice(("pids", "logs"))
         if not folder.is_dir():
             return ""
-        self.stopped.clear()
         how = self.random.choice(("at once", "file by file"))
         if how == "at once":
             folder = folder.rename(self.workspace.root / f"removed-{self.random.getrandbits(32):x}")
         shutil.rmtree(folder, ignore_errors=True)
         return f"{folder.name} {how}"
+
+    def clean(self) -> str:
+        """Delete the whole state, as a worker's `git clean -fdx` does; who runs puts it back."""
+        is_running = self.run is not None and self.has_cleared_marks()
+        if not is_running:
+            self.stopped.clear()
+        self.workspace.git("clean", "-fdxq", "--", ".claude/orchestrator")
+        journal, run = self.workspace.state / "events.jsonl", self.run
+        if is_running and run is not None:
+            try:
+                wait_until(lambda: run.poll() is not None or journal.exists(), "the journal, put back", 30)
+            except AssertionError as error:
+                self.violate(str(error))
+        return "with an orchestrator" if is_running else "without one"
 
     # ── The end ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -676,6 +692,7 @@ FAULTS = {
     "stop_all": 2,
     "start_twice": 2,
     "block": 4,
+    "clean": 1,
     "remove_folder": 2,
 }
 

@@ -2728,6 +2728,7 @@ def test_fault_37_nothing_starts_while_the_projects_folder_is_away_and_the_run_g
     )
     refused = workspace.run("start")
     assert (refused.returncode, f"PID {run.pid}" in refused.stderr) == (75, True)
+    assert f"the orchestrator waits for this folder to be {before} again" in workspace.status()["warnings"][0]
     if way == "replaced":
         shutil.rmtree(before)
     workspace.rename(before.name)
