@@ -4484,7 +4484,7 @@ def read_run(project: Project) -> Iterator[Event]:
 class Lock:
     """A file that one process holds locked for life, and in which it says what it is."""
 
-    def __init__(self, path: Path, words: str) -> None:
+    def __init__(self, path: Path, words: str = "") -> None:
         self.path = path
         self._words = words.encode()
         self._file: IO[bytes] | None = None
@@ -4509,6 +4509,11 @@ class Lock:
                 self._let_go()  # without our PID in it nobody could stop us
                 raise
         return self._file is not None
+
+    def sign(self, words: str) -> None:
+        """Say something else in it. Raises OSError."""
+        self._words = words.encode()
+        self.acquire()
 
     def release(self) -> None:
         if self._file is not None:
@@ -4542,12 +4547,11 @@ class StateFolder:
 
     _SUFFIXES = (".pid", ".stop", ".log", ".jsonl", ".json")
 
-    def __init__(self, project: Project, is_orchestrator: bool = True) -> None:
+    def __init__(self, project: Project) -> None:
         self.project = project
         self.journal = Journal(project.journal)
         self._folders = (project.folder, project.pids, project.logs)
-        # Its PID stands in an orchestrator's lock alone: nobody else can be stopped as one.
-        self._locks = [Lock(project.lock, f"{os.getpid()}\n" if is_orchestrator else "")]
+        self._locks = [Lock(project.lock)]
         self._root = -1
 
     def check(self) -> None:
@@ -4588,8 +4592,11 @@ class StateFolder:
             with contextlib.suppress(OSError):  # the database's own folder may be gone
                 lock.acquire()
         if self.journal.is_lost:
-            with self.hold_marks():
-                self.journal.keep()
+            try:
+                with self.hold_marks():
+                    self.journal.keep()
+            except OSError as error:
+                self.journal.trouble = error  # nothing starts meanwhile; what ends is seen
         return True
 
     def acquire(self) -> bool:
@@ -4603,6 +4610,10 @@ class StateFolder:
         is_ours = lock.acquire()
         self._locks += [lock] if is_ours else []
         return is_ours
+
+    def sign(self) -> None:
+        """Say that this is the orchestrator: nobody else can be stopped as one. Raises OSError."""
+        self._locks[0].sign(f"{os.getpid()}\n")
 
     def release(self) -> None:
         for lock in self._locks:
@@ -6310,12 +6321,16 @@ def run_in_foreground(
     state = StateFolder(project)
     state.make()
     if not state.acquire():
+        for _ in range(LOCK_RETRIES):  # it may just begin
+            time.sleep(0 if read_orchestrator_pid(project) else 0.02)
         return join_run(project, sorted(limits.streams or ()), read_orchestrator_pid(project), options["as_json"])
-    load_all()
     as_json = options["as_json"]
     console = None if as_json else make_console()
     has_board = console is not None and can_draw(console)
     try:
+        warnings = [*options["warnings"], *take_database(state, database)]
+        state.sign()
+        load_all()
         with Clock(has_board) as clock, TaskStore(database, BUSY_TIMEOUT) as store, contextlib.ExitStack() as stack:
             reporters: list[Reporter] = [JsonReporter()] if console is None else [LineReporter(console)]
             if console is not None and has_board:
@@ -6326,7 +6341,6 @@ def run_in_foreground(
             has_worktrees, setup = not options["no_worktrees"], options["setup"]
             table = WorkerTable(project, database, command, os.environ, clock, has_worktrees, setup)
             interval, stop_on_exit = options["poll_interval"], options["stop_on_exit"]
-            warnings = [*options["warnings"], *take_database(state, database)]
             run = Orchestrator(state, store, table, limits, clock, reporters, interval, stop_on_exit, warnings)
             code = run.run()
     finally:
@@ -6362,12 +6376,14 @@ def take_database(state: StateFolder, database: Path) -> list[Problem]:
             return []
     except OSError as error:
         return [(f"No other folder is kept from this database: {error}", "Start none there meanwhile.")]
-    raise OrchestrateError(*describe_rival(read_lock(lock.path)), EXIT_RUNNING)
+    raise OrchestrateError(*describe_rival(state.project, read_lock(lock.path)), EXIT_RUNNING)
 
 
-def describe_rival(words: Sequence[str]) -> Problem:
+def describe_rival(project: Project, words: Sequence[str]) -> Problem:
     """Return what is wrong where a lock of the database says this, and the remedy."""
     pid, folder = [*words, "", ""][:2]
+    if folder == str(project.root):
+        return describe_running(int(pid))
     stop = shlex.join(["python", "orchestrate.py", "--project", folder, "stop"])
     what = f"An orchestrator already runs on this database, for {folder} (PID {pid})"
     return what, f"Stop that: {stop}. Or give this folder tasks of its own: WORKSPACE_ID in .mcp.json."
@@ -6781,7 +6797,7 @@ def hold_project(project: Project) -> Iterator[Clock]:
 
     Raises OrchestrateError where an orchestrator runs.
     """
-    state = StateFolder(project, is_orchestrator=False)
+    state = StateFolder(project)
     if not project.folder.is_dir():
         state.make()
     if not state.acquire():
@@ -7374,7 +7390,7 @@ def check_orchestrator(project: Project) -> list[Checked]:
     with contextlib.suppress(OrchestrateError), open_store(project) as store:  # what is wrong with it, others say
         rival = read_lock(lock_database(project, store.path).path)
     if rival:
-        raise OrchestrateError(*describe_rival(rival), EXIT_RUNNING)
+        raise OrchestrateError(*describe_rival(project, rival), EXIT_RUNNING)
     found = discover_workers(project, read_history(project).records)
     if found.workers:
         names = format_names([f"{i} (PID {','.join(map(str, found.trees[i]))})" for i in found.workers])

@@ -3164,6 +3164,8 @@ def test_who_has_lost_the_lock_to_another_one_ends_and_writes_no_end_into_its_jo
     wait_until(lambda: workspace.events("worker_ended") and workspace.pid("A"), "the second worker")
     first.process.send_signal(signal.SIGSTOP)  # it looks twice a second
     (workspace.state / "orchestrator.pid").unlink()
+    assert f"already runs for this project (PID {first.pid})" in workspace.run("start").stderr  # the database is locked
+    workspace.database.path.with_name("tasks.db.orchestrator").unlink()
     second = workspace.start(*NO_POLL)
     second.wait_to_say("Took over the worker of A")
     first.process.send_signal(signal.SIGCONT)
