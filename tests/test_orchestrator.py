@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from support import IMPORT, RUN, SCRIPT, Run, Workspace, is_running, own_processes, wait_until
 
-from orchestrate import WORKER_RULES
+from orchestrate import WORKER_RULES, Cause, History, Limits, Phase, Record, StopReason, StreamState, pack
 
 
 def spans(workspace: Workspace, stream: str) -> list[tuple[float, float]]:
@@ -330,3 +331,31 @@ def test_who_watches_reads_the_database_anew_each_time(workspace: Workspace) -> 
     shown.wait_to_say("Status: Not running")
     workspace.database.set_status("completed", "A")
     assert shown.finish().endswith("All complete: 1 stream.\n")
+
+
+def fill(values: Any) -> Any:
+    """Return a value of the model in which no field has its default."""
+    samples: dict[type, Any] = {int: 7, float: 7.5, str: "日本", bool: True}
+    named: dict[str, Any] = {
+        "stopping": StopReason.USER,
+        "state": StreamState.FAILED,
+        "cause": Cause.LIMIT,
+        "fewest": 3,
+        "streams": frozenset("ab"),
+        "phase": Phase.PARALLEL,
+        "said": frozenset(["x"]),
+        "seen": {"a.py": [1, 2]},
+        "strays": {"a.py": ("A", "B")},
+    }
+    if isinstance(values, History):
+        named.update(limits=fill(Limits()), records={"A": fill(Record())})
+    plain = values._asdict()
+    changes = {name: named[name] if name in named else samples[type(plain[name])] for name in plain}
+    assert all(changes[name] != plain[name] for name in plain)
+    return values._replace(**changes)
+
+
+def test_an_event_that_says_all_that_is_known_loses_no_field() -> None:
+    history = fill(History())
+    event = json.loads(json.dumps({"event": "journal_folded", "known": pack(history)}))
+    assert History().after(event) == history
