@@ -82,6 +82,8 @@ def run_that_is_left_and_goes_on(workspace: Workspace) -> str:
     first = workspace.popen("start", "--json", *NO_POLL)
     workspace.wait_for_worker("Stream-A")
     wait_until(lambda: "complete" in workspace.run("status", "--json", "Stream-B").stdout, "B's end")
+    workspace.check("stop", "Stream-B")
+    time.sleep(1)  # two looks at the journal, in which nobody says that they were
     first.send_signal(signal.SIGINT)
     out, _ = first.communicate(timeout=20)
     (workspace.state / "pids" / "Stream-B.pid").write_text("garbage")
@@ -167,7 +169,8 @@ SCENARIOS: list[tuple[Callable[[Workspace], str], set[str]]] = [
     (run_to_the_end, {"run_started", "worker_starting", "worker_started", "worker_ended", "state", "run_ended",
                       "warning"}),
     (run_with_branches, {"worker_started", "worker_ended", "root_seen"}),
-    (run_that_is_left_and_goes_on, {"run_left", "worker_adopted", "stale_pid_file", "start_requested", "run_paused"}),
+    (run_that_is_left_and_goes_on, {"run_left", "worker_adopted", "stale_pid_file", "start_requested", "run_paused",
+                                    "stop_requested", "stop_taken_back"}),
     (run_that_waits_for_a_person, {"run_waiting", "run_left"}),
     (run_that_stops_its_workers, {"worker_stopping", "worker_killed", "run_left"}),
     (run_with_limits, {"overage", "worker_ended"}),
