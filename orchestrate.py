@@ -191,7 +191,6 @@ ITEMS_AT_MOST = 100  # items of a list in a worker's event that are shown
 WORDS_LENGTH = 4096  # characters of a text from a worker that are looked at
 LINE_BYTES = 512 << 10  # longest line of worker output that is parsed; a longer one is passed over with a word
 READ_BYTES = 1 << 16  # size of one read of worker output
-READ_BLOCK = 1 << 20  # size of one read of the journal
 BYTES_AT_ONCE = 8 << 20  # bytes of one worker's output in one tick, so that a flood of it can't hold up the loop
 UNWRITTEN_LINES = 100_000  # lines that are kept of those that can't be written to one file
 LINES_AT_ONCE = 2000  # lines of one worker's output in one tick after which no more is read, for the same reason
@@ -275,6 +274,17 @@ def write(path, text, mode="wb"):
         file.write(os.fsencode(text))
 
 
+def stay():
+    if os.stat(root).st_ino != given["inode"]:
+        raise FileNotFoundError(errno.ENOENT, "another folder stands in the place of " + root)
+
+
+def make_folders(path, top):  # below a folder that is there, and never that one
+    if path != top and not os.path.isdir(path):
+        make_folders(os.path.dirname(path), top)
+        os.mkdir(path)
+
+
 def has_branch():
     return not git("rev-parse", "--verify", "--quiet", "refs/heads/" + branch, most=1).returncode
 
@@ -285,7 +295,12 @@ def make():
         os.remove(link)  # git was killed in the middle, and there is nothing in it
     if os.path.lexists(link):
         return
+    if os.path.isdir(folder) and os.listdir(folder):
+        aside = "%s.lost-%d" % (folder, time.time())
+        os.rename(folder, aside)
+        tell("What lay in %s, and was no worktree any more, is in %s" % (folder, aside))
     home = os.path.dirname(folder)
+    stay()
     os.makedirs(home, exist_ok=True)
     if given["hidden"] and git("check-ignore", "--quiet", folder, cwd=root, most=1).returncode:
         if given["is_common"] and not os.path.lexists(os.path.join(home, ".gitignore")):
@@ -329,13 +344,14 @@ def include():
     for name in map(os.fsdecode, names.split(b"\\0")[:-1]):
         is_own = any(own in "/%s/" % name for own in ("/.copilot/", "/.claude/orchestrator/", "/.claude/worktrees/"))
         source, target = os.path.join(top, name), os.path.join(folder, name)
+        stay()
         home = os.path.realpath(os.path.dirname(target))
         is_outside = os.path.relpath(home, folder).split(os.sep)[0] == os.pardir  # by a link of the branch
         is_there = os.path.lexists(target) and os.lstat(target).st_mode & 0o777 != HALF
         if is_own or is_outside or is_there or name.endswith("/"):
             continue
         try:
-            os.makedirs(home, exist_ok=True)
+            make_folders(home, folder)
             if os.path.islink(source):
                 os.symlink(os.readlink(source), target)
                 continue
@@ -344,7 +360,7 @@ def include():
                 shutil.copyfileobj(there, here, 1 << 20)
             shutil.copystat(source, target)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT) or not os.path.lexists(os.path.join(folder, ".git")):
                 raise
             tell("%s is not copied: %s" % (name, error.strerror))
 
@@ -373,11 +389,14 @@ try:
         if given["setup"]:
             set_up(given["setup"], given["setup_timeout"])
         os.remove(new)
-    os.makedirs(given["place"], exist_ok=True)
+    stay()
+    make_folders(given["place"], folder)
     os.chdir(given["place"])
     os.environ["PWD"] = given["place"]
+    os.lstat(os.path.join(folder, ".git"))  # else it would work in the repository around it
 except OSError as error:
-    tell("the worktree can't be made ready: %s" % error, "git")
+    is_lost = isinstance(error, FileNotFoundError)  # what was there before: somebody has taken it away
+    tell("the worktree can't be made ready: %s" % error, "for now" if is_lost else "git")
 os.execv("/bin/sh", ["/bin/sh", "-c", 'exec "$@"', "orchestrate", *sys.argv[2:]])
 """
 
@@ -873,7 +892,7 @@ class Record(NamedTuple):
     spent no restart; `paid_outages` those since the last completed task that the API left after paid work, `credited`
     those whose new commits counted as progress. `commits` are all that its workers made in this run, `head` is where
     the last one began. `number` is the stream's own, by which it has its ports. Until `pause_ends`, in seconds since
-    the epoch, the limit of its subagents' model is hit. `is_stopped` says what the stop mark says, which can get lost.
+    the epoch, the limit of its subagents' model is hit. `stopped_at` says what the stop mark says, which can get lost.
     """
 
     attempts: int = 0
@@ -906,7 +925,11 @@ class Record(NamedTuple):
     state: StreamState | None = None
     reason: str = ""
     since: float = 0.0
-    is_stopped: bool = False
+    stopped_at: float = 0.0
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.stopped_at > 0
 
     def is_outdone(self, completed: int, open_tasks: int | None) -> bool:
         """Whether a task was completed since the last look; None where nobody knows how many are open."""
@@ -939,8 +962,8 @@ class History(NamedTuple):
     the project's own folder when somebody last looked, None where nobody could; `strays` are what was changed there
     while parallel streams worked in their worktrees, with the streams that may have done it.
 
-    The last run was begun in the folder `project`, which was `root` (see Project.identity), with this `database`, by an
-    orchestrator on `host` in the PID namespace `system`. `archive` has what the journal held before it was folded.
+    The last run was begun in the folder `project`, which was `root` (see Project.identity), with this `database`, by
+    the `orchestrator` with this PID on `host` in the PID namespace `system`. `archive` has the earlier part of it.
     """
 
     records: Mapping[str, Record] = {}
@@ -961,6 +984,7 @@ class History(NamedTuple):
     project: str = ""
     root: str = ""
     database: str = ""
+    orchestrator: int = 0
     host: str = ""
     system: str = ""
     archive: str = ""
@@ -1030,13 +1054,13 @@ _RECORD_CHANGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "worker_stopping": ("stopping=why stopping_at=clock", {}),
     "worker_killed": ("killed_at=clock", {}),
     "state": ("state reason since=clock", {}),
-    "stop_requested": ("", {"is_stopped": True}),
-    "stop_taken_back": ("", {"is_stopped": False}),
+    "stop_requested": ("stopped_at=clock", {}),
+    "stop_taken_back": ("", {"stopped_at": 0.0}),
     "start_requested": (
         "",
         {
             "requested": True,
-            "is_stopped": False,
+            "stopped_at": 0.0,
             "failure": "",
             "restarts": 0,
             "tries": 0,
@@ -1142,7 +1166,7 @@ def read_known(known: Mapping[str, Any]) -> History:
 
 
 # What stays of a record at a start.
-_KEPT = "attempts pid run started_at raw_start budget folder head number is_starting last_ending is_stopped"
+_KEPT = "attempts pid run started_at raw_start budget folder head number is_starting last_ending stopped_at"
 _OF_RUN = ("project", "root", "database", "host", "system")
 
 
@@ -1176,6 +1200,7 @@ def _begin_run(history: History, event: Event) -> History:
         seen=None if is_over else history.seen,
         strays={} if is_over else history.strays,
         archive="" if is_over else history.archive,
+        orchestrator=int(event.get("pid", 0)),
     )
     facts: dict[str, Any] = {name: str(event.get(name, "")) for name in _OF_RUN}
     return begun._replace(**facts)
@@ -1292,6 +1317,7 @@ class Project:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.database: Path | None = None
+        self.anchor = 0  # the inode of an orchestrator's lock: it lies in the folder, whatever that is mounted on
         self.name = root.name or "root"  # the folder's, which is Task Copilot's default for the workspace
         self.folder = root / ".claude" / "orchestrator"
         self.worktrees = root / ".claude" / "worktrees"
@@ -1322,10 +1348,14 @@ class Project:
         """Raise LostRootError where its folder is no longer at its place."""
         way = "nothing starts until it is back"
         try:
-            found = Project(self.root).identity
+            found = self.root.stat()
         except OSError as error:
             raise LostRootError(f"the project's folder {self.root} is gone ({error.strerror}); {way}") from error
-        if not self.is_known_as(found, str(self.root)):
+        is_same = f"{found.st_dev}:{found.st_ino}" == self.identity
+        if not is_same and self.is_known_as(f"{found.st_dev}:{found.st_ino}", str(self.root)):
+            with contextlib.suppress(OSError):  # the first folder of each disk has the same inode
+                is_same = self.lock.stat().st_ino == self.anchor
+        if not is_same:
             raise LostRootError(f"another folder stands in the place of the project's, {self.root}; {way}")
 
     def find_port(self, number: int) -> int:
@@ -2187,12 +2217,12 @@ def write_whole(file: IO[bytes], path: Path, content: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def write_file(path: Path, text: str) -> None:
+def write_file(path: Path, content: str | bytes) -> None:
     """Replace a file atomically, readable by its owner alone. Raises OSError; the old content then stands."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open_private(temporary, os.O_WRONLY | os.O_TRUNC) as file:
-            write_whole(file, path, text.encode("utf-8", "replace"))
+            write_whole(file, path, content.encode("utf-8", "replace") if isinstance(content, str) else content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -2203,7 +2233,18 @@ def link_file(path: Path, other: Path) -> None:
     try:
         os.link(path, other)
     except OSError:
-        shutil.copyfile(path, other)
+        with path.open("rb") as source, open_private(other, os.O_WRONLY | os.O_EXCL) as target:
+            shutil.copyfileobj(source, target)
+
+
+def is_written_to(path: Path) -> bool:
+    """Whether a worker still writes to a file: it holds a lock on what it was given, wherever it lives."""
+    with contextlib.suppress(OSError), path.open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 class Appender:
@@ -2701,9 +2742,11 @@ class LogReader:
     def read(self, has_orchestrator: bool) -> Collection[str]:
         """Return what is new, each line once: what was shown ahead of the log is not shown again. Raises OSError."""
         shown: collections.deque[str] = collections.deque(maxlen=self._most)
+        self._most = None
         if has_orchestrator and self._transcript is not None:
             # The next orchestrator catches up with us: what it writes is rendered once more, to be known again.
-            self._ahead, self._transcript = itertools.islice(self._render(), self._count), None
+            again = itertools.chain.from_iterable(self._pump(self._open()))
+            self._ahead, self._transcript = itertools.islice(again, self._count), None
             self._next = next(self._ahead, None)
         for _, line in self.tail.read():
             if line == self._next:
@@ -2714,28 +2757,22 @@ class LogReader:
             if self._transcript is None:
                 self._begin = read_positions(self._project).get(file_name(self._stream_id), 0)
                 self._transcript, self._count = self._open(), 0
-            is_whole = False
-            while not is_whole:
-                is_whole = self._transcript.pump()
-                shown += self._lines
-                self._count += len(self._lines)
-                self._lines.clear()
-        self._most = None
+            for lines in self._pump(self._transcript):
+                shown += lines
+                self._count += len(lines)
         return shown
 
     def _open(self) -> Transcript:
         start = min(self._raw_start, self._begin)  # where the worker says which folder its paths are relative to
         return Transcript(self._project.file(self._stream_id, ".jsonl"), self._lines.extend, start, self._begin)
 
-    def _render(self) -> Iterator[str]:
-        transcript, is_whole = self._open(), False
+    def _pump(self, transcript: Transcript) -> Iterator[list[str]]:
+        is_whole = False
         while not is_whole:
             is_whole = transcript.pump()
             lines, self._lines[:] = list(self._lines), []
-            yield from lines
+            yield lines
 
-
-# Processes.
 
 # Processes.
 
@@ -2836,7 +2873,7 @@ def read_trees(
             if project.is_known_as(environ.get("ORCHESTRATE_ROOT", ""), path):
                 owner[pid] = stream_id
             elif path == str(project.root) or is_database_of(environ, project.database):
-                foreign.setdefault(stream_id, f"another folder's worker is on it (PID {pid}, begun in {path})")
+                foreign.setdefault(stream_id, f"waits for another folder's worker (PID {pid}, begun in {path})")
     sessions = {pid: process.info["session"] for pid, process in table.items() if process.info["session"] > 0}
     # As long as its session has a member, nobody gets the PID of one that is gone. A session whose leader lives and is
     # not ours is a person's terminal, and no sign of anything.
@@ -2862,8 +2899,8 @@ def read_trees(
 
 def is_database_of(environ: Mapping[str, str], database: Path | None) -> bool:
     """Whether a worker with these variables completes its tasks in this database."""
-    folder = Path(environ.get("TASK_DB_PATH", ""), environ.get("WORKSPACE_ID", ""))
-    return database is not None and folder.resolve() == database.resolve().parent
+    theirs = Path(environ.get("TASK_DB_PATH", ""), environ.get("WORKSPACE_ID", ""), "tasks.db")
+    return database is not None and theirs.resolve() == database.resolve()
 
 
 class Discovery(NamedTuple):
@@ -3257,10 +3294,12 @@ def read_repository(git: Git, folders: Iterable[Path] = ()) -> Repository:
 
 def is_moved(repository: Repository, folder: Path) -> bool:
     """Whether a worktree of this very repository lies there, and git looks for one of the two elsewhere."""
-    if folder in repository.worktrees or not (folder / ".git").is_file():
+    if not (folder / ".git").is_file():
         return False
     state, own = Worktree(folder).state, repository.common.resolve() / "worktrees"
-    return state.resolve().parent == own if state.is_dir() else (own / state.name).is_dir() and state.parent != own
+    if state.is_dir():
+        return folder not in repository.worktrees and state.resolve().parent == own
+    return (own / state.name).is_dir() and state.parent != own
 
 
 def holds_alone(repository: Repository, tree: Worktree) -> bool:
@@ -3431,7 +3470,7 @@ def find_refusal(project: Project, repository: Repository, stream: Stream, last_
         (outer and here is None, f"{folder} lies in the worktree {outer}", correct),
         (block, f"{block} is no worktree of this repository", away.replace(str(folder), str(block))),
         (is_foreign, f"{folder} is no worktree of this repository", away),
-        (is_filled and here, f"{folder} is a worktree that has lost its .git", away),
+        (is_filled and here and not is_known, f"{folder} is a worktree that has lost its .git", away),
         (here and here.is_locked and not is_there, f"the worktree {folder} is locked, and is not there", lost),
         (is_kept, f"the worktree {folder} is gone, and git still has work of it that is nowhere else", again),
         (is_astray, *((here and describe_astray(here, branch)) or ("", ""))),
@@ -3546,6 +3585,7 @@ def plan_worktree(
         "variables": GIT_VARIABLES,
         "timeout": CHECKOUT_TIMEOUT,
         "root": str(project.root),
+        "inode": project.root.stat().st_ino,
         "top": str(repository.top),
         "folder": str(folder),
         "place": str(place),
@@ -3902,7 +3942,10 @@ _FINAL_CODES = (errno.E2BIG, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 class Tracked:
-    """A worker with what it takes to watch it; `child` where it is our own, and not an earlier orchestrator's."""
+    """A worker with what it takes to watch it; `child` where it is our own, and not an earlier orchestrator's.
+
+    `held` is the output of one that can't be seen from here.
+    """
 
     def __init__(
         self,
@@ -3910,8 +3953,10 @@ class Tracked:
         transcript: Transcript,
         leader: psutil.Process | None,
         child: subprocess.Popen[bytes] | None = None,
+        held: Path | None = None,
     ) -> None:
         self.worker = worker
+        self.held = held
         self.transcript = transcript
         self.leader = leader
         self.child = child
@@ -3924,6 +3969,8 @@ class Tracked:
     def has_ended(self) -> bool:
         if self.child is not None:
             return self.child.poll() is not None  # reaps it: no zombie is ever taken for a worker
+        if self.held is not None:
+            return not is_written_to(self.held)
         return self.leader is None or not is_alive(self.leader)
 
     def is_astray(self, project: Project) -> bool:
@@ -3992,17 +4039,24 @@ class WorkerTable:
         self._tracked: dict[str, Tracked] = {}
         self._positions: dict[str, int] = {}
 
-    def adopt(self, stream_ids: Iterable[str], records: Mapping[str, Record]) -> Discovery:
+    def adopt(
+        self, stream_ids: Iterable[str], records: Mapping[str, Record], unseen: Mapping[str, Worker]
+    ) -> Discovery:
         """Take over the workers that an earlier orchestrator left, and remove PID files that mean nothing.
 
-        One that the journal knows and that lives no more is taken over as ended: so is one of which nobody could write
-        down that it was started, where it left a trace. Raises OSError.
+        What lives `unseen` is followed, and has ended when it no longer holds its output. One that the journal knows
+        and that lives no more is taken over as ended: so is one of which nobody could write down that it was started,
+        where it left a trace. Raises OSError.
         """
         self._positions = read_positions(self.project)
         with contextlib.suppress(OSError, OrchestrateError):  # each start says it
             self._template = read_prompt_template(self.project)
         found = discover_workers(self.project, {*stream_ids, *records})
         self.foreign, self._scanned_at = found.foreign, self._clock.monotonic()
+        unseen = {i: worker for i, worker in unseen.items() if i not in found.workers}
+        kept = [self.project.file(stream_id, ".pid") for stream_id in unseen]
+        stale = {path: why for path, why in found.stale.items() if path not in kept}
+        found = found._replace(workers={**found.workers, **unseen}, stale=stale)
         for path in found.stale:  # first: one may stand where that of a worker belongs
             path.unlink(missing_ok=True)
         known = {
@@ -4020,7 +4074,8 @@ class WorkerTable:
             unjudged = worker._replace(ending=None, leftovers=(), active_at=now)
             head = "" if self._share(record.folder) else record.head
             unjudged = unjudged._replace(folder=record.folder, head=head)
-            self._tracked[stream_id] = Tracked(unjudged, transcript, leader)
+            held = self.project.file(stream_id, ".jsonl") if stream_id in unseen else None
+            self._tracked[stream_id] = Tracked(unjudged, transcript, leader, held=held)
             if leader is not None:
                 self._attempt(self._write_pid, worker)
         return found
@@ -4133,7 +4188,9 @@ class WorkerTable:
         run = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{os.urandom(3).hex()}"
         child, record = None, history.record(stream.id)
         with open_private(self.project.file(stream.id, ".jsonl"), os.O_WRONLY | os.O_APPEND) as output:
-            # A file of ours that can't be opened is no failed start.
+            # A file of ours that can't be opened is no failed start. What has it open shows that it lives.
+            with contextlib.suppress(OSError):  # on a disk without locks
+                fcntl.flock(output, fcntl.LOCK_SH)
             try:
                 place = self._open_workplace(stream, history, streams)
                 child = self._execute(stream, record, run, number, budget, place, output)
@@ -4348,38 +4405,48 @@ def make_end_event(clock: Clock, worker: Worker, verdict: Verdict, record: Recor
     )
 
 
-# In the line of an event that says all that is known, and of one that begins a run; escaped wherever it is quoted.
-_CARRIER, _BEGIN = b'"known": {', b'"event": "run_started"'
-_DECODER_OF_EVENTS = json.JSONDecoder(parse_constant=lambda _: 0.0)  # NaN and Infinity are no times
+_CARRIER = b'"known": {'  # in the line of an event that says all that is known; escaped wherever it is quoted
+_EVENT_DECODER = json.JSONDecoder(parse_constant=lambda _: 0.0)  # NaN and Infinity are no times
 
 
-def _find_last(file: IO[bytes], end: int) -> tuple[int, bool]:
-    """Return where the last line begins that begins a run, -1 where none does; and whether it says what was known."""
-    for position in range((end - 1) // READ_BLOCK * READ_BLOCK, -1, -READ_BLOCK):
-        file.seek(position)
-        block = file.read(min(READ_BLOCK + len(_BEGIN), end - position))
-        at, is_carrier = max((block.rfind(_BEGIN), False), (block.rfind(_CARRIER), True))
-        if at >= 0:
-            begin = max(position + at - READ_BLOCK, 0)
+def _parse_event(line: bytes) -> Event | None:
+    """Return the event of a line; None where it has no end yet, or is no event."""
+    if line.endswith(b"\n") and b'"event"' in line:
+        with contextlib.suppress(ValueError, RecursionError):
+            event = _EVENT_DECODER.decode(line.decode("utf-8", "replace"))
+            return event if isinstance(event, dict) else None
+    return None
+
+
+def _find_carrier(file: IO[bytes], end: int) -> int:
+    """Return where the last line begins that says all that is known, 0 where none does."""
+    while end > 0:
+        begin = max(end - READ_BYTES, 0)
+        file.seek(begin)
+        at = begin + file.read(end - begin + len(_CARRIER) - 1).rfind(_CARRIER)
+        if at >= begin:
+            begin = max(at - READ_BYTES, 0)
             file.seek(begin)
-            begin += file.read(position + at - begin).rfind(b"\n") + 1
+            begin += file.read(at - begin).rfind(b"\n") + 1
             file.seek(begin)
-            return begin, is_carrier or _CARRIER in file.readline()
-    return -1, False
+            if _parse_event(file.readline(JOURNAL_MOST << 5)):
+                return begin
+        end = max(at, begin) if at >= begin else begin
+    return 0
 
 
 class Journal(Appender):
     """`events.jsonl`: what was done, one JSON object a line, only ever appended to.
 
-    Whoever `keep`s it has the file open for life: what somebody removes or renames is put back from there. Others
-    append to it under the lock of the marks.
+    An orchestrator `hold`s it open for life: what somebody removes or renames is put back from there. Others append to
+    it under the lock of the marks.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._file: IO[bytes] | None = None
         self._read_to = -1
-        self.is_cut = False
+        self.is_cut = False  # by somebody else, and it was not noted yet
 
     @contextlib.contextmanager
     def open(self) -> Iterator[IO[bytes]]:
@@ -4392,6 +4459,10 @@ class Journal(Appender):
         return self._file is None or not is_open_as(self.path, self._file.fileno())
 
     @property
+    def is_whole(self) -> bool:
+        return not self.is_lost and not self.is_cut and self.size >= self._read_to
+
+    @property
     def size(self) -> int:
         return os.fstat(self._file.fileno()).st_size if self._file is not None else 0
 
@@ -4401,8 +4472,8 @@ class Journal(Appender):
     def read(self, is_whole: bool = False) -> Iterator[Event]:
         """Yield the events since the last call; what is no event is passed over. Raises OSError.
 
-        At first those from the last one on that says all that is known before it, or all of them; of a journal that
-        nobody has folded, no more than what is near the beginning of its last run, and its end.
+        At first those from the last one on that says all that is known before it, or all of them; of a journal that is
+        longer than any that was folded, the two ends.
         """
         try:
             file = os.fdopen(os.dup(self._file.fileno()), "rb") if self._file is not None else self.path.open("rb")
@@ -4410,51 +4481,56 @@ class Journal(Appender):
             return
         with file:
             size = os.fstat(file.fileno()).st_size
-            if size == self._read_to:
-                return
-            is_cut = size < self._read_to
-            self.is_cut = self.is_cut or is_cut
-            begin = 0 if is_cut else self._read_to
+            self.is_cut = self.is_cut or size < self._read_to
+            parts = [(self._read_to if size >= self._read_to else 0, size)]
             if self._read_to < 0:
-                begin, is_carrier = _find_last(file, size)
-                begin = begin if is_carrier and not is_whole else max(begin - JOURNAL_MOST, 0)
-            is_long = size - begin > 3 * JOURNAL_MOST  # no version folds it so late: then its two ends must do
-            for first, last in (
-                [(begin, begin + JOURNAL_MOST), (size - JOURNAL_MOST, size)] if is_long else [(begin, size)]
-            ):
-                file.seek(first)
-                while file.tell() < last:
-                    line = file.readline(READ_BLOCK << 3)
-                    if line.endswith(b"\n"):
-                        self._read_to = file.tell()
-                        with contextlib.suppress(ValueError, RecursionError):
-                            event = _DECODER_OF_EVENTS.decode(line.decode("utf-8", "replace"))
-                            if isinstance(event, dict):
-                                yield event
+                begin = _find_carrier(file, size)
+                file.seek(begin)
+                most = 3 * max(JOURNAL_MOST, len(file.readline(JOURNAL_MOST << 5)))
+                begin = 0 if is_whole else begin
+                is_long = size - begin > most
+                parts = [(begin, begin + most // 3), (size - most // 3, size)] if is_long else [(begin, size)]
+            for begin, end in parts:
+                file.seek(begin)
+                while file.tell() < end:
+                    line = file.readline(JOURNAL_MOST << 5)
+                    self._read_to = file.tell() if line.endswith(b"\n") else self._read_to
+                    event = _parse_event(line)
+                    if event is not None:
+                        yield event
 
-    def keep(self) -> None:
-        """Hold it open; put it back where somebody has removed it, with what others have written since.
-
-        Under the lock of the marks. Raises OSError.
-        """
-        if self._file is not None:
-            ours, theirs = os.pread(self._file.fileno(), self.size, 0), b""
-            with contextlib.suppress(FileNotFoundError):
-                theirs = self.path.read_bytes()
-            whole = theirs if theirs.startswith(ours) else ours + theirs
-            write_file(self.path, whole.decode("utf-8", "replace"))
-            self._file.close()
+    def hold(self) -> None:
+        """Hold it open; make it where it is missing. Raises OSError."""
+        self.let_go()
         self._file = open_private(self.path, os.O_RDWR | os.O_APPEND)
 
-    def begin_anew(self, event: Event, archive: Path) -> None:
-        """Replace all of it by one event, at once; what it held goes to `archive`. As `keep`."""
-        archive.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_file(archive.parent.parent / ".gitignore", "*\n")
-        link_file(self.path, archive)
-        write_file(self.path, f"{json.dumps(event, ensure_ascii=False)}\n")
-        self.let_go()
-        self.keep()
+    def put_back(self) -> list[Event]:
+        """Put it back where somebody has removed it; return the events of the file that stands there instead.
+
+        Under the lock of the marks, as `carry`. Raises OSError.
+        """
+        theirs = list(Journal(self.path).read(is_whole=True))
+        write_file(self.path, self._read_all())
+        self.hold()
+        return theirs
+
+    def carry(self, event: Event, archive: Path | None) -> None:
+        """Add an event that says all that is known: at once, for half of it would be worth nothing.
+
+        What the journal held goes to an archive, where one is given. Raises OSError.
+        """
+        if archive is not None:
+            archive.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_file(archive.parent.parent / ".gitignore", "*\n")
+            link_file(self.path, archive)
+        before = b"" if archive is not None else self._read_all()
+        before += b"\n" * (before[-1:] not in (b"", b"\n"))
+        write_file(self.path, before + f"{json.dumps(event, ensure_ascii=False)}\n".encode("utf-8", "replace"))
+        self.hold()
         self._read_to, self.unwritten = self.size, []
+
+    def _read_all(self) -> bytes:
+        return os.pread(self._file.fileno(), self.size, 0) if self._file is not None else b""
 
     def let_go(self) -> None:
         if self._file is not None:
@@ -4509,6 +4585,10 @@ class Lock:
                 self._let_go()  # without our PID in it nobody could stop us
                 raise
         return self._file is not None
+
+    @property
+    def inode(self) -> int:
+        return os.fstat(self._file.fileno()).st_ino if self._file is not None else 0
 
     def sign(self, words: str) -> None:
         """Say something else in it. Raises OSError."""
@@ -4591,19 +4671,16 @@ class StateFolder:
         for lock in self._locks[1:]:
             with contextlib.suppress(OSError):  # the database's own folder may be gone
                 lock.acquire()
-        if self.journal.is_lost:
-            try:
-                with self.hold_marks():
-                    self.journal.keep()
-            except OSError as error:
-                self.journal.trouble = error  # nothing starts meanwhile; what ends is seen
+        self.project.anchor = self._locks[0].inode
         return True
 
     def acquire(self) -> bool:
         """Take the lock; return whether it was to be had. Raises OSError."""
         if self._root < 0:
             self._root = os.open(self.project.root, os.O_RDONLY)  # until it is closed no other folder gets the inode
-        return self._locks[0].acquire()
+        is_ours = self._locks[0].acquire()
+        self.project.anchor = self._locks[0].inode
+        return is_ours
 
     def acquire_database(self, lock: Lock) -> bool:
         """Take the lock of the database too; return whether it was to be had. Raises OSError."""
@@ -4653,11 +4730,6 @@ class StateFolder:
         else:
             self.project.file(stream_id, ".stop").unlink(missing_ok=True)
 
-    def clear_marks(self) -> None:
-        """Remove every mark, as `mark`."""
-        for mark in self.project.pids.glob("*.stop"):
-            mark.unlink(missing_ok=True)
-
 
 def read_orchestrator_pid(project: Project) -> int:
     """Return the PID of the orchestrator that holds the lock, as it sees itself; 0 where none does."""
@@ -4670,13 +4742,13 @@ def read_snapshot(project: Project, backlog: Backlog, database_error: str = "") 
     begun_in, history = Path(history.project or project.root), history.at(str(project.root))
     ids = {stream.id for stream in backlog.streams} | set(history.records)
     found, orchestrator, wall = discover_workers(project, ids), read_orchestrator_pid(project), time.time()
-    elsewhere, warnings = find_elsewhere(history) if orchestrator else "", [*backlog.warnings]
-    warnings += [f"{elsewhere}: of its workers this is what it said"] if elsewhere else []
+    unseen = {i: worker for i, worker in find_unseen(project, history).items() if i not in found.workers}
+    elsewhere, warnings = describe_elsewhere(history, orchestrator, unseen), [*backlog.warnings]
+    warnings += [elsewhere] if elsewhere else []
     if orchestrator and not elsewhere and not (begun_in.exists() and begun_in.samefile(project.root)):
         warnings.append(f"the orchestrator waits for this folder to be {begun_in} again: move it back, or stop it")
     workers = {}
-    known = {i: Worker(i, record.pid, record.run) for i, record in history.records.items() if record.pid and elsewhere}
-    for stream_id, worker in {**known, **found.workers}.items():
+    for stream_id, worker in {**unseen, **found.workers}.items():
         # An orchestrator notes each sign of life on the PID file; without one, the output alone tells.
         paths = [project.file(stream_id, suffix) for suffix in (".pid", *([] if orchestrator else [".jsonl"]))]
         age = min((wall - path.stat().st_mtime for path in paths if path.exists()), default=None)
@@ -4702,11 +4774,21 @@ def read_snapshot(project: Project, backlog: Backlog, database_error: str = "") 
     )
 
 
-def find_elsewhere(history: History) -> str:
-    """Return where an orchestrator is that can't be seen from here, nor its workers; empty where it can."""
-    if not history.system or history.system == read_system():
-        return ""
-    return f"the orchestrator runs in another PID namespace, on {visible(history.host)}"
+def find_unseen(project: Project, history: History) -> dict[str, Worker]:
+    """Return the workers that live in another PID namespace, where the last run was begun: they write on."""
+    if history.system in ("", read_system()):
+        return {}
+    known = ((i, r) for i, r in history.records.items() if r.pid and is_written_to(project.file(i, ".jsonl")))
+    return {i: Worker(i, record.pid, record.run) for i, record in known}
+
+
+def describe_elsewhere(history: History, pid: int, unseen: Collection[str]) -> str:
+    """Return what runs where it can't be reached from here: the orchestrator with this PID, or workers; or nothing."""
+    is_ours = history.system in ("", read_system())
+    where = f"in another PID namespace, on {visible(history.host)}"
+    if pid and pid == history.orchestrator and not is_ours:
+        return f"The orchestrator (PID {pid}) runs {where}"
+    return f"Workers run {where}: {format_names(sorted(unseen))}" if unseen else ""
 
 
 class Reporter:
@@ -4813,6 +4895,7 @@ class Orchestrator:
         self._trouble = ""
         self._troubled_at = 0.0
         self._folded = 0  # bytes of the journal after it was folded
+        self._whole_at = clock.monotonic()  # when it was last seen whole and in its place
         self._home_at = clock.monotonic()  # when the project's folder was last seen at its place
 
     def run(self) -> int:
@@ -4820,6 +4903,7 @@ class Orchestrator:
         while self.finish is None and not self._heed_signals():
             if not self.step() and self.finish is None:
                 self.clock.wait(TICK)
+        self._try(self._keep)  # a worker may have deleted it just now
         left = f"{format_count(self.table.count(), 'worker')} left running"
         if self.finish is None or self.limits.is_closing:
             self.emit("run_left", signal=self.clock.signals[0], reason=f"the orchestrator was ended; {left}")
@@ -4834,9 +4918,9 @@ class Orchestrator:
         return self.finish.exit_code
 
     def begin(self) -> None:
-        project = self.state.project
+        project, backlog = self.state.project, self._ask()
         with self.state.hold_marks():
-            self.state.journal.keep()
+            self.state.journal.hold()
             before = self.history = fold_events(History(), self.state.journal.read()).at(str(project.root))
             self._carry(
                 "run_started",
@@ -4849,10 +4933,10 @@ class Orchestrator:
                 system=read_system(),
                 limits={name: pack(value) for name, value in self.limits._asdict().items()},
             )
+            self._take_back_stops(() if isinstance(backlog, StoreError) else backlog.streams)
         for warning in self._warnings:
             self.warn(warning)
-        self._read_backlog()
-        self._take_back_stops()
+        self._read_backlog(backlog)
         self._pause(self.history.pause_ends, self.history.pause_reason)  # it is in force; this says so
         for stream_id, record in self.history.records.items():
             left = record.pause_ends - self.clock.wall()
@@ -4860,8 +4944,8 @@ class Orchestrator:
                 self.warn(f"{visible(stream_id)} is still paused for {format_duration(left)}: {record.pause_reason}")
         if self.history.spent:
             self.warn(f"this run goes on: ${self.history.spent:.2f} were spent before")
-        streams = {stream.id: stream for stream in self.backlog.streams}
-        found = self.table.adopt(streams, self.history.records)
+        streams, unseen = {stream.id: stream for stream in self.backlog.streams}, find_unseen(project, before)
+        found = self.table.adopt(streams, self.history.records, unseen)
         for path, why in found.stale.items():
             self.emit("stale_pid_file", file=path.name, reason=why)
         for worker in found.workers.values():
@@ -4869,28 +4953,24 @@ class Orchestrator:
                 stream = streams.get(worker.stream_id)
                 counts = {"completed": stream.completed if stream else 0, "open": stream.open if stream else None}
                 self.emit("worker_adopted", stream=worker.stream_id, pid=worker.pid, run=worker.run, **counts)
-        unseen = [i for i, record in before.records.items() if record.pid and i not in found.workers]
-        is_same_boot = before.system.partition(" ")[0] == read_system().partition(" ")[0]
-        if unseen and is_same_boot and find_elsewhere(before):
-            where = f"in another PID namespace, on {visible(before.host)}"
-            self.warn(
-                f"{format_names(unseen)}: begun {where}, and not to be seen from here: look there that none lives"
-            )
+        if unseen:
+            self.warn(f"{describe_elsewhere(before, 0, unseen)}; who wants to stop one has to do it there")
 
-    def _take_back_stops(self) -> None:
-        """Take back the stops of the streams that this run is about: a person has started it."""
+    def _take_back_stops(self, streams: Sequence[Stream]) -> None:
+        """Take back the stops of the streams that this run is about: a person has started it. Under their lock.
+
+        One that came while this was starting stays.
+        """
+        now = self.clock.monotonic()
         is_whole = self.limits.streams is None and self.limits.phase is None
-        with self.state.hold_marks():
-            self._heed_requests()
-            selected = {stream.id for stream in self.backlog.streams if self.limits.selects(stream)}
-            known = selected | (set(self.history.records) if is_whole else set())  # the database may be unreadable
-            marked = self.state.marks(known)
-            for stream_id in sorted(known):
-                if stream_id in marked or self.history.record(stream_id).is_stopped:
-                    self.emit("stop_taken_back", stream=stream_id)
-                    self.state.mark(stream_id, False)
-            if is_whole:
-                self.state.clear_marks()
+        known = {stream.id for stream in streams if self.limits.selects(stream)}
+        known |= set(self.history.records) if is_whole else set()  # the database may be unreadable
+        marked = self.state.marks(known)
+        kept = {i for i in self.history.records if self._whole_at < self.history.record(i).stopped_at <= now}
+        for stream_id in sorted(known - kept):
+            if stream_id in marked or self.history.record(stream_id).is_stopped:
+                self.emit("stop_taken_back", stream=stream_id)
+                self.state.mark(stream_id, False)
 
     def _carry(self, kind: str, is_over: bool, **facts: Any) -> None:
         """Say with an event all that is known, so that nothing before it has to be read.
@@ -4899,16 +4979,35 @@ class Orchestrator:
         """
         journal, project = self.state.journal, self.state.project
         is_moved = journal.size and (is_over or journal.size > JOURNAL_MOST)
-        archive = project.archive / "journal" / f"{re.sub('[^0-9TZ.]', '', format_time(self.clock.wall()))}.jsonl"
-        before = str(archive.relative_to(project.root)) if is_moved else self.history.archive
+        name = re.sub("[^0-9TZ.]", "", format_time(self.clock.wall()))
+        archive = project.archive / "journal" / f"{name}.jsonl" if is_moved else None
+        before = str(archive.relative_to(project.root)) if archive else self.history.archive
         event = make_event(self.clock, kind, known=pack(self.history._replace(archive=before)), **facts)
         try:
-            if is_moved:
-                journal.begin_anew(event, archive)
+            journal.carry(event, archive)
         except OSError as error:
             self._complain(error)
-            is_moved = False
-        self.record(event, is_written=bool(is_moved))
+            journal.add(event)
+        self.record(event, is_written=True)
+
+    def _mend_journal(self) -> None:
+        """Put the journal back where somebody has removed it; where it is cut, or too long, say all that is known."""
+        journal, now = self.state.journal, self.clock.monotonic()
+        is_long = journal.size > max(JOURNAL_MOST, 2 * self._folded)
+        if journal.is_whole and not is_long:
+            self._whole_at = now
+            return
+        try:
+            with self.state.hold_marks():
+                for event in journal.put_back() if journal.is_lost else []:
+                    if self._is_request(event) and self._is_new(event):
+                        journal.add(event)
+                self._heed_requests()
+                if is_long or not journal.is_whole:
+                    self._carry("journal_folded", False)
+                self._folded, journal.is_cut, self._whole_at = journal.size, False, now
+        except OSError as error:
+            journal.trouble = error  # nothing starts meanwhile; what ends is seen
 
     def step(self) -> bool:
         """Do a tick, whatever the system refuses; return whether the next one must not wait."""
@@ -4939,13 +5038,9 @@ class Orchestrator:
 
     def tick(self) -> bool:
         """Observe, plan, apply, report; return whether the next tick must not wait. Raises OSError."""
-        self.state.project.check_root()
-        self._home_at = self.clock.monotonic()
-        self.state.journal.flush()
-        if not self.state.keep():
+        if not self._keep():
             self.finish = Finish(EXIT_RUNNING, "another orchestrator has taken over")
             return True
-        self._fold_journal()
         snapshot = self.observe()
         now = self.clock.monotonic()
         actions = plan(snapshot, self.limits, now)
@@ -4955,6 +5050,17 @@ class Orchestrator:
             return True  # what the snapshot shows is past: the next tick follows at once, and reports
         self.report(snapshot, now)
         return self.finish is not None
+
+    def _keep(self) -> bool:
+        """Put back what somebody deleted; return whether this is still the orchestrator. Raises OSError."""
+        self.state.project.check_root()
+        self._home_at = self.clock.monotonic()
+        if not self.state.keep():
+            return False
+        self.state.journal.flush()
+        self._mend_journal()
+        self._find_stopped({stream.id for stream in self.backlog.streams})
+        return True
 
     def observe(self) -> Snapshot:
         """Look at the workers, then at the database, so that a worker's last commit is seen with its end."""
@@ -4994,49 +5100,45 @@ class Orchestrator:
             wall=self.clock.wall(),
         )
 
+    @staticmethod
+    def _is_request(event: Event) -> bool:
+        return event.get("event") in ("start_requested", "stop_requested") and isinstance(event.get("stream"), str)
+
+    def _is_new(self, event: Event) -> bool:
+        """Whether somebody wrote it since the journal was last seen whole: what stands in its place may be a copy."""
+        at = event.get("clock")
+        return isinstance(at, (int, float)) and at > self._whole_at
+
     def _heed_requests(self) -> None:
         """Take note of what others have written into the journal: `start STREAM` beside this orchestrator, `stop`."""
         for event in self.state.journal.read():
-            kind, stream_id = event.get("event"), event.get("stream")
-            if kind in ("start_requested", "stop_requested") and isinstance(stream_id, str):
+            if self._is_request(event) and (not self.state.journal.is_cut or self._is_new(event)):
+                kind, stream_id = event["event"], event["stream"]
                 is_news = kind == "start_requested" or not self.history.record(stream_id).is_stopped
                 self.history = fold_events(self.history, [event])
-                # What others wrote may lack anything: what is said of it is our own.
-                said = make_event(self.clock, kind, stream=stream_id)
-                if is_news:
+                if is_news:  # what others wrote may lack anything: what is said of it is our own
+                    said = make_event(self.clock, kind, stream=stream_id)
                     self._tell(lambda reporter, said=said: reporter.event(said))  # type: ignore[misc]
-
-    def _fold_journal(self) -> None:
-        """Say all that is known where the journal has become too long, or somebody has cut it."""
-        journal = self.state.journal
-        if journal.is_cut or journal.size > max(JOURNAL_MOST, 2 * self._folded):
-            with self.state.hold_marks():
-                self._heed_requests()
-                self._carry("journal_folded", False)
-            self._folded, journal.is_cut = journal.size, False
 
     def _find_stopped(self, stream_ids: Collection[str]) -> frozenset[str]:
         """Return the streams that a person stopped: so the marks say, or the journal. What one has lost is put back."""
 
-        def compare() -> tuple[frozenset[str], frozenset[str]]:
-            recorded = frozenset(i for i in stream_ids if self.history.record(i).is_stopped)
-            return self.state.marks(stream_ids), recorded
+        def read_recorded() -> frozenset[str]:
+            return frozenset(i for i in stream_ids if self.history.record(i).is_stopped)
 
         def mend() -> bool:
             with self.state.hold_marks():
                 self._heed_requests()
-                marked, recorded = compare()
+                marked, recorded = self.state.marks(stream_ids), read_recorded()
                 for stream_id in sorted(marked - recorded):
                     self.emit("stop_requested", stream=stream_id)
                 for stream_id in sorted(recorded - marked):
                     self.state.mark(stream_id, True)
             return True
 
-        marked, recorded = compare()
-        if marked != recorded:
+        if self.state.marks(stream_ids) != read_recorded():
             self._try(mend)
-            marked, recorded = compare()
-        return marked | recorded
+        return self.state.marks(stream_ids) | read_recorded()
 
     def apply(self, action: Action) -> bool:
         if isinstance(action, Start):
@@ -5186,15 +5288,21 @@ class Orchestrator:
             return False
         return True
 
-    def _read_backlog(self) -> None:
-        self._next_read = self.clock.monotonic() + self.poll_interval
+    def _ask(self) -> Backlog | StoreError:
         try:
-            self.backlog = self.store.read()
+            return self.store.read()
         except StoreError as error:
+            return error
+
+    def _read_backlog(self, found: Backlog | StoreError | None = None) -> None:
+        self._next_read = self.clock.monotonic() + self.poll_interval
+        found = found or self._ask()
+        if isinstance(found, StoreError):
             if not self._database_error:
-                self.emit("database_unreadable", reason=str(error))
-            self._database_error = str(error)
+                self.emit("database_unreadable", reason=str(found))
+            self._database_error = str(found)
             return
+        self.backlog = found
         if self._database_error:
             self.emit("database_readable")
         self._database_error = ""
@@ -5320,13 +5428,23 @@ def stop_orchestrator(project: Project, timeout: float) -> int:
     return pid
 
 
-def mark_stopped(project: Project, stream_ids: Iterable[str]) -> None:
-    """Mark streams as stopped, and write it into the journal: one of the two can get lost. Raises OSError."""
-    state = StateFolder(project)
+def request(project: Project, stream_ids: Iterable[str], is_stop: bool) -> list[Event]:
+    """Mark streams as stopped, or take that back, and write it into the journal: one of the two can get lost.
+
+    Returns the events. Raises OSError.
+    """
+    state, events = StateFolder(project), []
     with state.hold_marks():
         for stream_id in stream_ids:
-            state.mark(stream_id, True)
-            state.journal.add(make_event(Clock(), "stop_requested", stream=stream_id))
+            if is_stop:
+                state.mark(stream_id, True)  # first, so that nothing restarts
+            events.append(make_event(Clock(), "stop_requested" if is_stop else "start_requested", stream=stream_id))
+            state.journal.add(events[-1])
+            if not is_stop:
+                if state.journal.trouble:
+                    raise state.journal.trouble
+                state.mark(stream_id, False)
+    return events
 
 
 def stop_workers(project: Project, stream_ids: Iterable[str], selected: set[str] | None, timeout: float) -> Discovery:
@@ -5339,7 +5457,7 @@ def stop_workers(project: Project, stream_ids: Iterable[str], selected: set[str]
     found = discover_workers(project, stream_ids)
     targets = set(found.trees) if selected is None else selected
     try:
-        mark_stopped(project, targets)
+        request(project, targets, is_stop=True)
     except OSError:
         if read_orchestrator_pid(project):
             raise  # it would start them again
@@ -6145,7 +6263,7 @@ def check_names(names: Collection[str], known: Sequence[str]) -> None:
 def make_console() -> Console:
     """Return the one console. Text from outside goes to it as Text alone, so it obeys no markup."""
     console: Console = rich.Console(markup=False, highlight=False, emoji=False)
-    if console.width < 1 or console.height < 1:  # COLUMNS=0, as some shells and editors have it
+    if not (0 < console.width < 10_000 and console.height > 0):  # COLUMNS=0, as some shells and editors have it
         console = rich.Console(markup=False, highlight=False, emoji=False, width=80, height=25)
     return console
 
@@ -6298,16 +6416,9 @@ def look_around(
 def join_run(project: Project, streams: Sequence[str], running: int, as_json: bool) -> int:
     if not streams or not running:
         raise OrchestrateError(*describe_running(running), EXIT_RUNNING)
-    state = StateFolder(project)
-    for stream_id in streams:
-        request = make_event(Clock(), "start_requested", stream=stream_id)
-        with state.hold_marks():
-            state.journal.add(request)
-            if state.journal.trouble:
-                raise state.journal.trouble
-            state.mark(stream_id, False)
+    for event in request(project, streams, is_stop=False):
         if as_json:
-            click.echo(format_json(request))
+            click.echo(format_json(event))
     if not read_orchestrator_pid(project):
         raise OrchestrateError("The orchestrator that ran has just ended", "Start again.", EXIT_FAILED)
     if not as_json:
@@ -6626,12 +6737,14 @@ def stop_command(streams: tuple[str, ...], timeout: float) -> int:
         return EXIT_DONE
     with contextlib.suppress(OSError):  # on a disk that has become read-only, there is nothing to make
         StateFolder(project).make()
-    pid, elsewhere = read_orchestrator_pid(project), find_elsewhere(read_history(project))
-    if pid and elsewhere:
-        if streams:
-            mark_stopped(project, streams)
-        left = f". Marked as stopped, and left to it: {format_names(streams)}" if streams else ""
-        raise OrchestrateError(f"{elsewhere[0].upper()}{elsewhere[1:]} (PID {pid}){left}", STOP_THERE, EXIT_FAILED)
+    history = read_history(project)
+    seen = discover_workers(project, known).workers
+    unseen = {i for i in find_unseen(project, history) if i not in seen and (not streams or i in streams)}
+    elsewhere = describe_elsewhere(history, read_orchestrator_pid(project), unseen)
+    if elsewhere:
+        request(project, streams, is_stop=True)
+        left = f". Marked as stopped: {format_names(streams)}" if streams else ""
+        raise OrchestrateError(f"{elsewhere}{left}", STOP_THERE, EXIT_FAILED)
     ended = 0 if streams else stop_orchestrator(project, timeout)
     if ended:
         click.echo(f"Orchestrator stopped (PID {ended}).")
@@ -6820,7 +6933,8 @@ def describe_running(pid: int) -> tuple[str, str]:
 def check_workers(project: Project, branch: Branch) -> None:
     """Raise OrchestrateError where a worker works on what is merged, or where it is merged into."""
     history = read_history(project)
-    for stream_id, worker in discover_workers(project, history.records).workers.items():
+    seen = discover_workers(project, history.records).workers
+    for stream_id, worker in {**find_unseen(project, history), **seen}.items():
         folder = history.record(stream_id).folder
         if worker.ending is None and (stream_id == branch.stream_id or folder == str(project.root)):
             raise OrchestrateError(
@@ -6865,9 +6979,11 @@ def clean_command(dry_run: bool) -> int:
     with hold_project(project) as clock:
         history = read_history(project)
         trees = discover_workers(project, {stream.id for stream in streams} | set(history.records)).trees
-        if trees:
-            pids = ", ".join(str(pid) for tree in trees.values() for pid in tree)
-            message = f"Workers still run: {format_names(list(trees))} (PID {pids})"
+        at_work = {i: list(tree) for i, tree in trees.items()}
+        at_work.update((i, [worker.pid]) for i, worker in find_unseen(project, history).items() if i not in trees)
+        if at_work:
+            pids = ", ".join(str(pid) for pids in at_work.values() for pid in pids)
+            message = f"Workers still run: {format_names(list(at_work))} (PID {pids})"
             raise OrchestrateError(message, "Stop them: python orchestrate.py stop", EXIT_RUNNING)
         return do_chores(plan_clean(project, streams, history), dry_run, clock)
 
@@ -7395,6 +7511,9 @@ def check_orchestrator(project: Project) -> list[Checked]:
     if found.workers:
         names = format_names([f"{i} (PID {','.join(map(str, found.trees[i]))})" for i in found.workers])
         return [(f"workers of an earlier run: {names}", "`start` takes them over, `stop` ends them.")]
+    if found.foreign:
+        others = "; ".join(f"{i} {reason}" for i, reason in found.foreign.items())
+        return [(others, "Nothing to do: the stream starts when that has ended.")]
     if found.stale:
         reasons = "; ".join(f"{path.name}: {reason}" for path, reason in found.stale.items())
         return [(f"PID files without a worker: {reasons}", "Nothing to do: `start` removes them, as does `clean`.")]

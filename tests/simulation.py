@@ -726,11 +726,23 @@ class SimulatedJournal:
         """How long it is, in bytes."""
         return len(self._events) * (JOURNAL_MOST // self._host.world.night.lines + 1)
 
-    def keep(self) -> None:
-        """Put it back where somebody has deleted it, with what was written since."""
-        if self._events is not self._host.world.journal:
-            self._events += self._host.world.journal
-            self._host.world.journal = self._events
+    def hold(self) -> None:
+        """It is held from the beginning."""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether somebody has deleted it."""
+        return self._events is not self._host.world.journal
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nobody has deleted it."""
+        return not self.is_lost
+
+    def put_back(self) -> list[Event]:
+        """Put it back; return what was written since."""
+        theirs, self._host.world.journal = self._host.world.journal, self._events
+        return theirs
 
     def add(self, event: Event) -> None:
         """Append an event."""
@@ -739,20 +751,21 @@ class SimulatedJournal:
         self._heed(event)
         self._host.step()
 
+    def carry(self, event: Event, archive: Path | None) -> None:
+        """Add an event that says all, and move what was before to the archive, where one is given."""
+        self._host.step()
+        world = self._host.world
+        if archive is not None:
+            world.archive += self._events
+        world.journal = self._events = [*([] if archive is not None else self._events), event]
+        self._read_to = len(self._events)
+        self._heed(event)
+        self._host.step()
+
     def _heed(self, event: Event) -> None:
         if event["event"] == "stop_taken_back":
             self._host.world.stops.discard(event["stream"])
         self._host.audit.heed(event)
-
-    def begin_anew(self, event: Event, _archive: Path) -> None:
-        """Move all to the archive, and begin with an event that says it all."""
-        self._host.step()
-        world = self._host.world
-        world.archive += self._events
-        world.journal = self._events = [event]
-        self._read_to = 1
-        self._heed(event)
-        self._host.step()
 
     def read(self) -> list[Event]:
         """Return the events since the last call; at first those from the last one on that says all."""
@@ -782,14 +795,14 @@ class SimulatedState:
         self.journal = SimulatedJournal(host)
 
     def keep(self) -> bool:
-        """Put back what was deleted; nobody takes the lock away."""
-        self.journal.keep()
+        """Nobody takes the lock away."""
         return True
 
     @contextlib.contextmanager
     def hold_marks(self) -> Iterator[None]:
         """Nobody else gets them meanwhile."""
-        self._host.step()
+        if not self.journal.is_lost:  # a kill before it is put back loses it for good, and no truth stands against that
+            self._host.step()
         self._host.is_holding = True
         try:
             yield
@@ -804,10 +817,6 @@ class SimulatedState:
         """Write or remove a mark."""
         self._host.step()
         (self._host.world.marks.add if is_stopped else self._host.world.marks.discard)(stream_id)
-
-    def clear_marks(self) -> None:
-        """Remove all marks."""
-        self._host.world.marks.clear()
 
 
 class SimulatedStore:
@@ -850,7 +859,12 @@ class SimulatedTable:
         self._world = host.world
         self._tracked: dict[str, Process] = {}
 
-    def adopt(self, stream_ids: Iterable[str], records: Mapping[str, Record]) -> Discovery:  # noqa: ARG002
+    def adopt(
+        self,
+        stream_ids: Iterable[str],  # noqa: ARG002
+        records: Mapping[str, Record],
+        unseen: Mapping[str, Worker],  # noqa: ARG002
+    ) -> Discovery:
         """Take over what lives, and what has ended unseen."""
         self._host.step()
         known = {i: self._world.by_pid[r.pid] for i, r in records.items() if r.pid in self._world.by_pid}

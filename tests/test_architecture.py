@@ -18,7 +18,7 @@ RESERVED = {
     "subprocess": {5, 6, 8},
     "psutil": {5, 6},
     "signal": {2, 5, 6, 8},
-    "fcntl": {6},
+    "fcntl": {5, 6},
     "select": {5},
     "termios": {8},
     "time": {5, 6, 7, 8},

@@ -2649,10 +2649,12 @@ def test_fault_36_the_worker_of_a_renamed_project_is_stopped_there(workspace: Wo
     assert done.stderr == f"Warning: renamed from {before}: its database stays {workspace.database.path}\n"
 
 
-def test_fault_36_the_worktrees_of_a_renamed_project_go_on(workspace: Workspace) -> None:
+@pytest.mark.parametrize("place", ["", "outside"])
+def test_fault_36_the_worktrees_of_a_renamed_project_go_on(workspace: Workspace, place: str) -> None:
     """Row 36: git looks for them where they were; the next attempt of the stream finds its work."""
     workspace.make_repository()
-    workspace.database.add_stream("B", "parallel", tasks=2)
+    outside = str(workspace.root.parent / place) if place else None
+    workspace.database.add_stream("B", "parallel", tasks=2, worktreePath=outside)
     workspace.play(["commit=first.py next until=gate exit=1", "commit=second.py all"])
     run = workspace.start(wait="B")
     wait_until(lambda: workspace.status()["streams"][0]["percent"], "its first task")
@@ -2688,7 +2690,7 @@ def test_fault_36_the_worker_of_another_folder_is_neither_taken_over_nor_touched
     (workspace.root / ".claude").mkdir(parents=True)
     for path in copied:
         shutil.copy(path, workspace.root)
-    words = f"another folder's worker is on it (PID {run.pids['A']}, begun in {before})"
+    words = f"waits for another folder's worker (PID {run.pids['A']}, begun in {before})"
     clone = workspace.start("--finish-grace", "600")
     clone.wait_to_say("B complete")
     clone.wait_to_say(f"Waiting: A is waiting: {words}")
@@ -2740,6 +2742,45 @@ def test_fault_37_nothing_starts_while_the_projects_folder_is_away_and_the_run_g
         "worker_started",
         "run_ended",
     ]
+
+
+@needs_namespaces
+def test_fault_37_another_disk_at_its_place_is_not_the_projects_folder(workspace: Workspace) -> None:
+    """Row 37: the first folder of each disk has the same inode."""
+    workspace.database.add_stream("A", tasks=2)
+    workspace.play(["next until=gate exit=1", "all"])
+    mount = f"mount -t tmpfs none {workspace.root}"
+    script = f"""cp -r {workspace.root} {workspace.root}.copy; {mount}; cp -r {workspace.root}.copy/. {workspace.root}
+        cd {workspace.root}; "$@" & run=$!
+        until [ -e {workspace.root}/worker-times.txt ]; do sleep 0.1; done
+        cd /; {mount}; sleep 2; find {workspace.root} > {workspace.root}.found; kill $run; wait $run"""
+    done = workspace.run("start", *NO_POLL, prefix=["unshare", "--mount", "sh", "-c", script, "sh"])
+    assert "another folder stands in the place of the project's" in done.stdout
+    assert Path(f"{workspace.root}.found").read_text() == f"{workspace.root}\n"
+
+
+@pytest.mark.parametrize("way", ["include", "setup"])
+def test_fault_37_a_rename_while_a_worktree_is_made_ready_makes_nothing_anew(workspace: Workspace, way: str) -> None:
+    """Row 37: the launcher looks too; when the folder is back the stream goes on."""
+    workspace.make_repository()
+    if way == "include":
+        (workspace.root / ".worktreeinclude").write_text("/data/\n")
+        with (workspace.root / ".git/info/exclude").open("a") as file:
+            file.write("/data/\n")
+        for number in range(3000):
+            path = workspace.root / "data" / str(number // 10) / str(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    workspace.database.add_stream("B", "parallel")
+    begun = workspace.root / ".claude/worktrees/B" / ("data" if way == "include" else "begun")
+    run = workspace.start("--setup", "touch begun; sleep 2" if way == "setup" else "true")
+    wait_until(begun.exists, "its set-up")
+    before = workspace.rename("away")
+    time.sleep(3)
+    assert not before.exists()
+    workspace.rename(before.name)
+    text = run.finish(seconds=60)
+    assert "B complete" in text
 
 
 def test_fault_37_after_ten_minutes_without_its_folder_a_run_ends_and_its_workers_go_on(workspace: Workspace) -> None:
@@ -2803,6 +2844,108 @@ def test_fault_38_what_a_worker_deletes_with_git_clean_is_put_back(workspace: Wo
     text = workspace.complete()
     assert f"this run goes on: ${spent:.2f} were spent before" in text
     assert workspace.starts("A") == ["A", "A"]
+
+
+def test_fault_18_a_stop_while_an_orchestrator_starts_is_not_taken_back(workspace: Workspace) -> None:
+    """Row 18: a start takes back the stops that were there before it, and no later one."""
+    workspace.database.add_streams("A", "B")
+    workspace.play("until=gate all")
+    slow = """
+plain = orchestrate.Orchestrator._ask
+
+def ask(run):
+    found = plain(run)
+    if run.history == orchestrate.History():
+        open("asked", "w").close()
+        while not os.path.exists("answer"):
+            __import__("time").sleep(0.01)
+    return found
+
+orchestrate.Orchestrator._ask = ask
+"""
+    workspace.check("stop", "B")
+    run = workspace.start(script=workspace.write_script(IMPORT + slow + RUN))
+    wait_until((workspace.root / "asked").exists, "its first question")
+    workspace.check("stop", "A")
+    (workspace.root / "answer").touch()
+    run.wait_to_say("A stopped")
+    workspace.wait_for_worker("B")
+    workspace.open_gate("gate")
+    run.wait_to_say("Waiting: A is stopped")
+    assert workspace.starts() == ["B"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_fault_38_what_was_deleted_just_before_the_end_is_put_back(workspace: Workspace, signum: int) -> None:
+    """Row 38: the last thing that an orchestrator does is to see that its journal lies where it belongs."""
+    workspace.database.add_streams("A", "B")
+    workspace.play("cost=5 exit=1", B="until=never")
+    run = workspace.start("--max-restarts", "0", wait="B")
+    workspace.wait_for_event("state", stream="A", state="FAILED")
+    workspace.check("stop", "B")
+    wait_until(lambda: workspace.events("worker_ended", stream="B"), "its end")
+    os.kill(run.pid, signal.SIGSTOP)
+    shutil.rmtree(workspace.state)
+    os.kill(run.pid, signum)
+    os.kill(run.pid, signal.SIGCONT)
+    run.finish(code=128 + signum)
+    assert workspace.status()["cost_usd"] == 5
+    assert workspace.states()["B"] == "stopped"
+
+
+def test_fault_38_a_worktree_that_is_deleted_while_it_is_set_up_is_made_anew(workspace: Workspace) -> None:
+    """Row 38: and nobody works in the repository around it; what a worker wrote there meanwhile is kept aside."""
+    workspace.make_repository()
+    workspace.database.add_stream("B", "parallel", tasks=2)
+    workspace.play(["commit=b.py next exit=1", "commit=c.py all"])
+    folder = workspace.root / ".claude/worktrees/B"
+    run = workspace.start("--setup", "test -e ../again || { touch ../again; sleep 2; }")
+    wait_until((folder.parent / "again").exists, "its set-up")
+    workspace.git("clean", "-ffdxq", "-e", "again", *KEPT)
+    (workspace.root / ".claude/worktrees").mkdir(exist_ok=True)
+    (folder.parent / "again").touch()
+    text = run.finish(seconds=60)
+    assert "B complete" in text
+    assert workspace.git("log", "--format=%s", "main").split() == ["Begin"]
+    assert workspace.git("ls-tree", "--name-only", "stream/B").split() == ["README.md", "b.py", "c.py"]
+
+
+def test_fault_38_an_edited_journal_counts_nothing_twice(workspace: Workspace) -> None:
+    """Row 38: as an editor leaves it, in a file of its own; what a person asks for afterwards is heeded."""
+    workspace.database.add_streams("A", "B")
+    workspace.play("cost=2 all", B="until=gate all")
+    run = workspace.start(wait="B")
+    run.wait_to_say("A complete")
+    journal = workspace.state / "events.jsonl"
+    copy = journal.with_name("copy")
+    copy.write_text("".join(journal.read_text().splitlines(keepends=True)[1:]))
+    copy.replace(journal)
+    wait_until(lambda: '"known": ' in journal.read_text(), "the journal as it was")
+    assert workspace.status()["cost_usd"] == 2
+    workspace.check("stop", "B")
+    run.wait_to_say("B stopped")
+    assert workspace.run("start", "B").returncode == 0
+    text = run.finish("gate")
+    assert text.count("B: start requested") == 1
+    assert workspace.status()["cost_usd"] == 2
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\0\0\n"])
+def test_fault_38_half_a_line_that_would_say_all_leaves_what_was_known_before(workspace: Workspace, end: str) -> None:
+    """Row 38 and 26: as a kill on a disk that is full leaves it."""
+    workspace.database.add_streams("A", "B")
+    workspace.play("cost=2 all", B="until=never")
+    run = workspace.start(wait="B")
+    run.wait_to_say("A complete")
+    run.end(signal.SIGINT, 130)
+    journal = workspace.state / "events.jsonl"
+    line = next(line for line in journal.read_text().splitlines() if '"known": ' in line)
+    with journal.open("a") as file:
+        file.write(line[:-9] + end)
+    assert workspace.status()["cost_usd"] == 2
+    again = workspace.start()
+    again.wait_to_say("this run goes on: $2.00 were spent before")
+    workspace.check("stop")
 
 
 def test_fault_38_a_stop_that_is_deleted_at_once_holds_too(workspace: Workspace) -> None:
@@ -3014,6 +3157,14 @@ def test_fault_48_the_logs_of_what_nobody_has_rendered_take_the_lines_that_were_
     assert memory < 100 << 20
 
 
+def test_fault_50_more_columns_than_there_are_break_nothing(workspace: Workspace) -> None:
+    """Row 50: nor does a number that is none of columns."""
+    workspace.database.add_stream("A")
+    workspace.complete()
+    for words in (["status", "--dashboard"], ["timeline"], ["doctor"], ["logs", "--no-follow"], ["--help"]):
+        workspace.check(*words, env={"COLUMNS": "9" * 20, "LINES": "9" * 20})
+
+
 @pytest.mark.parametrize("columns", ["0", "-1", "x", ""])
 def test_fault_50_odd_columns_change_nothing(workspace: Workspace, columns: str) -> None:
     """Row 50: each command writes what it writes in a terminal that says nothing of its width."""
@@ -3076,14 +3227,14 @@ def test_fault_51_an_orchestrator_in_another_pid_namespace_is_named_and_nobody_i
     workspace.popen("start", *NO_POLL, prefix=inside)
     wait_until(lambda: workspace.starts(), "its worker")
     pid = int((workspace.state / "orchestrator.pid").read_text())
-    where = f"rchestrator runs in another PID namespace, on {os.uname().nodename}"
+    where = f"The orchestrator (PID {pid}) runs in another PID namespace, on {os.uname().nodename}"
     for prefix in ([], inside):
         status = json.loads(workspace.check("status", "--json", prefix=prefix))
         assert (status["streams"][0]["state"], where in status["warnings"][0]) == ("working", True)
         assert where in workspace.check("status", prefix=prefix)
         done = workspace.run("stop", prefix=prefix)
         assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr.startswith(f"[ERROR] The o{where} (PID {pid})\nStop it there")
+        assert done.stderr.startswith(f"[ERROR] {where}\nStop it there")
         assert workspace.run("start", prefix=prefix).returncode == 75
     workspace.open_gate("gate")
     wait_until(lambda: workspace.events("run_ended"), "its end")
@@ -3099,26 +3250,39 @@ def test_fault_51_a_stop_of_a_stream_is_left_to_the_orchestrator_in_its_namespac
     wait_until(lambda: workspace.starts(), "its worker")
     done = workspace.run("stop", "A")
     assert done.returncode == 1
-    assert "Marked as stopped, and left to it: A" in done.stderr
+    assert "Marked as stopped: A" in done.stderr
     wait_until(lambda: workspace.events("worker_ended", verdict="stopped"), "the worker's end")
 
 
 @needs_namespaces
-def test_fault_51_a_worker_in_another_namespace_whose_orchestrator_has_died_is_taken_over(workspace: Workspace) -> None:
-    """Row 51: from outside it is seen, under another PID; it is no leftover of an ended one."""
+@pytest.mark.parametrize("is_beside", [False, True])
+def test_fault_51_a_worker_in_another_namespace_whose_orchestrator_has_died_is_followed(
+    workspace: Workspace, is_beside: bool
+) -> None:
+    """Row 51: seen from outside, under another PID; from beside by its hold on its output. Never a second one."""
     workspace.database.add_stream("A")
-    workspace.play("until=gate all")
-    inside = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", '"$@"; sleep 600', "sh"]
+    workspace.play("until=gate cost=2 all")
+    namespace = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    inside = [*namespace, "sh", "-c", '"$@"; sleep 600', "sh"]
     outer = workspace.popen("start", *NO_POLL, prefix=inside)
     wait_until(lambda: workspace.starts(), "its worker")
     shell = wait_until(lambda: next((p for p in psutil.process_iter() if p.ppid() == outer.pid), None), "its shell")
     (orchestrator,) = shell.children()
     orchestrator.kill()
-    run = workspace.start()
+    wait_until(lambda: workspace.status()["orchestrator_pid"] is None, "its end")
+    prefix = namespace if is_beside else []
+    assert workspace.states(prefix=prefix) == {"A": "working"}
+    if is_beside:
+        words = f"Workers run in another PID namespace, on {os.uname().nodename}: A\n"
+        done = workspace.run("stop", prefix=prefix)
+        assert (done.returncode, done.stderr.startswith(f"[ERROR] {words}")) == (1, True)
+        assert workspace.run("clean", prefix=prefix).returncode == 75
+    run = workspace.start(prefix=prefix)
     run.wait_to_say("Took over the worker of A")
     run.finish("gate")
     assert workspace.starts() == ["A"]
     assert not workspace.events("worker_stopping")
+    assert workspace.events("worker_ended")[-1]["cost"] == 2
 
 
 def test_an_orchestrator_that_is_pid_1_is_seen_and_stopped(workspace: Workspace) -> None:

@@ -191,7 +191,10 @@ def test_every_line_of_a_run_keeps_to_the_schema(
 
 def test_the_schema_knows_every_kind_of_event_and_the_runs_above_hold_them_all() -> None:
     source = SCRIPT.read_text(encoding="utf-8")
-    emitted = set(re.findall(r'(?:emit\(|_carry\(|make_event\([^,]*,)\s*"(\w+)"', source)) | {"worker_ended"}
+    emitted = set(re.findall(r'(?:emit\(|_carry\(|make_event\([^,]*,)\s*"(\w+)"', source)) | {
+        "worker_ended",
+        "start_requested",
+    }
     assert emitted == set(KINDS)
     assert set().union(*(kinds for _, kinds in SCENARIOS)) == set(KINDS)
 
