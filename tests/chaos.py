@@ -12,6 +12,7 @@ which order and what the workers do; what they meet is up to the machine. The la
 from __future__ import annotations
 
 import argparse
+import contextlib
 import heapq
 import json
 import os
@@ -607,7 +608,8 @@ class Night:
         is_running = self.run is not None and self.has_cleared_marks()
         if not is_running:
             self.stopped.clear()
-        self.workspace.git("clean", "-fdxq", "--", ".claude/orchestrator")
+        with contextlib.suppress(subprocess.CalledProcessError):  # somebody has written meanwhile
+            self.workspace.git("clean", "-fdxq", "--", ".claude/orchestrator")
         journal, run = self.workspace.state / "events.jsonl", self.run
         if is_running and run is not None:
             try:

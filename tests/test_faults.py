@@ -2801,6 +2801,12 @@ def test_fault_37_after_ten_minutes_without_its_folder_a_run_ends_and_its_worker
     assert workspace.events("worker_ended")[-1]["cost"] == 1.5
 
 
+def clean(workspace: Workspace, *words: str) -> None:
+    """Run git clean as a worker might; it complains where somebody writes a file meanwhile."""
+    with contextlib.suppress(subprocess.CalledProcessError):
+        workspace.git("clean", *words, *KEPT)
+
+
 KEPT = [word for name in ("*.txt", "parts.json", "lines.json", "attempts-*", "gate") for word in ("-e", name)]
 
 
@@ -2822,7 +2828,7 @@ def test_fault_38_what_a_worker_deletes_with_git_clean_is_put_back(workspace: Wo
     wait_until(lambda: "first.py" in workspace.git("ls-tree", "--name-only", "stream/C"), "its commit")
     workspace.check("stop", "A")
     kinds = [event["event"] for event in workspace.events()]
-    workspace.git("clean", force, *KEPT)
+    clean(workspace, force)
     wait_until((workspace.state / "pids" / "A.stop").exists, "the mark")
     wait_until(lambda: workspace.pid("B") == run.pids["B"], "a PID file")
     wait_until(lambda: [event["event"] for event in workspace.events()][: len(kinds)] == kinds, "the journal")
@@ -2901,7 +2907,7 @@ def test_fault_38_a_worktree_that_is_deleted_while_it_is_set_up_is_made_anew(wor
     folder = workspace.root / ".claude/worktrees/B"
     run = workspace.start("--setup", "test -e ../again || { touch ../again; sleep 2; }")
     wait_until((folder.parent / "again").exists, "its set-up")
-    workspace.git("clean", "-ffdxq", "-e", "again", *KEPT)
+    clean(workspace, "-ffdxq", "-e", "again")
     (workspace.root / ".claude/worktrees").mkdir(exist_ok=True)
     (folder.parent / "again").touch()
     text = run.finish(seconds=60)
@@ -2985,7 +2991,7 @@ def test_fault_38_a_run_goes_on_without_its_script_its_environment_and_its_promp
     workspace.play(A=["until=gone next cost=1 setsid exit=1", "limit=2", "all"])
     run = workspace.start(prefix=["sh", "-c", f'shift 2; exec {home}/bin/python {script} "$@"', "sh"])
     workspace.wait_for_worker("A")
-    workspace.git("clean", "-fdxq", *KEPT)
+    clean(workspace, "-fdxq")
     text = run.finish("gone", seconds=60)
     assert "Traceback" not in text
     for name in (".claude/orchestrator/orchestrate.py", ".claude/orchestrator/worker-prompt.md", ".venv", ".mcp.json"):
