@@ -1257,7 +1257,7 @@ def test_a_worker_that_waits_for_its_subagent_is_shown_so_from_outside(workspace
     listed = {"type": "system", "subtype": "background_tasks_changed", "tasks": [{"task_type": "local_agent"}]}
     workspace.write_lines(init=INIT, listed=listed, result=RESULT)
     workspace.play("print=init print=listed all print=result until=go")
-    run = workspace.start("--finish-grace", "0")
+    run = workspace.start("--finish-grace", "1")  # with none, it may be ended before its list is read
     words = re.compile(r"Finishing \(PID: \d+\): its tasks are complete, it waits for what runs in its background\n")
     wait_until(lambda: words.search(workspace.check("status")), "the waiting")
     run.finish("go")
