@@ -1151,12 +1151,18 @@ def _read_limits(given: Mapping[str, Any]) -> Limits:
 
 
 def read_known(known: Mapping[str, Any]) -> History:
-    """Return the history that an event carries: the reverse of `pack`. Raises KeyError, TypeError, ValueError."""
+    """Return the history that an event carries: the reverse of `pack`. Raises KeyError, TypeError, ValueError.
+
+    A fact of a stream that is none of ours, as another version may have written it, is passed over.
+    """
     given = {name: known[name] for name in History._fields if name in known}
-    records = {
-        str(stream_id): Record(**{name: _read_fact(name, facts[name]) for name in Record._fields if name in facts})
-        for stream_id, facts in given.pop("records", {}).items()
-    }
+    records: dict[str, Record] = {}
+    for stream_id, facts in given.pop("records", {}).items():
+        read = {}
+        for name in Record._fields:
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                read[name] = _read_fact(name, facts[name])
+        records[str(stream_id)] = Record(**read)
     limits, said = _read_limits(given.pop("limits", {})), frozenset(map(str, given.pop("said", ())))
     strays = {str(name): tuple(map(str, streams)) for name, streams in given.pop("strays", {}).items()}
     seen = given.pop("seen", None)

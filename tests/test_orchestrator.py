@@ -359,3 +359,9 @@ def test_an_event_that_says_all_that_is_known_loses_no_field() -> None:
     history = fill(History())
     event = json.loads(json.dumps({"event": "journal_folded", "known": pack(history)}))
     assert History().after(event) == history
+
+
+def test_a_fact_of_another_version_costs_no_other_one() -> None:
+    known = {"spent": 2.5, "records": {"A": {"attempts": 3, "state": "DREAMING", "number": "x", "mood": 1}}}
+    history = History().after({"event": "journal_folded", "known": known})
+    assert (history.spent, history.record("A")) == (2.5, Record(attempts=3))
