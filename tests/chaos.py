@@ -630,7 +630,9 @@ class Night:
         self.do_what_is_due()
         self.unblock()
         if self.is_ready():
-            self.command("start", *STREAMS)
+            done = self.workspace.run("start", *STREAMS, timeout=90)
+            if done.returncode and "has just ended" not in done.stderr:  # all was complete at that moment
+                self.violate(f"start: exit code {done.returncode}: {done.stdout} {done.stderr}")
         else:
             self.start()
         assert self.run is not None
