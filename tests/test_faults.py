@@ -2936,6 +2936,26 @@ def test_fault_38_an_edited_journal_counts_nothing_twice(workspace: Workspace) -
     assert workspace.status()["cost_usd"] == 2
 
 
+def test_fault_38_a_journal_that_is_cut_asks_for_nothing_again(workspace: Workspace) -> None:
+    """Row 38: a stop in it that was taken back since stays so, and the worker lives."""
+    workspace.database.add_stream("A")
+    workspace.play("cost=2 until=gate exit=1")
+    run = workspace.start(wait="A")
+    workspace.check("stop", "A")
+    run.wait_to_say("Waiting: A is stopped")
+    assert workspace.run("start", "A").returncode == 0
+    workspace.wait_for_event("worker_started", 2)
+    wait_until(lambda: len(workspace.starts()) == 2, "its second worker")
+    journal = workspace.state / "events.jsonl"
+    whole = journal.read_bytes()
+    os.truncate(journal, whole.index(b"\n", whole.index(b'"stop_requested"')) + 1)
+    workspace.wait_for_event("journal_folded")
+    time.sleep(1)  # two looks
+    assert is_running(workspace.pid("A"))
+    assert workspace.states() == {"A": "working"}
+    assert workspace.status()["cost_usd"] == 2
+
+
 @pytest.mark.parametrize("end", ["", "\n", "\0\0\n"])
 def test_fault_38_half_a_line_that_would_say_all_leaves_what_was_known_before(workspace: Workspace, end: str) -> None:
     """Row 38 and 26: as a kill on a disk that is full leaves it."""
@@ -3033,6 +3053,18 @@ def test_fault_47_of_two_folders_with_one_database_the_second_is_refused(
     assert clone.starts() == ["B"]
 
 
+def test_fault_47_another_database_in_the_same_folder_is_another_one(workspace: Workspace) -> None:
+    """Row 47: who works there on a stream of the same name keeps nobody waiting."""
+    workspace.database.add_streams("A")
+    workspace.play("until=gate all")
+    other = workspace.database.path.with_name("other.db")
+    shutil.copy(workspace.database.path, other)
+    workspace.start(wait="A").kill()
+    clone = make_clone(workspace)
+    clone.run("start", *NO_POLL, "--db", str(other), "--max-restarts", "0")
+    assert clone.starts() == ["A"]
+
+
 def test_fault_47_where_the_database_can_not_be_locked_that_is_said_and_the_run_goes(workspace: Workspace) -> None:
     """Row 47: as on a disk that nothing can be written to."""
     workspace.database.add_stream("A")
@@ -3127,14 +3159,15 @@ def test_fault_48_a_run_folds_its_own_journal_and_loses_nothing(workspace: Works
     workspace.database.add_stream("A", tasks=9)
     workspace.database.add_stream("B")
     workspace.play(A=[*["cost=1 next exit=1"] * 6, "cost=1 all"], B="until=gate all")
-    script = hasten(workspace, JOURNAL_MOST="3000", BACKOFF_MAX="0.1", BACKOFF_FIRST="0.1")
+    # Shorter than what it has to carry, so that this alone bounds it.
+    script = hasten(workspace, JOURNAL_MOST="500", BACKOFF_MAX="0.1", BACKOFF_FIRST="0.1")
     run = workspace.start(script=script)
     run.wait_to_say("A complete")
     archive = workspace.root / ".archive/orchestration/journal"
     assert len(list(archive.iterdir())) > 1
     workspace.check("stop", "B")
     run.end(signal.SIGINT, 130)
-    assert workspace.status()["cost_usd"] == 7
+    assert workspace.status(script=script)["cost_usd"] == 7
     assert "7× $7.00" in workspace.check("timeline", script=script)
     assert workspace.states()["B"] == "stopped"
 
