@@ -5038,7 +5038,7 @@ class Orchestrator:
     def _complain(self, error: OSError) -> None:
         """Say, once until it is over, what the system refuses. Whatever it is, the workers live, and it may pass."""
         self._troubled_at = self.clock.monotonic()
-        if not self._trouble:
+        if not self._trouble or (isinstance(error, LostRootError) and self._trouble != str(error)):
             self._trouble = str(error)
             self.emit("trouble", reason=self._trouble)
 
