@@ -4909,7 +4909,8 @@ class Orchestrator:
         while self.finish is None and not self._heed_signals():
             if not self.step() and self.finish is None:
                 self.clock.wait(TICK)
-        self._try(self._keep)  # a worker may have deleted it just now
+        if self._try(self._keep):  # a worker may have deleted it just now
+            self._try(lambda: bool(self._find_stopped({stream.id for stream in self.backlog.streams})))
         left = f"{format_count(self.table.count(), 'worker')} left running"
         if self.finish is None or self.limits.is_closing:
             self.emit("run_left", signal=self.clock.signals[0], reason=f"the orchestrator was ended; {left}")
@@ -5065,7 +5066,6 @@ class Orchestrator:
             return False
         self.state.journal.flush()
         self._mend_journal()
-        self._find_stopped({stream.id for stream in self.backlog.streams})
         return True
 
     def observe(self) -> Snapshot:
@@ -6744,8 +6744,8 @@ def stop_command(streams: tuple[str, ...], timeout: float) -> int:
     with contextlib.suppress(OSError):  # on a disk that has become read-only, there is nothing to make
         StateFolder(project).make()
     history = read_history(project)
-    seen = discover_workers(project, known).workers
-    unseen = {i for i in find_unseen(project, history) if i not in seen and (not streams or i in streams)}
+    unseen = {i for i in find_unseen(project, history) if not streams or i in streams}
+    unseen -= set(discover_workers(project, known).workers) if unseen else set()
     elsewhere = describe_elsewhere(history, read_orchestrator_pid(project), unseen)
     if elsewhere:
         request(project, streams, is_stop=True)
