@@ -84,17 +84,45 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Dict, NamedTuple, NoReturn, Optional, Tuple, Union
 
+# An interpreter that has the packages: where `generate` installs a copy, it writes its own here.
+PYTHON = ""
+
+
+def _go_on_elsewhere(missing: Sequence[str]) -> NoReturn:
+    """Go on with an interpreter that has the packages; where there is none, say how to get them, in one line."""
+    import shutil  # here, as all else that few starts need: each of them would pay for it
+    import sysconfig
+
+    own = os.path.expanduser("~/.orchestrate/bin/python")
+    ways = [[PYTHON], [own], [shutil.which("uv") or "", "run", "-q", "--script"]]
+    tried = int(os.environ.get("ORCHESTRATE_TRIED") or 0)  # else two without packages would go on with each other
+    for number, way in enumerate(ways, 1):
+        if number <= tried or not os.access(way[0], os.X_OK) or not (__name__ == "__main__" or sys.argv[0] == "-c"):
+            continue
+        os.environ["ORCHESTRATE_TRIED"] = str(number)
+        with contextlib.suppress(OSError):
+            nowhere: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            # uv may need a network: it is asked first, for who becomes it can say no more.
+            if len(way) == 1 or subprocess.call([*way, __file__, "--version"], **nowhere) == 0:
+                os.execv(way[0], [*way, __file__, *sys.argv[1:]])
+    install = (
+        f"{shlex.quote(sys.executable)} -m venv ~/.orchestrate && ~/.orchestrate/bin/pip install -q click rich psutil"
+    )
+    if shutil.which("apt-get"):
+        apt = "apt install -y" if os.geteuid() == 0 else "sudo apt install -y"
+        if sys.prefix == sys.base_prefix and Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED").exists():
+            install = f"{apt} python3-click python3-rich python3-psutil"  # Debian's own, which pip may not touch
+        elif importlib.util.find_spec("ensurepip") is None:
+            install = f"{apt} python3-venv && {install}"
+    sys.stderr.write(f"[ERROR] orchestrate needs {', '.join(missing)}, which {sys.executable} lacks. Install with:\n")
+    sys.stderr.write(f"{install}\n")
+    sys.exit(2)
+
+
 _missing = [name for name in ("click", "rich", "psutil") if importlib.util.find_spec(name) is None]
 if _missing:
-    import sysconfig  # here, as all else that few starts need: each of them would pay for it
-
-    install = f"{sys.executable} -m pip install click rich psutil"
-    if sys.prefix == sys.base_prefix and Path(sysconfig.get_path("stdlib") or "", "EXTERNALLY-MANAGED").exists():
-        # Debian's and Homebrew's Python refuse pip outside a virtual environment (PEP 668).
-        install = f"{sys.executable} -m venv ~/.orchestrate && ~/.orchestrate/bin/pip install click rich psutil"
-        install += f", then run ~/.orchestrate/bin/python {sys.argv[0]}"
-    sys.stderr.write(f"[ERROR] orchestrate needs {', '.join(_missing)}. Install with: {install}\n")
-    sys.exit(2)
+    _go_on_elsewhere(_missing)
+os.environ.pop("ORCHESTRATE_TRIED", None)
 
 import click  # noqa: E402
 
@@ -138,7 +166,6 @@ SHELL_GRACE = 10  # seconds that it has where background shells alone keep it fr
 STALL_TIMEOUT = 60  # minutes without a sign of life after which a worker is restarted
 STOP_TIMEOUT = 10  # seconds between SIGTERM and SIGKILL
 NEVER = float("inf")  # seconds
-STOP_THERE = "Stop it there, in that container or on that machine: python orchestrate.py stop"
 KILL_INTERVAL = 1  # seconds between two SIGKILL of a tree that does not go
 KILL_TIMEOUT = 5  # seconds after SIGKILL until `stop` reports survivors
 BACKOFF_FIRST = 1.0  # seconds before the first restart; doubles with each one that follows
@@ -176,6 +203,7 @@ SEEN_MOST = 1000  # changes in the project's own folder that are remembered
 PORT_BLOCK = 20  # streams whose ports follow one another from where those of a project begin
 TICK = 0.45  # seconds between two cheap looks at the database, the marks and adopted workers: each within half a second
 BUSY_TIMEOUT = 0.2  # seconds that the orchestrator waits for a locked database, so that Ctrl+C stays prompt
+BUSY_PATIENCE = 1.0  # seconds of a locked database after which `start` says that it waits
 PATIENT_BUSY_TIMEOUT = 5.0  # seconds that the other commands wait for it
 LOCK_RETRIES = 10  # looks at a taken lock, 20 ms apart: `status` holds it for an instant to see whether it is taken
 BOARD_INTERVAL = 1.0  # seconds between two pictures of the board, where nothing was done in between
@@ -412,6 +440,8 @@ while [ -L "$script" ]; do
         *) script=$(dirname "$script")/$target ;;
     esac
 done
+python={python}
+[ -x "$python" ] && PYTHON=${PYTHON:-$python}
 # Imported, since Python keeps the bytecode of what it imports: compiling the file takes as long as all else.
 run='import sys; sys.path[0] = sys.argv.pop(1); import orchestrate; orchestrate.run_script()'
 exec "${PYTHON:-python3}" -c "$run" "$(dirname "$script")" status {option} "$@"
@@ -514,6 +544,15 @@ DROPPINGS = (
 
 Event = Dict[str, Any]
 
+PROGRAM = ["python", "orchestrate.py"]  # how this program was called: `main` says it
+PLACE: list[str] = []  # the options for the project that it was given
+
+
+def hint(*words: str) -> str:
+    """Return a command of this program as a line that can be pasted, there where the program was called."""
+    return visible(shlex.join([*PROGRAM, *PLACE, *words]))
+
+
 # Control characters, and the marks that turn the direction of text: shown as symbols, never obeyed.
 _CONTROL = {code: 0x2400 + code for code in range(32)}
 _CONTROL.update({127: 0x2421})
@@ -556,6 +595,25 @@ def read_time(text: str) -> float:
 
 def format_time(wall: float) -> str:
     return datetime.fromtimestamp(wall, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@functools.lru_cache(maxsize=16)
+def format_stamp(wall: int) -> str:
+    """Return a time as a line of a log begins with it: local, with its offset."""
+    return datetime.fromtimestamp(wall).astimezone().isoformat(" ", "seconds")
+
+
+_STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d)  ?")
+
+
+def split_stamp(line: str) -> tuple[str, str]:
+    """Return the time that a line of a log begins with, and the rest; the time is empty where it has none."""
+    stamp = _STAMP.match(line)
+    return (stamp[1], line[stamp.end() :]) if stamp else ("", line)
+
+
+def stamp_lines(wall: float, lines: Iterable[str]) -> list[str]:
+    return [f"{format_stamp(int(wall))}  {line}".rstrip() for line in lines]
 
 
 def shorten(text: str, length: int) -> str:
@@ -708,6 +766,12 @@ class Stream(NamedTuple):
             if task.status == "blocked":
                 tasks_of.setdefault(task.reason or "no reason given", []).append(task.id)
         return "; ".join(f"{reason} ({format_names(tasks)})" for reason, tasks in tasks_of.items())
+
+    @property
+    def answer(self) -> str:
+        """How a person unblocks it, as a line that can be pasted in the project's folder."""
+        tasks = format_names([task.id for task in self.named_tasks if task.status == "blocked"], 20)
+        return f"claude {shlex.quote(f'task_update {tasks}: status pending, notes: YOUR ANSWER')}"
 
 
 class Backlog(NamedTuple):
@@ -1364,6 +1428,11 @@ class Project:
         if not is_same:
             raise LostRootError(f"another folder stands in the place of the project's, {self.root}; {way}")
 
+    def is_marked(self, home: Path) -> bool:
+        """Whether the folder looks like a project; ~/.claude is the CLI's own, and makes the home directory none."""
+        marks = (".git", ".mcp.json") if self.root == home else (".git", ".mcp.json", ".claude")
+        return any((self.root / mark).exists() for mark in marks)
+
     def find_port(self, number: int) -> int:
         """Return the first of the ten ports of the stream with this number: no other one of the project has them."""
         begin = zlib.crc32(self.identity.encode()) % (len(PORTS) // PORT_BLOCK) * PORT_BLOCK
@@ -1462,6 +1531,11 @@ def find_database(
     last = "" if given is not None else find_last()
     if last:
         return Path(last)
+    if given is None and not project.is_marked(home):
+        raise OrchestrateError(
+            f"{project.root} is no project: there is no .git, .claude or .mcp.json",
+            "Go to the project's folder with cd, or name it with --project DIR.",
+        )
     also = "".join(f"\n        also tried: {path}" for path in tried[1:])
     raise OrchestrateError(
         f"Task Copilot database not found: {tried[0]}{also}",
@@ -2124,7 +2198,9 @@ def _plan_end(standings: Mapping[str, Standing], snapshot: Snapshot, limits: Lim
     is_held = {i: s.state in _HELD or i in snapshot.foreign for i, s in open_ones.items()}
     held = [(i, s) for i, s in open_ones.items() if is_held[i] and failed.isdisjoint(obstacles[i])]
     if held and not limits.exit_on_blocked and not spent:
-        return [Wait("; ".join(f"{visible(i)} is {s.state.value.lower()}: {visible(s.reason)}" for i, s in held))]
+        ways = {s.id: f". Answer: {s.answer}" for s in included if standings[s.id].state is StreamState.BLOCKED}
+        waits = [f"{visible(i)} is {s.state.value.lower()}: {visible(s.reason)}{ways.get(i, '')}" for i, s in held]
+        return [Wait("; ".join(waits))]
     if open_ones or not snapshot.streams:
         words = {StreamState.IDLE: "is not complete:", StreamState.WAITING: "never ran: it"}
         lines = [
@@ -2297,13 +2373,21 @@ class Tail:
 
     What is truncated or rewritten is read anew. One that is renamed or removed is read on, as whoever writes to it
     does; with `follows` the file that takes its name comes next. Memory stays bounded: of a line longer than LINE_BYTES
-    there is a word. `count` is of the times that it began anew; `end` is the position behind all that was read.
+    there is a word. `count` is of the times that it began anew; `end` is the position behind all that was read. Where
+    there is no such file yet, `before` is read first.
     """
 
     _ANCHOR = 64  # bytes before `end`, by which a file that was rewritten is known
 
-    def __init__(self, path: Path, position: int = 0, lines: int | None = None, follows: bool = False) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        position: int = 0,
+        lines: int | None = None,
+        follows: bool = False,
+        before: Path | None = None,
+    ) -> None:
+        self.path = path if before is None or path.exists() else before
         self.count = 0
         self.end = position
         self.is_drained = False
@@ -2313,6 +2397,7 @@ class Tail:
         self._skipped = 0  # bytes of a line that is too long
         self._mark: tuple[int, ...] = ()
         file = self._open()
+        self.path = path
         if lines is not None:
             self._seek(_find_last_lines(file, lines) if file is not None else 0)
 
@@ -2650,7 +2735,10 @@ class Transcript:
         if end <= self.position:
             return []
         self.position = end
-        return lines
+        wall = time.time()  # it was read now; when it was said, only some events tell
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            wall = read_time(str(event["timestamp"])) if event else wall
+        return stamp_lines(wall, lines)
 
     def _heed(self, event: Event) -> None:
         if event["type"] == "result":
@@ -2729,6 +2817,12 @@ def read_positions(project: Project) -> dict[str, int]:
         return {}  # then the last worker's output is rendered again
 
 
+def find_archived(project: Project, stream_id: str, suffix: str) -> Path | None:
+    """Return the latest log of a stream that `clean` has put away; None where it has none."""
+    found = project.archive.glob(f"*/{project.file(stream_id, suffix).name}")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
 class LogReader:
     """A stream's log as it grows, and behind it what a worker prints while no orchestrator renders it."""
 
@@ -2737,7 +2831,8 @@ class LogReader:
         self._stream_id = stream_id
         self._raw_start = raw_start
         self._most: int | None = lines  # of what is there at first
-        self.tail = Tail(project.file(stream_id, ".log"), lines=lines, follows=True)
+        archived = find_archived(project, stream_id, ".log")
+        self.tail = Tail(project.file(stream_id, ".log"), lines=lines, follows=True, before=archived)
         self._transcript: Transcript | None = None
         self._lines: list[str] = []
         self._begin = 0  # where that stands in the output which was shown ahead of the log, so many lines
@@ -2755,7 +2850,7 @@ class LogReader:
             self._ahead, self._transcript = itertools.islice(again, self._count), None
             self._next = next(self._ahead, None)
         for _, line in self.tail.read():
-            if line == self._next:
+            if self._next is not None and split_stamp(line)[1] == split_stamp(self._next)[1]:  # read at another time
                 self._next = next(self._ahead, None)
             else:
                 shown.append(line)
@@ -3804,9 +3899,7 @@ def _restore(git: Git, place: str, branch: Branch, words: str) -> OrchestrateErr
     by_hand = f"git merge --no-ff {shlex.quote(branch.ref)}{', resolve, git commit' if files else ''}"
     remedy = f"Merge it by hand ({by_hand}), then go on"
     remedy = remedy if files or words.startswith("git commit") else "Mend that, then try again"
-    return OrchestrateError(
-        f"{branch.name} was not merged, {left}: {why}", f"{remedy}: python orchestrate.py merge", EXIT_FAILED
-    )
+    return OrchestrateError(f"{branch.name} was not merged, {left}: {why}", f"{remedy}: {hint('merge')}", EXIT_FAILED)
 
 
 def format_place(place: Workplace, branches: Sequence[Branch], strays: Mapping[str, Sequence[str]]) -> list[str]:
@@ -4255,8 +4348,8 @@ class WorkerTable:
             self.project.file(stream_id, ".pid").unlink()
         del self._tracked[stream_id]
 
-    def note(self, stream_id: str, line: str) -> None:
-        self._log(stream_id).append([line])
+    def note(self, stream_id: str, lines: Sequence[str]) -> None:
+        self._log(stream_id).append(lines)
 
     def read_root(self) -> dict[str, list[int]] | None:
         """Return what differs from HEAD in the project's own folder; None where git can't tell soon, or isn't asked."""
@@ -4760,7 +4853,8 @@ def read_snapshot(project: Project, backlog: Backlog, database_error: str = "") 
         age = min((wall - path.stat().st_mtime for path in paths if path.exists()), default=None)
         lines = []
         with contextlib.suppress(OSError), contextlib.closing(Tail(project.file(stream_id, ".log"), lines=5)) as log:
-            lines = [line.strip() for _, line in log.read() if line.strip() and not line.startswith("────")]
+            lines = [split_stamp(line)[1].strip() for _, line in log.read()]
+            lines = [line for line in lines if line and not line.startswith("────")]
         workers[stream_id] = worker._replace(
             active_at=0.0 if age is None else time.monotonic() - max(age, 0),
             activity=visible(lines[-1][:WORDS_LENGTH]) if lines else "",
@@ -5193,9 +5287,9 @@ class Orchestrator:
         self.history = self.history.after(event)
         if not is_written:
             self.state.journal.add(event)
-        line = format_log_line(event)
-        if line and "stream" in event:
-            self.table.note(event["stream"], line)
+        lines = format_log_lines(event) if "stream" in event else []
+        if lines:
+            self.table.note(event["stream"], lines)
         told = {name: fact for name, fact in event.items() if name != "known"}
         self._tell(lambda reporter: reporter.event(told))
 
@@ -5321,19 +5415,18 @@ class Orchestrator:
             self.warn(warning)
 
 
-def format_log_line(event: Event) -> str:
-    """Return an event as the line that a stream's own log gets; empty where it gets none."""
-    kind, time_of_day = event["event"], event["time"][:19].replace("T", " ")
+def format_log_lines(event: Event) -> list[str]:
+    """Return an event as the lines that a stream's own log gets, each with its time; most get one, or none."""
+    kind, lines = event["event"], [format_event(event)]
     if kind == "worker_started":
         what = f"{visible(event['stream'])} ({visible(shorten(event['name'], 60))}) · {event['phase']}"
-        return f"──── {time_of_day} · {what} · attempt {event['attempt']} · PID {event['pid']} · {event['folder']}"
-    if kind == "worker_ended":
+        lines = [f"──── {what} · attempt {event['attempt']} · PID {event['pid']} · {event['folder']}"]
+    elif kind == "worker_ended":
         spent = format_duration(event["seconds"])
         if event["turns"]:  # one that was killed has told neither
             spent += f", {format_count(event['turns'], 'turn')}, ${event['cost']:.2f}"
-        lines = [f"──── {time_of_day} · ended after {spent}: {event['ending']}", format_event(event)]
-        return "\n".join(line for line in lines if line)
-    return format_event(event)
+        lines.insert(0, f"──── ended after {spent}: {event['ending']}")
+    return stamp_lines(read_time(event["time"]), filter(None, lines))
 
 
 # What an event says to people, with its facts; one that is worth no line has none. `pause` is its delay as they say it.
@@ -5578,11 +5671,14 @@ def _render_notes(snapshot: Snapshot, width: int) -> list[Text]:
     living = [worker for worker in snapshot.workers.values() if worker.ending is None]
     if living and not snapshot.orchestrator:
         count = format_count(len(living), "worker")
-        notes.append(f"{count} without an orchestrator: nothing restarts. Go on: python orchestrate.py start")
+        notes.append(f"{count} without an orchestrator: nothing restarts. Go on: {hint('start')}")
     if snapshot.orchestrator and snapshot.pause_left:
         notes.append(f"Paused for {format_countdown(snapshot.pause_left, 0)}: {snapshot.history.pause_reason}")
     if snapshot.orchestrator and snapshot.history.waiting:
         notes.append(f"Waiting: {snapshot.history.waiting}")
+    else:
+        blocked = [s for s in snapshot.streams if s.is_blocked and s.id not in snapshot.workers]
+        notes += [f"{stream.id} is blocked. Answer: {stream.answer}" for stream in blocked]
     wrapped = [line for note in notes for line in textwrap.wrap(visible(note), (width or BOX_WIDTH) - 2)]
     return [rich.Text("")] + [rich.Text(f"  {line}", style="yellow") for line in wrapped] if notes else []
 
@@ -6065,7 +6161,7 @@ def render_findings(findings: Sequence[Finding], width: int) -> Text:
     if errors:
         text.append(f"\nA run would fail: {format_count(errors, 'error')}{remarks}.", "red")
     else:
-        text.append(f"\nReady{remarks}. Start: python orchestrate.py start", "green")
+        text.append(f"\nReady{remarks}. Start: {hint('start')}", "green")
     return text
 
 
@@ -6166,6 +6262,7 @@ def project_options(function: Any, allow_from_autoenv: bool = True) -> Any:
         places = context.ensure_object(dict)
         if value is not None:
             places[option.name] = value
+            PLACE.extend([f"--{option.name}", str(value)])
 
     options: dict[str, Any] = {"expose_value": False, "callback": remember, "allow_from_autoenv": allow_from_autoenv}
     folder = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -6195,15 +6292,39 @@ def json_option(command: str, text: str) -> Callable[[Any], Any]:
     return click.option("--json", "as_json", envvar=f"ORCHESTRATE_{command}_JSON", is_flag=True, help=text)
 
 
+class _Pasteable(click.Command):
+    """A command whose examples name the program as it was called."""
+
+    def get_help(self, context: click.Context) -> str:
+        return super().get_help(context).replace("python orchestrate.py", shlex.join(PROGRAM))
+
+
+class Commands(_Pasteable, click.Group):
+    """All commands, in the order of work, each with the whole of its first sentence."""
+
+    command_class = _Pasteable
+    _ORDER = ("generate", "doctor", "start", "status", "logs", "stop", "timeline", "merge", "clean", "demo")
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return sorted(self.commands, key=self._ORDER.index)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            names = self.list_commands(context)
+            formatter.write_dl([(name, self.commands[name].get_short_help_str(1000)) for name in names])
+
+
 @click.group(
+    cls=Commands,
+    invoke_without_command=True,
     context_settings={
         "help_option_names": ["-h", "--help"],
         "auto_envvar_prefix": "ORCHESTRATE",
         "max_content_width": 100,
-    }
+    },
 )
 @functools.partial(project_options, allow_from_autoenv=False)  # a worker's own ORCHESTRATE_PROJECT is no option
-@click.version_option(VERSION, message="orchestrate %(version)s")
+@click.version_option(VERSION, "-V", "--version", message="orchestrate %(version)s")
 def cli() -> None:
     """Run the streams of a Task Copilot project with headless Claude Code workers, phase by phase.
 
@@ -6214,6 +6335,9 @@ def cli() -> None:
       python orchestrate.py logs Stream-B      follow a worker's log
       python orchestrate.py stop Stream-B      stop one worker; without a name: everything
     """
+    context = click.get_current_context()
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def find_current_project(checks: bool = True) -> Project:
@@ -6221,8 +6345,15 @@ def find_current_project(checks: bool = True) -> Project:
     given = click.get_current_context().ensure_object(dict).get("project")
     project = find_project(given, Path(__file__).resolve(), Path.cwd(), Path.home())
     if checks:
-        StateFolder(project).check()
+        check_state(project)
     return project
+
+
+def check_state(project: Project) -> None:
+    """Raise OrchestrateError where this is no project at all, or where others can change its state."""
+    StateFolder(project).check()
+    if not project.is_marked(Path.home()):
+        open_store(project).close()
 
 
 def open_store(project: Project, busy_timeout: float = PATIENT_BUSY_TIMEOUT) -> TaskStore:
@@ -6339,8 +6470,9 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
     project = find_current_project()
     command = read_command(options["claude"], options["output_format"], Path.cwd())
     limits = read_limits(streams, options)
-    with open_store(project) as store:
+    with open_store(project, BUSY_TIMEOUT) as store:
         database = store.path
+        wait_for_database(store)
         if options["dry_run"]:
             snapshot = check_run(project, store, limits)
             repository, warnings = look_around(project, snapshot, limits, options)
@@ -6351,8 +6483,7 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
         running = read_orchestrator_pid(project)
         if running:
             if streams:
-                snapshot = read_snapshot(project, read_known_streams(store, streams))
-                look_around(project, snapshot, limits, options)
+                look_around(project, check_run(project, store, limits), limits, options)
             return join_run(project, streams, running, options["as_json"])
         _, warnings = look_around(project, check_run(project, store, limits), limits, options)
     command.find(os.environ)
@@ -6363,6 +6494,22 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
     if options["detach"]:
         return start_detached(project, click.get_current_context().obj["argv"])
     return run_in_foreground(project, database, command, limits, {**options, "warnings": warnings})
+
+
+def wait_for_database(store: TaskStore) -> None:
+    """Wait, where somebody has locked the database, until it can be read. Raises StoreError."""
+    begun, is_said = time.monotonic(), False
+    while True:
+        try:
+            store.read()
+            return
+        except StoreError as error:
+            if "locked" not in error.message:
+                raise
+        if not is_said and time.monotonic() - begun > BUSY_PATIENCE:
+            is_said = True
+            where = visible(str(store.path))
+            click.echo(f"The database is locked; waiting for whoever writes to it: {where}", err=True)
 
 
 def read_limits(streams: Sequence[str], options: Mapping[str, Any]) -> Limits:
@@ -6388,14 +6535,17 @@ def check_run(project: Project, store: TaskStore, limits: Limits) -> Snapshot:
         raise OrchestrateError("\n        ".join(problems), remedy)
     snapshot = read_snapshot(project, backlog)
     selected = {s.id: s for s in snapshot.streams if limits.selects(s)}
+    run = snapshot.history.limits  # of the run that this joins
+    served = {s.id for s in snapshot.streams if snapshot.orchestrator and snapshot.includes(s, run)}
+    served.update(selected, snapshot.workers)
     other = sorted(name for name in limits.streams or () if name not in selected)
     if limits.phase is not None and (other or not selected):
         phase = f"in the {limits.phase.value} phase"
         raise click.UsageError(f"not {phase}: {format_names(other)}" if other else f"no stream is {phase}")
     for stream_id, names in find_obstacles(snapshot, limits).items():
-        missing = [name for name in names if name not in selected and name not in snapshot.workers]
+        missing = [name for name in names if name not in served]
         if stream_id in selected and missing and not selected[stream_id].is_complete:
-            remedy = f"Complete them first, or start them too: start {visible(shlex.join([*missing, *selected]))}"
+            remedy = f"Complete them first, or start them too: {hint('start', *missing, *selected)}"
             raise OrchestrateError(
                 f"{visible(stream_id)} can't start: it waits for {format_names(missing)}, not part of this run", remedy
             )
@@ -6426,7 +6576,8 @@ def join_run(project: Project, streams: Sequence[str], running: int, as_json: bo
         if as_json:
             click.echo(format_json(event))
     if not read_orchestrator_pid(project):
-        raise OrchestrateError("The orchestrator that ran has just ended", "Start again.", EXIT_FAILED)
+        remedy = f"Start it anew: {hint('start', *streams)}"
+        raise OrchestrateError("The orchestrator that ran has just ended", remedy, EXIT_FAILED)
     if not as_json:
         click.echo(f"Left to the orchestrator that runs (PID {running}): {format_names(streams)}")
     return EXIT_DONE
@@ -6464,7 +6615,7 @@ def run_in_foreground(
         state.release()
     if console is not None:
         left = run.table.count()
-        how = " Stop: python orchestrate.py stop" if left else ""
+        how = f" Stop: {hint('stop')}" if left else ""
         outcome = re.sub(r"(?m)^(?=\s*::)", "- ", run.history.outcome)  # else a command to GitHub Actions
         words = outcome or f"Orchestrator ended; {format_count(left, 'worker')} left running.{how}"
         style = "" if not run.history.outcome else "green" if code == EXIT_DONE else "red"
@@ -6501,7 +6652,7 @@ def describe_rival(project: Project, words: Sequence[str]) -> Problem:
     pid, folder = [*words, "", ""][:2]
     if folder == str(project.root):
         return describe_running(int(pid))
-    stop = shlex.join(["python", "orchestrate.py", "--project", folder, "stop"])
+    stop = shlex.join([*PROGRAM, "--project", folder, "stop"])
     what = f"An orchestrator already runs on this database, for {folder} (PID {pid})"
     return what, f"Stop that: {stop}. Or give this folder tasks of its own: WORKSPACE_ID in .mcp.json."
 
@@ -6527,7 +6678,7 @@ def format_unmerged(run: Orchestrator) -> list[str]:
     lines += [f"{visible(b.stream_id)}: {b.summary} in {b.worktree}" for b in branches if b.uncommitted]
     unmerged = [] if is_merged_later else [branch for branch in branches if branch.ahead or branch.unknown]
     if unmerged:
-        lines += [f"Not in {repository.place} yet. Merge it with: python orchestrate.py merge, or:"]
+        lines += [f"Not in {repository.place} yet. Merge it with: {hint('merge')}, or:"]
         lines += [f"  git merge --no-ff {shlex.quote(branch.ref)}  # {branch.summary}" for branch in unmerged]
     return lines
 
@@ -6750,7 +6901,8 @@ def stop_command(streams: tuple[str, ...], timeout: float) -> int:
     if elsewhere:
         request(project, streams, is_stop=True)
         left = f". Marked as stopped: {format_names(streams)}" if streams else ""
-        raise OrchestrateError(f"{elsewhere}{left}", STOP_THERE, EXIT_FAILED)
+        there = f"Stop it there, in that container or on that machine: {hint('stop')}"
+        raise OrchestrateError(f"{elsewhere}{left}", there, EXIT_FAILED)
     ended = 0 if streams else stop_orchestrator(project, timeout)
     if ended:
         click.echo(f"Orchestrator stopped (PID {ended}).")
@@ -6760,8 +6912,7 @@ def stop_command(streams: tuple[str, ...], timeout: float) -> int:
         conclude_stop(project, found.workers[stream_id], found.trees.get(stream_id, {}))
     for stream_id in streams:
         if stream_id not in stopped:
-            way_back = f"python orchestrate.py start {shlex.quote(stream_id)}"
-            click.echo(f"{visible(stream_id)} was not running; it stays stopped until: {visible(way_back)}")
+            click.echo(f"{visible(stream_id)} was not running; it stays stopped until: {hint('start', stream_id)}")
     if not stopped and not streams and not ended:
         click.echo("Nothing to stop.")
     return EXIT_FAILED if any(stream_id in found.trees for stream_id in stopped) else EXIT_DONE
@@ -6800,7 +6951,7 @@ def conclude_stop(project: Project, worker: Worker, survivors: Tree) -> None:
         journal = state.journal
         with state.hold_marks():
             journal.add(event)
-        log.append([format_log_line(event)])
+        log.append(format_log_lines(event))
         if journal.trouble:
             click.echo(f"Warning: {visible(str(journal.trouble))}: the journal does not tell of this stop", err=True)
     with contextlib.suppress(OSError):  # where it has to stay, it means nothing from now on
@@ -6838,7 +6989,7 @@ def read_timeline(project: Project) -> Timeline:
     wall = time.time() if read_orchestrator_pid(project) else None
     timeline = fold_timeline(project.name, read_run(project), streams, wall)
     if not timeline.begin:
-        raise OrchestrateError("There was no run yet in this project", "Begin one: python orchestrate.py start")
+        raise OrchestrateError("There was no run yet in this project", f"Begin one: {hint('start')}")
     return timeline
 
 
@@ -6932,7 +7083,7 @@ def describe_running(pid: int) -> tuple[str, str]:
     """Return what is wrong where somebody else holds the project, and the remedy; the PID is 0 for no orchestrator."""
     if not pid:
         return "A merge or a clean-up is under way in this project", "Wait for its end."
-    remedy = "Watch it: python orchestrate.py status. End it: python orchestrate.py stop."
+    remedy = f"Watch it: {hint('status')}\nEnd it: {hint('stop')}"
     return f"An orchestrator already runs for this project (PID {pid})", remedy
 
 
@@ -6945,7 +7096,7 @@ def check_workers(project: Project, branch: Branch) -> None:
         if worker.ending is None and (stream_id == branch.stream_id or folder == str(project.root)):
             raise OrchestrateError(
                 f"The worker of {visible(stream_id)} is still at work (PID {worker.pid})",
-                "Wait for its end, or stop it: python orchestrate.py stop",
+                f"Wait for its end, or stop it: {hint('stop', stream_id)}",
                 EXIT_RUNNING,
             )
 
@@ -6990,7 +7141,7 @@ def clean_command(dry_run: bool) -> int:
         if at_work:
             pids = ", ".join(str(pid) for pids in at_work.values() for pid in pids)
             message = f"Workers still run: {format_names(list(at_work))} (PID {pids})"
-            raise OrchestrateError(message, "Stop them: python orchestrate.py stop", EXIT_RUNNING)
+            raise OrchestrateError(message, f"Stop them: {hint('stop')}", EXIT_RUNNING)
         return do_chores(plan_clean(project, streams, history), dry_run, clock)
 
 
@@ -7057,12 +7208,12 @@ def logs_command(streams: tuple[str, ...], lines: int, follow: bool, raw: bool) 
     paths = {name: project.file(name, ".jsonl" if raw else ".log") for name in names}
     history = read_history(project)
     readers: list[Tail | LogReader] = [
-        Tail(path, lines=lines, follows=True)
+        Tail(path, lines=lines, follows=True, before=find_archived(project, name, ".jsonl"))
         if raw
         else LogReader(project, name, lines, history.record(name).raw_start)
         for name, path in paths.items()
     ]
-    missing = [name for name, path in paths.items() if not path.exists()]
+    missing = [i for i, path in paths.items() if not (path.exists() or find_archived(project, i, path.suffix))]
     for name in missing if streams or len(missing) == len(names) else ():
         click.echo(f"{visible(name)} has no log yet: {visible(str(paths[name]))}", err=True)
     return follow_logs(project, dict(zip(names, readers)), follow)
@@ -7073,27 +7224,31 @@ _STREAM_COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", 
 
 def follow_logs(project: Project, readers: Mapping[str, Tail | LogReader], follow: bool) -> int:
     """Write what the logs have and get, until all of it is written or a signal comes; return the exit code."""
-    console = make_console()
+    console, moments = make_console(), dict.fromkeys(readers, "")  # the time of the last line of each
     with Clock() as clock:
         while not clock.signals:
             has_orchestrator = bool(read_orchestrator_pid(project))
-            is_drained = True
+            is_drained, found = True, []
             for place, (name, reader) in enumerate(readers.items()):
                 if isinstance(reader, Tail):
                     lines, tail = [line for _, line in reader.read()], reader
                 else:
                     lines, tail = list(reader.read(has_orchestrator)), reader.tail
                 is_drained = is_drained and tail.is_drained
-                colour = _STREAM_COLOURS[place % len(_STREAM_COLOURS)]
-                prefix = (f"{visible(name)} │ ", colour) if len(readers) > 1 else ("", "")
                 for line in lines:
-                    shown = visible(line.expandtabs())
-                    if console.is_terminal:
-                        console.print(rich.Text.assemble(prefix, shown), soft_wrap=True)
-                    elif tail is reader:  # into a pipe raw lines go as they are
-                        click.echo(f"{prefix[0]}{line}")
-                    else:  # not to click's own stream, which is UTF-8 where the environment says ASCII
-                        click.echo(f"{prefix[0]}{shown}", file=sys.stdout)
+                    moments[name] = split_stamp(line)[0] or moments.get(name, "")
+                    found.append((moments[name] and read_time(moments[name]), place, name, line))
+            for _, place, name, line in sorted(found, key=lambda entry: entry[0] or 0.0):
+                prefix = f"{visible(name)} │ " if len(readers) > 1 else ""
+                stamp, rest = split_stamp(visible(line.expandtabs()))
+                if console.is_terminal:
+                    colour = _STREAM_COLOURS[place % len(_STREAM_COLOURS)]
+                    parts = ((prefix, colour), (f"{stamp}  " if stamp else "", "bright_black"), rest)
+                    console.print(rich.Text.assemble(*parts), soft_wrap=True)
+                elif isinstance(readers[name], Tail):  # into a pipe raw lines go as they are
+                    click.echo(f"{prefix}{line}")
+                else:  # not to click's own stream, which is UTF-8 where the environment says ASCII
+                    click.echo(f"{prefix}{visible(line.expandtabs())}", file=sys.stdout)
             if not follow and is_drained:
                 return EXIT_DONE
             clock.wait(FOLLOW_INTERVAL if follow else 0)
@@ -7125,10 +7280,6 @@ def generate_command(folder: Path | None, force: bool) -> int:
     for name in (name for name, outcome in outcomes.items() if outcome == "Kept"):
         click.echo(f"Warning: {name} was changed by a person and is left as it is; --force overwrites it", err=True)
     click.echo("\nIn Claude Code: /orchestration generate, /orchestration status")
-    if sys.prefix != sys.base_prefix:
-        python = shlex.quote(sys.executable)
-        click.echo(f"The packages are in a virtual environment: take {python} for python")
-        click.echo(f"(with uv: `uv run`), and for check-streams and watch-status: export PYTHON={python}")
     return EXIT_DONE
 
 
@@ -7143,9 +7294,12 @@ def generate(project: Project, force: bool = False) -> dict[str, str]:
     record = project.folder / ".generated"  # for `sha256sum --check`
     known = set(record.read_text(encoding="utf-8", errors="replace").splitlines()) if record.exists() else set()
     outcomes, installed = {}, []
-    files = {".claude/orchestrator/orchestrate.py": (Path(__file__).read_text(encoding="utf-8"), 0o755)}
+    python = find_interpreter(project)
+    script = re.sub('(?m)^PYTHON = ".*"', lambda _: f"PYTHON = {json.dumps(python)}", Path(__file__).read_text("utf-8"))
+    files = {".claude/orchestrator/orchestrate.py": (script, 0o755)}
     for name, (purpose, option) in WRAPPERS.items():
         wrapper = WRAPPER.replace("{purpose}", purpose).replace("{option}", option)
+        wrapper = wrapper.replace("{python}", shlex.quote(python))
         files[f".claude/orchestrator/{name}"] = wrapper, 0o755
     files[".claude/commands/orchestration.md"] = SLASH_COMMAND, 0o644
     for name, (text, mode) in files.items():
@@ -7165,6 +7319,16 @@ def generate(project: Project, force: bool = False) -> dict[str, str]:
         installed += before if is_itself else [f"{digest}  {name}\n"]
     write_file(record, "".join(installed))
     return outcomes
+
+
+def find_interpreter(project: Project) -> str:
+    """Return the interpreter for an installed copy: the one that it has noted, if that will do, or ours."""
+    with contextlib.suppress(OSError, ValueError):
+        noted = re.search('(?m)^PYTHON = (".+")', (project.folder / "orchestrate.py").read_text(encoding="utf-8"))
+        words = [str(json.loads(noted[1])), "-c", "import click, psutil, rich"] if noted else ["false"]
+        if run_bounded(words, GIT_TIMEOUT, keep_variables(os.environ))[0] == 0:
+            return words[0]
+    return sys.executable
 
 
 # The streams of `demo`, after the guide's example: id, phase, name, tasks. Behind a task's title stands what happens.
@@ -7404,7 +7568,8 @@ def doctor_command(claude: str, as_json: bool) -> int:
             found = "; ".join(words for words, _ in parts)
             findings.append((subject, "warning" if remedy else "ok", found, remedy))
         except OrchestrateError as error:
-            findings.append((subject, "error", error.message, error.remedy))
+            is_said = any(found == error.message for *_, found, _ in findings)
+            findings.append((subject, "error", *(("as above", "") if is_said else (error.message, error.remedy))))
         except OSError as error:
             findings.append((subject, "error", str(error), "Look at that file or folder: its owner, its mode."))
     is_ready = not any(level == "error" for _, level, *_ in findings)
@@ -7466,7 +7631,7 @@ def ask_claude(command: Command, word: str) -> str:
 
 
 def check_folders(project: Project) -> list[Checked]:
-    StateFolder(project).check()
+    check_state(project)
     for folder in (project.pids, project.logs, project.worktrees):
         there = next(path for path in (folder, *folder.parents) if path.exists())
         if not os.access(there, os.W_OK | os.X_OK):
@@ -7607,6 +7772,7 @@ def check_streams(project: Project) -> list[Checked]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, and return the exit code: the one place that turns errors into exit codes."""
     words = list(sys.argv[1:] if argv is None else argv)
+    PROGRAM[:], PLACE[:] = find_program(), []
     codecs.register_error("orchestrate", replace_unencodable)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -7617,8 +7783,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = "orchestrate.py" if sys.argv[0] == "-c" else None
         return int(cli.main(words, name, standalone_mode=False, obj={"argv": words}) or EXIT_DONE)
     except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx else "orchestrate.py"
-        click.echo(f"[ERROR] {error.format_message()}\nSee: {path} --help", err=True)
+        path = error.ctx.command_path.split()[1:] if error.ctx else []
+        click.echo(f"[ERROR] {error.format_message()}\nSee: {shlex.join([*PROGRAM, *path, '--help'])}", err=True)
         return EXIT_USAGE
     except click.ClickException as error:
         error.show()
@@ -7630,6 +7796,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         remedy = "Look at what git says in the project's folder: git status" if isinstance(error, GitError) else remedy
         OrchestrateError(str(error), remedy).show()
         return EXIT_USAGE
+
+
+def find_program() -> list[str]:
+    """Return the words that called this program, as a person can type them."""
+    script, python = sys.argv[0], [*getattr(sys, "orig_argv", ()), sys.executable][0]
+    if script == "-c":  # by a wrapper
+        script = os.path.relpath(__file__)
+        script = str(Path(__file__).absolute()) if script.startswith(os.pardir) else script
+    elif not script.endswith(".py"):  # installed as a command
+        name = Path(script).name
+        return [name if shutil.which(name) == script else script]
+    if "UV_RUN_RECURSION_DEPTH" in os.environ and python == sys.executable:
+        return ["uv", "run", script]
+    return ["python3" if PYTHON and os.sep in python else python, script]  # any will do for an installed copy
 
 
 def run_script() -> NoReturn:
