@@ -93,7 +93,7 @@ def _go_on_elsewhere(missing: Sequence[str]) -> NoReturn:
     import shutil  # here, as all else that few starts need: each of them would pay for it
     import sysconfig
 
-    own = os.path.expanduser("~/.orchestrate/bin/python")
+    own = str(Path("~/.orchestrate/bin/python").expanduser())
     ways = [[PYTHON], [own], [shutil.which("uv") or "", "run", "-q", "--script"]]
     tried = int(os.environ.get("ORCHESTRATE_TRIED") or 0)  # else two without packages would go on with each other
     for number, way in enumerate(ways, 1):
@@ -223,7 +223,8 @@ BYTES_AT_ONCE = 8 << 20  # bytes of one worker's output in one tick, so that a f
 UNWRITTEN_LINES = 100_000  # lines that are kept of those that can't be written to one file
 LINES_AT_ONCE = 2000  # lines of one worker's output in one tick after which no more is read, for the same reason
 BOX_WIDTH = 73  # columns of the box around a title
-NARROW, WIDE = 80, 100  # columns below which the board's bars are half as long; from which on it shows usage
+NARROW = 80  # columns, where nothing says how many there are
+BOARD_LEAST = 10  # lines of a terminal up to which the board does without its bar
 BAR_WIDTH, OVERALL_BAR_WIDTH = 15, 40  # cells of a stream's bar, and of the bar over all streams
 
 CLAUDE_TIMEOUT = 20  # seconds for `claude --version`
@@ -957,6 +958,7 @@ class Record(NamedTuple):
     those whose new commits counted as progress. `commits` are all that its workers made in this run, `head` is where
     the last one began. `number` is the stream's own, by which it has its ports. Until `pause_ends`, in seconds since
     the epoch, the limit of its subagents' model is hit. `stopped_at` says what the stop mark says, which can get lost.
+    `ended` are the attempts of this run that are over, which took `worked` seconds and `spent` US dollars.
     """
 
     attempts: int = 0
@@ -990,6 +992,9 @@ class Record(NamedTuple):
     reason: str = ""
     since: float = 0.0
     stopped_at: float = 0.0
+    ended: int = 0
+    worked: float = 0.0
+    spent: float = 0.0
 
     @property
     def is_stopped(self) -> bool:
@@ -1112,7 +1117,7 @@ _RECORD_CHANGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "worker_adopted": ("pid run", {"is_starting": False}),
     "worker_ended": (
-        "restarts cause tries last_ending=ending",
+        "restarts cause tries last_ending=ending ended worked spent",
         {"stopping": None, "killed_at": 0.0, "pid": 0, "is_starting": False},
     ),
     "worker_stopping": ("stopping=why stopping_at=clock", {}),
@@ -1135,7 +1140,8 @@ _RECORD_CHANGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         },
     ),
 }
-_LATER_FACTS = ("budget", "folder", "head", "number", "cause", "tries")  # the journal of an older version may lack them
+# The journal of an older version may lack them.
+_LATER_FACTS = ("budget", "folder", "head", "number", "cause", "tries", "ended", "worked", "spent")
 _BY_NAME: Mapping[str, Any] = {"stopping": StopReason, "state": StreamState, "cause": Cause}
 
 
@@ -1251,7 +1257,7 @@ def _begin_run(history: History, event: Event) -> History:
     limits = _read_limits(event["limits"])
     is_over = bool(history.outcome)
     kept = _KEPT.split()
-    kept += [] if is_over else ["commits"]
+    kept += [] if is_over else ["commits", "ended", "worked", "spent"]
     records = {}
     for stream_id, record in history.records.items():
         # Who names a stream takes back its own pause too.
@@ -2237,8 +2243,10 @@ class Clock:
             os.set_blocking(end, False)
         signal.set_wakeup_fd(self._sender, warn_on_full_buffer=False)
         handled: list[int] = [s for s in self._ENDING if signal.getsignal(s) is not signal.SIG_IGN]  # nohup stays so
-        if self._draws:  # who draws on a terminal draws anew when that is resized, and leaves it as it was at Ctrl+Z
-            handled += [signal.SIGWINCH, signal.SIGTSTP]
+        if (
+            self._draws
+        ):  # who draws on a terminal draws anew when that is resized or given back, and leaves it at Ctrl+Z
+            handled += [signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT]
         for signum in (*handled, signal.SIGCHLD):
             self._previous[signum] = signal.signal(signum, self.handle_signal)
         return self
@@ -2819,8 +2827,8 @@ def read_positions(project: Project) -> dict[str, int]:
 
 def find_archived(project: Project, stream_id: str, suffix: str) -> Path | None:
     """Return the latest log of a stream that `clean` has put away; None where it has none."""
-    found = project.archive.glob(f"*/{project.file(stream_id, suffix).name}")
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    found = list(project.archive.glob(f"*/{project.file(stream_id, suffix).name}"))
+    return max(found, key=lambda path: path.stat().st_mtime) if found else None
 
 
 class LogReader:
@@ -4478,6 +4486,7 @@ def make_end_event(clock: Clock, worker: Worker, verdict: Verdict, record: Recor
     """Return the event that says how a worker ended, and what follows. Times in seconds, the cost in US dollars."""
     ending = worker.ending or Ending(None)
     completed, open_tasks = (record.best, record.fewest) if stream is None else (stream.completed, stream.open)
+    seconds = max(clock.monotonic() - record.started_at, 0.0)  # a reboot sets that clock back
     return make_event(
         clock,
         "worker_ended",
@@ -4498,9 +4507,12 @@ def make_end_event(clock: Clock, worker: Worker, verdict: Verdict, record: Recor
         completed=completed,
         open=open_tasks,
         commits=worker.commits,
-        seconds=round(max(clock.monotonic() - record.started_at, 0.0), 3),  # a reboot sets that clock back
+        seconds=round(seconds, 3),
         turns=ending.turns,
         cost=ending.cost,
+        ended=record.ended + 1,
+        worked=round(record.worked + seconds, 3),
+        spent=record.spent + ending.cost,
     )
 
 
@@ -5274,7 +5286,7 @@ class Orchestrator:
             # That a worker works comes and goes.
             state = StreamState.RUNNING if standing.state is StreamState.WORKING else standing.state
             # For whom a stream waits changes with each one that ends, and stands in `status`.
-            has_reason = state is not StreamState.WAITING
+            has_reason = state is not StreamState.WAITING or self.finish is not None
             if record.state is not state or (has_reason and record.reason != standing.reason):
                 self.emit("state", stream=stream_id, state=state.name, reason=standing.reason)
         shown = snapshot._replace(history=self.history)
@@ -5477,8 +5489,9 @@ def _format_end(event: Event, stream: str, reason: str, pause: str) -> str:
             return f"Trying {stream} again in {seconds}: {reason}"
         return f"Restarting worker for {stream} ({event['restarts']}/{event['max_restarts']}) in {seconds}: {reason}"
     if verdict is VerdictKind.COMPLETE:
-        took = format_duration(event["seconds"])
-        return f"{stream} complete in {took}" + (f" (warning: {reason})" if reason else "")
+        took = f"{stream} complete in {format_duration(event.get('worked') or event['seconds'])}"
+        took += f", {event['ended']} attempts" if event.get("ended", 1) > 1 else ""
+        return took + (f" (warning: {reason})" if reason else "")
     if verdict is VerdictKind.LIMITED:
         return f"{stream} paused for {pause}: {reason}"
     # What else can follow is a state that lasts, and is said as such.
@@ -5586,19 +5599,60 @@ def stop_workers(project: Project, stream_ids: Iterable[str], selected: set[str]
 _LOOKS: dict[StreamState, tuple[str, str]] = {
     StreamState.COMPLETE: ("✓", "green"),
     StreamState.WORKING: ("●", "cyan"),
-    StreamState.RUNNING: ("●", "blue"),
+    StreamState.RUNNING: ("◎", "blue"),
     StreamState.SILENT: ("◇", "yellow"),
     StreamState.FINISHING: ("◕", "green"),
     StreamState.STOPPING: ("▣", "yellow"),
     StreamState.RESTARTING: ("↻", "yellow"),
     StreamState.PAUSED: ("◫", "yellow"),
-    StreamState.QUEUED: ("◌", "default"),
+    StreamState.QUEUED: ("◌", "bright_black"),
     StreamState.WAITING: ("○", "bright_black"),
     StreamState.BLOCKED: ("⊘", "magenta"),
     StreamState.STOPPED: ("■", "yellow"),
     StreamState.FAILED: ("✗", "red"),
     StreamState.IDLE: ("·", "bright_black"),
 }
+_DIM = {StreamState.COMPLETE, StreamState.QUEUED, StreamState.WAITING, StreamState.IDLE}  # nobody works there
+
+# The state that an event's line has the look of, where it is no state's and no worker's end; others are warnings.
+_EVENT_STATES = {
+    "worker_started": StreamState.WORKING,
+    "worker_adopted": StreamState.WORKING,
+    "worker_stopping": StreamState.STOPPING,
+    "worker_killed": StreamState.STOPPING,
+    "start_requested": StreamState.QUEUED,
+    "stale_pid_file": StreamState.IDLE,
+    "database_readable": StreamState.COMPLETE,
+    "trouble_over": StreamState.COMPLETE,
+    "run_waiting": StreamState.BLOCKED,
+    "run_paused": StreamState.PAUSED,
+}
+
+
+def render_event(event: Event, width: int) -> Text | None:
+    """Return an event as its line: time, symbol, words. Width in columns: what is longer hangs below; 0: no limit.
+
+    None where it is worth no line. Where nothing is drawn, as in a log, the time has its date and its offset.
+    """
+    words, wall = format_event(event), read_time(event["time"])
+    if not words:
+        return None
+    symbol, style = "!", "yellow"
+    if event["event"] == "worker_ended":
+        symbol, style, _ = _OUTCOMES[event["verdict"]]
+    elif event["event"] == "state" or event["event"] in _EVENT_STATES:
+        symbol, style = _LOOKS[_EVENT_STATES.get(event["event"]) or StreamState[event["state"]]]
+    moment = time.strftime("%H:%M:%S", time.localtime(wall)) if width else format_stamp(int(wall))
+    head = rich.Text.assemble((f"{moment}  ", "bright_black"), (f"{symbol} ", style))
+    return hang(head, words, width, style if style in ("red", "yellow") else "")
+
+
+def hang(head: Text, words: str, width: int, style: str = "") -> Text:
+    """Return words behind a head, and what does not fit into the width in columns below them; 0: no limit."""
+    indent = head.cell_len
+    room = max(width - indent, 20) // (1 + (rich.Text(words).cell_len > len(words)))  # of wide characters half as many
+    parts = textwrap.wrap(words, room, break_on_hyphens=False) if width else [words]
+    return head.append(f"\n{' ' * indent}".join(parts), style)
 
 
 def format_bar(percent: int, width: int = BAR_WIDTH) -> str:
@@ -5757,6 +5811,37 @@ _URGENCY = {StreamState.FAILED: 0, StreamState.BLOCKED: 0, StreamState.STOPPED: 
 _URGENCY.update(dict.fromkeys((StreamState.QUEUED, StreamState.WAITING, StreamState.IDLE), 2))
 
 
+def render_columns(titles: Mapping[str, int], grows: str, rows: Sequence[Mapping[str, Text]], width: int) -> list[Text]:
+    """Return rows under dim headings, each a line; the column that `grows` takes what the others leave.
+
+    A title comes with the least width of the whole, in columns, at which it is shown; a width of 0 is no limit.
+    """
+    heads = {title: rich.Text(f"  {title}" if title == "stream" else title, "bright_black") for title in titles}
+    shown = [title for title, least in titles.items() if width == 0 or width >= least]
+    widths = {title: max(row[title].cell_len for row in (heads, *rows)) for title in shown}
+    if width:
+        for title in {"stream", "name"} & set(shown):
+            widths[title] = min(widths[title], max(width // 5, 12))
+        widths[grows] = max(width - 2 - sum(widths[title] + 2 for title in shown if title != grows), 6)
+    lines = []
+    for row in (heads, *rows):
+        line = rich.Text("  ")
+        for title in shown:
+            cell = row[title].copy()
+            cell.truncate(widths[title], overflow="ellipsis")
+            blank = " " * (widths[title] - cell.cell_len)
+            line.append_text(rich.Text.assemble(blank, cell) if title in _NUMBERS else cell.append(blank)).append("  ")
+        line.rstrip()
+        lines.append(line)
+    return lines
+
+
+# The columns of the board and of the report, each with the width in columns from which on it is shown.
+_BOARD = {"stream": 0, "name": 100, "progress": 0, "state": 0, "time": 0, "try": 90, "cpu": 100, "mem": 100, "cost": 80}
+_REPORT = {"stream": 0, "name": 80, "result": 0, "tries": 0, "time": 0, "cost": 0, "to merge": 70}
+_NUMBERS = {"time", "try", "tries", "cpu", "mem", "cost", "to merge"}  # at the right of their columns
+
+
 def render_table(
     snapshot: Snapshot, standings: Mapping[str, Standing], now: float, width: int, height: int
 ) -> list[Text]:
@@ -5764,66 +5849,73 @@ def render_table(
 
     Those that need a person are the last to be, then those that are at work.
     """
+    room = max(height - 1, 1)  # under the headings
     shown = snapshot.streams
-    if len(shown) > height:
-        chosen = sorted(shown, key=lambda s: _URGENCY.get(standings[s.id].state, 1))[: max(height - 1, 1)]
+    if len(shown) > room:
+        chosen = sorted(shown, key=lambda s: _URGENCY.get(standings[s.id].state, 1))[: max(room - 1, 1)]
         ids = {stream.id for stream in chosen}
         shown = tuple(s for s in shown if s.id in ids)
-    id_width = min(max((rich.Text(visible(s.id)).cell_len for s in shown), default=0), max((width or 80) // 4, 10))
     count_width = max((len(f"{s.completed}/{s.total}") for s in shown), default=0)
-    widths = (id_width, count_width, width)
-    has_captions = len(snapshot.streams) + len({stream.phase for stream in shown}) <= height
-    lines: list[Text] = []
-    for phase in Phase:
-        members = [stream for stream in shown if stream.phase is phase]
-        lines += [rich.Text(f"  {phase.name}", style="bold")] if members and has_captions else []
-        lines += [_render_row(stream, snapshot, standings[stream.id], now, widths) for stream in members]
+    bar_width = max(((width or NARROW) - 40) // 4, 6)
+    rows = [_make_row(stream, snapshot, standings[stream.id], now, bar_width, count_width) for stream in shown]
+    heading, *lines = render_columns(_BOARD, "state", rows, width)
+    if len(snapshot.streams) + len({stream.phase for stream in shown}) <= room:
+        phases = [stream.phase for stream in shown]
+        for phase in sorted(set(phases), key=lambda phase: -phase.rank):
+            lines.insert(phases.index(phase), rich.Text(f"  {phase.name}", style="bold"))
     ids = {stream.id for stream in shown}
     hidden = [standings[s.id].state.value.lower() for s in snapshot.streams if s.id not in ids]
     counts = ", ".join(f"+{hidden.count(state)} {state}" for state in dict.fromkeys(hidden))
-    return lines + ([rich.Text(f"  … {counts}", style="bright_black")] if hidden else [])
+    return [heading, *lines] + ([rich.Text(f"  … {counts}", style="bright_black")] if hidden else [])
 
 
-def _render_row(
-    stream: Stream, snapshot: Snapshot, standing: Standing, now: float, widths: tuple[int, int, int]
-) -> Text:
-    """Return a stream's line. The widths are those of the ids, of the counts, and of the whole, in columns."""
-    id_width, count_width, width = widths
-    icon, style = _LOOKS[standing.state]
-    name, worker = rich.Text(visible(stream.id)), snapshot.workers.get(stream.id)
-    name.truncate(id_width, overflow="ellipsis", pad=True)
-    bar = format_bar(stream.percent, BAR_WIDTH if width == 0 or width >= NARROW else BAR_WIDTH // 2)
-    count = f"{stream.completed}/{stream.total}".ljust(count_width)
-    row: Text = rich.Text.assemble((f"  {icon} ", style), name, (f" {bar}", style), f" {count}  ")
-    if worker is None or not standing.state.is_running:
-        return row.append(format_standing(standing, None, now), style)
-    record = snapshot.history.record(stream.id)
-    since = worker.active_at if standing.state is StreamState.SILENT else record.started_at
-    row.append(standing.state.value + (f" {format_duration(now - since)}" if since else ""), style)
-    row.append(f" · {worker.activity}" if worker.activity else "", "bright_black")
-    restarts = f"↻{record.restarts}" if record.restarts else ""
-    cpu = "" if worker.cpu is None else f"{worker.cpu:.0%}"
-    memory = f"{worker.memory / 2**20:.0f} MB" if worker.memory else ""
-    usage = f"{restarts:>4} {cpu:>5} {memory:>8} {f'${worker.cost:.2f}' if worker.cost else '':>7}"
-    if width >= WIDE and usage.strip():
-        row.truncate(width - len(usage) - 1, overflow="ellipsis", pad=True)
-        row.append(usage)
-    return row
+def _make_row(
+    stream: Stream, snapshot: Snapshot, standing: Standing, now: float, bar_width: int, count_width: int
+) -> dict[str, Text]:
+    """Return a stream's cells. Time and cost are those of all its attempts in this run."""
+    (icon, style), base = _LOOKS[standing.state], "bright_black" if standing.state in _DIM else ""
+    worker, record = snapshot.workers.get(stream.id), snapshot.history.record(stream.id)
+    seconds, attempts, cost, state = record.worked, record.ended, record.spent, rich.Text()
+    cells = dict.fromkeys(_BOARD, "")
+    if worker is not None:
+        seconds += now - record.started_at if record.started_at else 0
+        attempts, cost = attempts + 1, cost + worker.cost
+        cells["cpu"] = "" if worker.cpu is None else f"{worker.cpu:.0%}"
+        cells["mem"] = f"{worker.memory / 2**20:.0f} MB" if worker.memory else ""
+    if worker is not None and standing.state.is_running:
+        is_silent = standing.state is StreamState.SILENT
+        state.append(standing.state.value + (f" {format_duration(now - worker.active_at)}" if is_silent else ""), style)
+        state.append(f" · {worker.activity}" if worker.activity else "", "bright_black")
+    else:
+        state.append(format_standing(standing, None, now), base or style)
+    cells.update(name=visible(stream.name), time=format_duration(seconds) if seconds else "")
+    cells["try"], cells["cost"] = f"{attempts or ''}", f"${cost:.2f}" if cost else ""
+    bar, count = format_bar(stream.percent, bar_width), f"{stream.completed}/{stream.total}".ljust(count_width)
+    return {
+        **{title: rich.Text(words, base) for title, words in cells.items()},
+        "stream": rich.Text.assemble((f"{icon} ", style), (visible(stream.id), base)),
+        "progress": rich.Text.assemble((bar, base or style), (f" {count}", base)),
+        "state": state,
+    }
 
 
 def render_board(snapshot: Snapshot, standings: Mapping[str, Standing], now: float, width: int, height: int) -> Text:
     completed, total = sum(s.completed for s in snapshot.streams), sum(s.total for s in snapshot.streams)
-    elapsed = format_duration(now - snapshot.history.run_started_at)
-    workers = format_count(len(snapshot.workers), "worker")
-    head = [visible(snapshot.project), f"{completed}/{total} tasks", workers, elapsed]
-    head += [f"${snapshot.spent:.2f}"] if snapshot.spent else []
+    percent, limits = (100 * completed // total if total else 0), snapshot.history.limits
+    head = [visible(snapshot.project), f"{completed}/{total} tasks"]
+    head += [format_duration(now - snapshot.history.run_started_at)]
+    budget = f" of ${limits.budget:.2f}" if limits.budget else ""
+    head += [f"${snapshot.spent:.2f}{budget}"] if snapshot.spent or budget else []
+    head += [f"{len(snapshot.workers)} of {format_count(limits.max_workers, 'worker')}"]
     if snapshot.pause_left:
         head.append(f"paused for {format_countdown(snapshot.pause_left, 0)}")
     title = rich.Text(f"── {' · '.join(head)} ", style="bold cyan")
     title.append("─" * max(width - title.cell_len, 0))
-    table = render_table(snapshot, standings, now, width, max(height - 4, 1))
+    bar = rich.Text(f"  {format_bar(percent, max(width - 9, 6))} {percent:>3}%", "green" if percent == 100 else "cyan")
+    heads = [title, bar] if height > BOARD_LEAST else [title]
+    table = render_table(snapshot, standings, now, width, max(height - 3 - len(heads), 1))
     # What is typed is echoed where the cursor stands: on an empty last line it can't wrap the board.
-    return render_lines([title, *table, rich.Text("")][: max(height - 2, 1)], width)
+    return render_lines([*heads, *table, rich.Text("")][: max(height - 2, 1)], width)
 
 
 def format_status_json(
@@ -6187,36 +6279,46 @@ class LineReporter(Reporter):
         self.console = console
 
     def event(self, event: Event) -> None:
-        words = format_event(event)
-        if words:
-            moment = time.strftime("%H:%M:%S", time.localtime(read_time(event["time"])))
-            self.console.print(rich.Text.assemble((moment, "bright_black"), f"  {words}"), soft_wrap=True)
+        line = render_event(event, line_width(self.console))
+        if line is not None:
+            self.console.print(line, soft_wrap=True)
 
 
 class Picture:
-    """The lower end of a terminal, drawn again in place; what the console prints meanwhile scrolls above it."""
+    """What is drawn on a terminal again and again, in place; while another job has the terminal, nothing is.
 
-    def __init__(self, console: Console, is_transient: bool) -> None:
+    Either its lower end, with what the console prints meanwhile above it; or the whole of the alternate screen. Of
+    neither anything stays.
+    """
+
+    def __init__(self, console: Console, is_whole: bool) -> None:
         self._console = console
         options = {"auto_refresh": False, "redirect_stdout": False, "redirect_stderr": False}
-        self._live = rich.Live(console=console, transient=is_transient, **options)
-        self._drawn: Text | None = None
+        self._live = rich.Live(console=console, transient=True, screen=is_whole, **options)
+        self._drawn: Text | None = None  # at the lower end
         self._width = 0
+        self._is_whole = is_whole
 
-    def draw(self, picture: Text) -> None:
-        width = max(self._console.width, 1)
+    def draw(self, render: Callable[[int, int], Text]) -> None:
+        """Draw what `render` returns for the width and height of the terminal."""
+        with contextlib.suppress(OSError):  # where it is nobody's, it is ours
+            if os.tcgetpgrp(self._console.file.fileno()) != os.getpgrp():
+                self.close()
+                return
+        width, height = self._console.size
         if self._drawn is not None and width < self._width:
             # The terminal has broken the lines that no longer fit: Live knows of one row each.
             lengths = [line.cell_len for line in self._drawn.split("\n", allow_blank=True)]
-            extra = sum(max(-(-length // width), 1) - 1 for length in lengths)
+            extra = sum(max(-(-length // max(width, 1)), 1) - 1 for length in lengths)
             kind = rich.ControlType
             self._console.control(rich.Control(*((kind.ERASE_IN_LINE, 2), (kind.CURSOR_UP, 1)) * extra))
-        self._drawn, self._width = picture, width
+        picture = render(width, height)
+        self._drawn, self._width = None if self._is_whole else picture, width
         self._live.start()
         self._live.update(picture, refresh=True)
 
     def close(self) -> None:
-        """Take the picture away, or leave it where it is not transient, and give the cursor back."""
+        """Take the picture away, and give the cursor back."""
         self._drawn = None
         self._live.stop()
 
@@ -6225,7 +6327,7 @@ class BoardReporter(LineReporter):
     def __init__(self, console: Console, clock: Clock) -> None:
         super().__init__(console)
         self._clock = clock
-        self._picture = Picture(console, is_transient=True)
+        self._picture = Picture(console, is_whole=False)
         self._shown: tuple[float, object] = 0.0, None
 
     def event(self, event: Event) -> None:
@@ -6237,9 +6339,9 @@ class BoardReporter(LineReporter):
             self._picture.close()
             self._clock.suspend()
             self._shown = 0.0, None
-        width, height = size = self.console.size
+        size = self.console.size
         if now - self._shown[0] >= BOARD_INTERVAL or self._shown[1] != size:
-            self._picture.draw(render_board(snapshot, standings, now, width, height))
+            self._picture.draw(functools.partial(render_board, snapshot, standings, now))
             self._shown = now, size
 
     def close(self) -> None:
@@ -6819,10 +6921,10 @@ def add_branches(project: Project, snapshot: Snapshot) -> Snapshot:
 def watch_dashboard(
     project: Project, store: TaskStore, backlog: Backlog, names: Collection[str], interval: float
 ) -> int:
-    """Show the dashboard again and again until all is complete, or a signal: in place on a terminal, else one below
-    the other. Where the database can't be read, with the streams as they were. Returns the exit code."""
+    """Show the dashboard again and again until all is complete, or a signal: on a terminal's alternate screen, else one
+    below the other. Where the database can't be read, with the streams as they were. Returns the exit code."""
     console = make_console()
-    picture = Picture(console, is_transient=False) if can_draw(console) else None
+    picture = Picture(console, is_whole=True) if can_draw(console) else None
     error, is_complete = "", False
     with Clock(draws=picture is not None) as clock:
         while not clock.signals and not is_complete:
@@ -6836,8 +6938,7 @@ def watch_dashboard(
                     if picture is None:
                         console.print(render_dashboard(snapshot, standings, now, wall, 0), soft_wrap=True)
                     else:
-                        width, height = console.size
-                        picture.draw(render_dashboard(snapshot, standings, now, wall, width, height - 1))
+                        picture.draw(functools.partial(render_dashboard, snapshot, standings, now, wall))
                     states = {standing.state for standing in standings.values()}
                     is_complete = states == {StreamState.COMPLETE}
                     clock.wait(0 if is_complete else interval)
