@@ -80,7 +80,7 @@ import time
 import unicodedata
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Dict, NamedTuple, NoReturn, Optional, Tuple, Union
 
@@ -208,6 +208,7 @@ PATIENT_BUSY_TIMEOUT = 5.0  # seconds that the other commands wait for it
 LOCK_RETRIES = 10  # looks at a taken lock, 20 ms apart: `status` holds it for an instant to see whether it is taken
 BOARD_INTERVAL = 1.0  # seconds between two pictures of the board, where nothing was done in between
 WATCH_INTERVAL = 15  # seconds between two frames of `status --watch`
+LAST_WORDS = 5  # lines of a failed worker's log in the report
 LOG_LINES = 50  # lines that `logs` shows before it follows
 FOLLOW_INTERVAL = 0.2  # seconds between two looks at a log that is followed
 PATH_LENGTH = 4096  # characters of a path in .mcp.json
@@ -2743,9 +2744,10 @@ class Transcript:
         if end <= self.position:
             return []
         self.position = end
-        wall = time.time()  # it was read now; when it was said, only some events tell
-        with contextlib.suppress(ValueError, TypeError, OverflowError):
-            wall = read_time(str(event["timestamp"])) if event else wall
+        wall = now = time.time()  # it was read now; when it was said, only some events tell
+        with contextlib.suppress(ValueError, OverflowError):
+            said = read_time(str(event["timestamp"])) if event and "timestamp" in event else now
+            wall = said if 0 < said < now + LIMIT_RESET_MAX else now
         return stamp_lines(wall, lines)
 
     def _heed(self, event: Event) -> None:
@@ -5639,7 +5641,7 @@ def render_event(event: Event, width: int) -> Text | None:
         return None
     symbol, style = "!", "yellow"
     if event["event"] == "worker_ended":
-        symbol, style, _ = _OUTCOMES[event["verdict"]]
+        symbol, style = _LOOKS[_OUTCOMES[event["verdict"]][0]]
     elif event["event"] == "state" or event["event"] in _EVENT_STATES:
         symbol, style = _LOOKS[_EVENT_STATES.get(event["event"]) or StreamState[event["state"]]]
     moment = time.strftime("%H:%M:%S", time.localtime(wall)) if width else format_stamp(int(wall))
@@ -5969,29 +5971,55 @@ def _describe_stream(stream: Stream, standing: Standing, snapshot: Snapshot) -> 
 
 
 class Span(NamedTuple):
-    """A stretch of a run, in seconds since the epoch. `kind` is a VerdictKind's value, or `running` until it ends."""
+    """A stretch of a run, in seconds since the epoch, and its cost in US dollars. `kind` is one of _OUTCOMES."""
 
     begin: float
     end: float
     kind: str
     words: str = ""
-
-    @property
-    def look(self) -> tuple[str, str, str]:
-        return _OUTCOMES.get(self.kind, _OUTCOMES["running"])
-
-
-class Course(NamedTuple):
-    """What a run did with one stream: its attempts, the times in which it was blocked, and its cost in US dollars."""
-
-    phase: Phase
-    attempts: tuple[Span, ...] = ()
-    blocks: tuple[Span, ...] = ()
     cost: float = 0.0
 
     @property
-    def summary(self) -> str:
-        return f"{len(self.attempts)}× ${self.cost:.2f}" if self.attempts else "never ran"
+    def look(self) -> tuple[str, str]:
+        return _LOOKS[_OUTCOMES.get(self.kind, _OUTCOMES["running"])[0]]
+
+    @property
+    def length(self) -> float:
+        return max(self.end - self.begin, 0.0)
+
+
+class Course(NamedTuple):
+    """What a run did with one stream: its attempts, the times in which it was blocked, where it stood at last, and why.
+
+    `log` are the last words of its last worker, `answer` is how to unblock it, `ahead` what there is to merge; of these
+    the journal says nothing.
+    """
+
+    phase: Phase
+    name: str = ""
+    attempts: tuple[Span, ...] = ()
+    blocks: tuple[Span, ...] = ()
+    state: StreamState | None = None
+    reason: str = ""
+    log: tuple[str, ...] = ()
+    answer: str = ""
+    ahead: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return sum(span.length for span in self.attempts)
+
+    @property
+    def cost(self) -> float:
+        return sum(span.cost for span in self.attempts)
+
+    @property
+    def result(self) -> str:
+        """Where it stands, with the reason where that is short."""
+        if self.state is None or self.state in (StreamState.WAITING, StreamState.IDLE):
+            words = StreamState.IDLE.value if self.attempts else "Never ran"
+            return words + (f": {visible(self.reason)}" if self.reason else "")
+        return f"Stopped {self.reason}" if self.state is StreamState.STOPPED else self.state.value
 
 
 class Timeline(NamedTuple):
@@ -6009,6 +6037,14 @@ class Timeline(NamedTuple):
         moment = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.begin))
         cost = sum(course.cost for course in self.courses.values())
         return f"{self.project} · {moment} · {format_duration(self.end - self.begin)} · ${cost:.2f}"
+
+    @property
+    def headlines(self) -> list[str]:
+        """What is to be said of the whole run, beside what the streams' own lines say."""
+        lines = [line for line in self.outcome.split("\n") if line]
+        own = [line for line in lines if not any(line.startswith(f"{visible(i)} ") for i in self.courses)]
+        words = [course.result.partition(":")[0].lower() for course in self.courses.values()]
+        return own or [", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))]
 
     @property
     def length(self) -> float:
@@ -6037,10 +6073,11 @@ def fold_timeline(project: str, events: Iterable[Event], streams: Sequence[Strea
     def close(spans: Iterable[Span]) -> tuple[Span, ...]:
         return tuple(span if span.end else span._replace(end=end) for span in spans)
 
-    courses = {stream.id: Course(stream.phase) for stream in streams}
+    courses = {stream.id: Course(stream.phase, stream.name) for stream in streams}
     for stream_id, course in timeline.courses.items():
-        phase = courses.get(stream_id, course).phase
-        courses[stream_id] = Course(phase, close(course.attempts), close(course.blocks), course.cost)
+        known = courses.get(stream_id, course)
+        closed = course._replace(attempts=close(course.attempts), blocks=close(course.blocks))
+        courses[stream_id] = closed._replace(phase=known.phase, name=known.name)
     ordered = dict(sorted(courses.items(), key=lambda entry: (entry[1].phase.rank, natural_key(entry[0]))))
     is_cut = bool(timeline.begin and wall is None and not timeline.outcome)
     outcome = "the run was interrupted" if is_cut else timeline.outcome
@@ -6070,91 +6107,142 @@ def _draw_event(timeline: Timeline, event: Event, at: float) -> Timeline:
 
 def _draw_stream(course: Course, event: Event, at: float) -> Course:
     kind = event["event"]
-    course = course._replace(phase=Phase(event.get("phase", course.phase)))
+    course = course._replace(phase=Phase(event.get("phase", course.phase)), name=str(event.get("name", course.name)))
     last = course.attempts[-1] if course.attempts and not course.attempts[-1].end else None
     before = course.attempts if last is None else course.attempts[:-1]
     if kind == "state":
         blocks = tuple(block if block.end else block._replace(end=at) for block in course.blocks)
         is_blocked = event["state"] == StreamState.BLOCKED.name
         block = Span(at, 0.0, VerdictKind.BLOCKED.value, str(event["reason"]))
+        course = course._replace(state=StreamState[event["state"]], reason=str(event["reason"]))
         return course._replace(blocks=(*blocks, block) if is_blocked else blocks)
     if kind == "worker_ended":
         seconds, cost = float(event.get("seconds", 0)), float(event.get("cost", 0))
         if not (0 <= seconds < 1e12 and 0 <= cost < 1e12):
             raise ValueError(f"no amounts: {seconds}, {cost}")
         begin = at - seconds if last is None or last.kind == _TAKEN_OVER else last.begin
-        span = Span(begin, at, VerdictKind(event["verdict"]).value, str(event["ending"]))
-        return course._replace(attempts=(*before, span), cost=course.cost + cost)
+        span = Span(begin, at, VerdictKind(event["verdict"]).value, str(event["ending"]), cost)
+        state, reason = _OUTCOMES[span.kind][0], str(event.get("reason", ""))
+        return course._replace(attempts=(*before, span), state=state, reason=reason)
+    course = course._replace(state=StreamState.RUNNING, reason="")
     if kind == "worker_started":  # the end of one before was lost
         lost = () if last is None else (last._replace(end=at),)
         return course._replace(attempts=(*before, *lost, Span(at, 0.0, "running")))
     return course if last is not None else course._replace(attempts=(*before, Span(at, 0.0, _TAKEN_OVER)))
 
 
-# The outcome of an attempt: its symbol, its colour on a terminal, its colour on paper.
+# The outcome of an attempt: the state that it looks like, and its colour on paper.
 _OUTCOMES = {
-    "running": ("●", "cyan", "#2aa1b3"),
-    VerdictKind.COMPLETE.value: ("✓", "green", "#2f9e44"),
-    VerdictKind.RESTART.value: ("↻", "yellow", "#e8a317"),
-    VerdictKind.PAUSED.value: ("◫", "yellow", "#b8860b"),
-    VerdictKind.LIMITED.value: ("◫", "yellow", "#b8860b"),
-    VerdictKind.BLOCKED.value: ("⊘", "magenta", "#a13fb5"),
-    VerdictKind.STOPPED.value: ("■", "yellow", "#868e96"),
-    VerdictKind.VANISHED.value: ("■", "yellow", "#868e96"),
-    VerdictKind.FAILED.value: ("✗", "red", "#d6336c"),
+    "running": (StreamState.WORKING, "#2aa1b3"),
+    VerdictKind.COMPLETE.value: (StreamState.COMPLETE, "#2f9e44"),
+    VerdictKind.RESTART.value: (StreamState.RESTARTING, "#e8a317"),
+    VerdictKind.PAUSED.value: (StreamState.PAUSED, "#b8860b"),
+    VerdictKind.LIMITED.value: (StreamState.PAUSED, "#b8860b"),
+    VerdictKind.BLOCKED.value: (StreamState.BLOCKED, "#a13fb5"),
+    VerdictKind.STOPPED.value: (StreamState.STOPPED, "#868e96"),
+    VerdictKind.VANISHED.value: (StreamState.STOPPED, "#868e96"),
+    VerdictKind.FAILED.value: (StreamState.FAILED, "#d6336c"),
 }
-_LEGEND, _HATCHED = ("complete", "restart", "failed", "stopped", "running"), ("blocked", "paused")
+_HATCHED = {"▒": VerdictKind.BLOCKED.value, "░": VerdictKind.PAUSED.value}
 _STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
 
 
-def find_ticks(length: float, most: int) -> list[int]:
-    """Return seconds at which an axis of this length is labelled, at most that often beside 0."""
+def find_ticks(timeline: Timeline, most: int) -> list[tuple[float, str]]:
+    """Return round times of the local clock at which an axis is labelled, at most that often, each with its label."""
+    length, begin = timeline.length, timeline.begin
     step = next((step for step in _STEPS if length / step <= most), 86400 * int(length / 86400 / most + 1))
-    return list(range(0, int(length) + 1, step))
+    offset = (datetime.fromtimestamp(begin).astimezone().utcoffset() or timedelta()).total_seconds()
+    first = -(-(begin + offset) // step) * step - offset
+    moments = [first + step * count for count in range(most + 1) if first + step * count <= begin + length]
+    style = "%H:%M:%S" if step < 60 else "%H:%M" if step < 86400 else "%d %b"
+    return [(moment, time.strftime(style, time.localtime(moment))) for moment in moments or [begin]]
+
+
+def find_kinds(timeline: Timeline) -> list[str]:
+    """Return the kinds of spans that a chart of it shows, in the order of the legend."""
+    spans = [span for course in timeline.courses.values() for span, _ in timeline.bars(course)]
+    return [kind for kind in _OUTCOMES if any(span.kind == kind for span in spans)]
 
 
 def render_timeline(timeline: Timeline, width: int) -> Text:
-    """Return the chart: a row a stream, a bar an attempt, its outcome as a symbol at its end. Width in columns."""
+    """Return the report of a run: a line a stream, what is wrong with it below, and the chart. Width in columns."""
+    title = rich.Text(f"── {visible(timeline.title)} ", style="bold cyan")
+    title.append("─" * max(width - title.cell_len, 0))
+    is_complete = all(course.state is StreamState.COMPLETE for course in timeline.courses.values())
+    lines = [title]
+    for words in timeline.headlines:
+        lines += hang(rich.Text("  "), visible(words), width, "green" if is_complete else "red").split("\n")
+    rows = [_make_report_row(stream_id, course) for stream_id, course in timeline.courses.items()]
+    heading, *table = render_columns(_REPORT, "result", rows, width)
+    lines += [rich.Text(""), heading]
+    for line, (stream_id, course) in zip(table, timeline.courses.items()):
+        lines += [line, *_render_remarks(stream_id, course, width)]
+    return render_lines([*lines, rich.Text(""), *_render_chart(timeline, width)], width)
+
+
+def _make_report_row(stream_id: str, course: Course) -> dict[str, Text]:
+    state = course.state or StreamState.IDLE
+    (icon, style), base = _LOOKS[state], "bright_black" if state in _DIM and not course.attempts else ""
+    cells = {
+        "name": visible(course.name),
+        "tries": str(len(course.attempts) or ""),
+        "time": format_duration(course.seconds) if course.attempts else "",
+        "cost": f"${course.cost:.2f}" if course.cost else "",
+        "to merge": format_count(course.ahead, "commit") if course.ahead else "",
+    }
+    return {
+        **{title: rich.Text(words, base) for title, words in cells.items()},
+        "stream": rich.Text.assemble((f"{icon} ", style), (visible(stream_id), base)),
+        "result": rich.Text(course.result, style),
+    }
+
+
+def _render_remarks(stream_id: str, course: Course, width: int) -> list[Text]:
+    """Return why a stream has failed, or is blocked or stopped, and what helps; a command is never broken."""
+    commands: list[str] = []
+    if course.state is StreamState.FAILED:
+        commands = [hint("logs", stream_id, "--no-follow"), hint("start", stream_id)]
+    elif course.state is StreamState.BLOCKED and course.answer:
+        commands = [course.answer]
+    elif course.state is StreamState.STOPPED:
+        commands = [hint("start", stream_id)]
+    lines: list[Text] = []
+    if course.state in (StreamState.FAILED, StreamState.BLOCKED):
+        lines += hang(rich.Text("    Why: "), visible(course.reason), width).split("\n")
+        lines += [rich.Text(f"    │ {visible(line)}", "bright_black") for line in course.log]
+    return [*lines, *(rich.Text(f"    {command}", "bold") for command in commands)]
+
+
+def _render_chart(timeline: Timeline, width: int) -> list[Text]:
+    """Return a row a stream, a bar an attempt, its outcome as a symbol at its end; the clock below them."""
     names = {stream_id: rich.Text(visible(stream_id)) for stream_id in timeline.courses}
-    right = max((len(course.summary) for course in timeline.courses.values()), default=0)
-    name_width = min(max((name.cell_len for name in names.values()), default=0), max(width // 4, 10))
-    cells = max(width - name_width - right - 6, 10)
-    lines = [rich.Text(visible(timeline.title), style="bold cyan")]
-    for phase in Phase:
-        members = {i: course for i, course in timeline.courses.items() if course.phase is phase}
-        lines += [rich.Text(f"── {phase.name} ".ljust(width, "─"), style="bright_black")] if members else []
-        for stream_id, course in members.items():
-            name = names[stream_id]
-            name.truncate(name_width, overflow="ellipsis", pad=True)
-            row = [(" ", "")] * cells
-            for span, fill in timeline.bars(course):
-                symbol, style, _ = span.look
-                first = min(int(timeline.place(span.begin) * cells), cells - 1)
-                last = max(min(int(timeline.place(span.end) * cells), cells) - 1, first)
-                row[first : last + 1] = [(fill, style)] * (last - first + 1)
-                row[last] = (symbol if fill == "█" else fill, style)
-            lines.append(rich.Text.assemble(" ", name, " │", *row, "│ ", course.summary.rjust(right)))
-    lines += _render_axis(timeline, name_width + 3, cells)
-    words = [part for line in timeline.outcome.split("\n") for part in textwrap.wrap(visible(line), width)]
-    return render_lines([*lines, *map(rich.Text, words)], width)
-
-
-def _render_axis(timeline: Timeline, left: int, cells: int) -> list[Text]:
-    ticks, labels = ["─"] * cells, " " * (cells + 12)
-    for seconds in find_ticks(timeline.length, max(cells // 12, 1)):
-        at = min(int(seconds / timeline.length * cells), cells - 1)
-        label = format_duration(seconds)
+    left = min(max((name.cell_len for name in names.values()), default=0), max(width // 4, 10))
+    cells = max(width - left - 5, 10)
+    lines = []
+    for stream_id, course in timeline.courses.items():
+        name = names[stream_id]
+        name.truncate(left, overflow="ellipsis", pad=True)
+        row = [(" ", "")] * cells
+        for span, fill in timeline.bars(course):
+            symbol, style = span.look
+            first = min(int(timeline.place(span.begin) * cells), cells - 1)
+            last = max(min(int(timeline.place(span.end) * cells), cells) - 1, first)
+            row[first : last + 1] = [(fill, style)] * (last - first + 1)
+            row[last] = (symbol if fill == "█" else fill, style)
+        lines.append(rich.Text.assemble("  ", name, " │", *row, "│"))
+    ticks, labels = ["─"] * cells, " " * cells
+    for moment, label in find_ticks(timeline, max(cells // 12, 1)):
+        at = min(int(timeline.place(moment) * cells), cells - 1)
         ticks[at] = "┴"
+        at = min(at, cells - len(label))
         labels = labels[:at] + label + labels[at + len(label) :]
-    parts = [rich.Text(f"{_OUTCOMES[kind][0]} {kind}", _OUTCOMES[kind][1]) for kind in _LEGEND]
-    parts += [rich.Text(f"{fill} {kind}", _OUTCOMES[kind][1]) for fill, kind in zip("▒░", _HATCHED)]
-    legend = [rich.Text("")]
-    for part in parts:
-        if legend[-1].cell_len + part.cell_len + 2 > left + cells:
-            legend.append(rich.Text(""))
-        legend[-1].append("  " if legend[-1] else " ").append(part)
-    axis = rich.Text(" " * (left - 1) + f"└{''.join(ticks)}┘", "bright_black")
-    return [axis, rich.Text(" " * left + labels.rstrip(), "bright_black"), *legend]
+    legend = rich.Text(" ")
+    for kind in find_kinds(timeline):
+        fill = next((fill for fill, hatched in _HATCHED.items() if hatched == kind), "")
+        symbol, style = _LOOKS[_OUTCOMES[kind][0]]
+        legend.append(f" {fill or symbol} {kind} ", style)
+    axis = rich.Text(f"{' ' * (left + 3)}└{''.join(ticks)}┘", "bright_black")
+    return [*lines, axis, rich.Text(" " * (left + 4) + labels.rstrip(), "bright_black"), legend]
 
 
 def _escape(text: str, length: int) -> str:
@@ -6174,33 +6262,42 @@ def format_timeline_html(timeline: Timeline) -> str:
             bars = []
             for span, fill in timeline.bars(course):
                 begin, end = (100 * timeline.place(moment) for moment in (span.begin, max(span.begin, span.end)))
-                took = format_duration(span.end - span.begin)
-                words = _escape(f"{span.kind}, {took}" + (f": {span.words}" if span.words else ""), 300)
+                words = f"{span.kind}, {_format_clock(span.begin)}, {format_duration(span.length)}"
+                words = _escape(words + (f": {span.words}" if span.words else ""), 300)
                 kind = (span.kind if span.kind in _OUTCOMES else "running") + ("" if fill == "█" else " hatched")
                 sign = span.look[0] if fill == "█" else ""
                 where = f"left:{begin:.2f}%;width:{end - begin:.2f}%"
                 bars.append(f'<span class="bar {kind}" style="{where}" title="{words}">{sign}</span>')
-            name, summary = (f"<span>{words}</span>" for words in (_escape(stream_id, 60), course.summary))
+            name = f"<span>{_escape(stream_id, 60)} <small>{_escape(course.name, 60)}</small></span>"
+            summary = f"{len(course.attempts)}× {format_duration(course.seconds)} ${course.cost:.2f}"
+            summary = f"<span>{summary if course.attempts else _escape(course.result, 60)}</span>"
             chart.append(f'<div class="row">{name}<div class="bars">{"".join(bars)}</div>{summary}</div>')
             for number, span in enumerate(course.attempts, 1):
-                began, took = format_duration(span.begin - timeline.begin), format_duration(span.end - span.begin)
-                cells = (stream_id, str(number), began, took, span.kind, span.words)
+                cells = [stream_id, course.name, str(number), _format_clock(span.begin), format_duration(span.length)]
+                cells += [f"${span.cost:.2f}", span.kind, span.words]
                 rows.append("<tr>" + "".join(f"<td>{_escape(cell, 300)}</td>" for cell in cells) + "</tr>")
-    places = [(seconds, 100 * seconds / timeline.length) for seconds in find_ticks(timeline.length, 4)]
-    ticks = "".join(f'<span style="left:{at:.2f}%">{format_duration(seconds)}</span>' for seconds, at in places)
-    kinds = [f'<span class="bar {kind}">{_OUTCOMES[kind][0]}</span> {kind}' for kind in _LEGEND]
-    kinds += [f'<span class="bar {kind} hatched"></span> {kind}' for kind in _HATCHED]
-    heads = "".join(f"<th>{name}</th>" for name in ("Stream", "Attempt", "Began after", "Took", "Outcome", "Its end"))
+    places = [(100 * timeline.place(moment), label) for moment, label in find_ticks(timeline, 4)]
+    ticks = "".join(f'<span style="left:{at:.2f}%">{label}</span>' for at, label in places)
+    kinds = []
+    for kind in find_kinds(timeline):
+        sign = "" if kind in _HATCHED.values() else _LOOKS[_OUTCOMES[kind][0]][0]
+        kinds.append(f'<span class="bar {kind}{"" if sign else " hatched"}">{sign}</span> {kind}')
+    names = ("Stream", "Name", "Attempt", "Began", "Took", "Cost", "Outcome", "Its end")
+    heads = "".join(f"<th>{name}</th>" for name in names)
     outcome = "".join(f"<p>{_escape(line, 500)}</p>" for line in timeline.outcome.split("\n"))
-    colours = "".join(f".{kind}{{--colour:{colour}}}" for kind, (_, _, colour) in _OUTCOMES.items())
+    colours = "".join(f".{kind}{{--colour:{colour}}}" for kind, (_, colour) in _OUTCOMES.items())
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_escape(timeline.title, 200)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_PAGE_STYLE}{colours}</style>'
         f"<body><h1>{_escape(timeline.title, 200)}</h1>{''.join(chart)}"
         f'<div class="row"><span></span><div class="axis">{ticks}</div><span></span></div>'
         f'<div class="legend">{"".join(f"<span>{kind}</span>" for kind in kinds)}</div>{outcome}'
-        f"<table><tr>{heads}</tr>{''.join(rows)}</table></body></html>\n"
+        f'<div class="table"><table><tr>{heads}</tr>{"".join(rows)}</table></div></body></html>\n'
     )
+
+
+def _format_clock(wall: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(wall))
 
 
 _PAGE_STYLE = """\
@@ -6716,15 +6813,13 @@ def run_in_foreground(
     finally:
         state.release()
     if console is not None:
-        left = run.table.count()
-        how = f" Stop: {hint('stop')}" if left else ""
-        outcome = re.sub(r"(?m)^(?=\s*::)", "- ", run.history.outcome)  # else a command to GitHub Actions
-        words = outcome or f"Orchestrator ended; {format_count(left, 'worker')} left running.{how}"
-        style = "" if not run.history.outcome else "green" if code == EXIT_DONE else "red"
+        left = format_count(run.table.count(), "worker")
+        how = f" Stop: {hint('stop')}" if run.table.count() else ""
         with contextlib.suppress(OSError, SystemExit):  # nobody listens any more
-            console.print(rich.Text(words, style=style), soft_wrap=True)
-            for line in format_unmerged(run) if run.history.outcome else ():
-                console.print(rich.Text(visible(line)), soft_wrap=True)
+            if not run.history.outcome:
+                console.print(rich.Text(f"Orchestrator ended; {left} left running.{how}"), soft_wrap=True)
+            else:
+                print_report(project, console, run.history.outcome, options.get("has_next", True))
     return code
 
 
@@ -6759,30 +6854,67 @@ def describe_rival(project: Project, words: Sequence[str]) -> Problem:
     return what, f"Stop that: {stop}. Or give this folder tasks of its own: WORKSPACE_ID in .mcp.json."
 
 
-def format_unmerged(run: Orchestrator) -> list[str]:
-    """Return how to merge the branches with finished work that HEAD lacks, unless integration is still to come.
+def print_report(project: Project, console: Console, outcome: str = "", has_next: bool = True) -> None:
+    """Write how the last run went, and what to type next. Raises OrchestrateError where there was none."""
+    try:
+        timeline, streams = read_timeline(project)
+    except OrchestrateError:
+        if not outcome:
+            raise
+        console.print(rich.Text("- " + visible(outcome)), soft_wrap=True)  # the journal could not be written
+        return
+    ahead, lines = look_at_branches(project, streams)
+    answers = {stream.id: stream.answer for stream in streams if stream.is_blocked}
+    courses = {
+        stream_id: course._replace(
+            log=read_last_words(project, stream_id) if course.state is StreamState.FAILED else (),
+            answer=answers.get(stream_id, ""),
+            ahead=ahead.get(stream_id, 0),
+        )
+        for stream_id, course in timeline.courses.items()
+    }
+    console.print(render_timeline(timeline._replace(courses=courses), console.width or NARROW), soft_wrap=True)
+    is_complete = all(course.state is StreamState.COMPLETE for course in courses.values())
+    if not lines:
+        lines = [f"Clean up: {hint('clean')}" if is_complete else f"Go on: {hint('start')}"]
+    for line in lines if has_next and not read_orchestrator_pid(project) else ():
+        console.print(rich.Text(visible(line)), soft_wrap=True)
 
-    What workers have left in a stash is named too: no branch has it.
+
+def read_last_words(project: Project, stream_id: str) -> tuple[str, ...]:
+    """Return the last lines in a stream's log that are its last worker's own."""
+    path, archived, lines = project.file(stream_id, ".log"), find_archived(project, stream_id, ".log"), []
+    with contextlib.suppress(OSError), contextlib.closing(Tail(path, lines=LOG_LINES, before=archived)) as log:
+        lines = [split_stamp(line)[1] for _, line in log.read()]
+    heads = [-1, *(number for number, line in enumerate(lines) if line.startswith("──── "))]
+    own = lines[heads[-2] + 1 : heads[-1]] if len(heads) > 1 else lines
+    return tuple(line for line in own if line)[-LAST_WORDS:]
+
+
+def look_at_branches(project: Project, streams: Sequence[Stream]) -> tuple[dict[str, int], list[str]]:
+    """Return how many commits of each stream HEAD lacks, and how to merge those of finished work.
+
+    Unless integration is still to come. What workers have left in a stash is named too: no branch has it.
     """
-    project, streams = run.state.project, run.backlog.streams
-    complete = [s for s in streams if s.is_complete and s.phase is Phase.PARALLEL]
-    is_merged_later = any(s.phase is Phase.INTEGRATION and not s.is_complete for s in streams)
-    if run.table.git is None:
-        return []
+    if not project.worktrees.is_dir() and not any(s.worktree_path or s.branch_name for s in streams):
+        return {}, []  # most likely there are none, and git is not asked for nothing
     try:
         repository = read_repository(Git(project.root).hurry())
-        branches = [] if repository.obstacle else find_branches(project, repository, complete, True)
+        branches = [] if repository.obstacle else find_branches(project, repository, streams, True)
         names = [name_worktree(project, stream)[1] for stream in streams if stream.phase is Phase.PARALLEL]
         stashes = [] if repository.obstacle else find_stashes(repository.git, names)
     except (OSError, OrchestrateError) as error:
-        return [f"Whether branches are to be merged is not known: {visible(str(error))}"]
+        return {}, [f"Whether branches are to be merged is not known: {visible(str(error))}"]
+    complete = {s.id for s in streams if s.is_complete and s.phase is Phase.PARALLEL}
+    is_merged_later = any(s.phase is Phase.INTEGRATION and not s.is_complete for s in streams)
     lines = [f"Left in a stash: {words} (git stash show -p '{name}')" for name, words in stashes]
-    lines += [f"{visible(b.stream_id)}: {b.summary} in {b.worktree}" for b in branches if b.uncommitted]
-    unmerged = [] if is_merged_later else [branch for branch in branches if branch.ahead or branch.unknown]
+    done = [branch for branch in branches if branch.stream_id in complete]
+    lines += [f"{visible(b.stream_id)}: {b.summary} in {b.worktree}" for b in done if b.uncommitted]
+    unmerged = [] if is_merged_later else [branch for branch in done if branch.ahead or branch.unknown]
     if unmerged:
-        lines += [f"Not in {repository.place} yet. Merge it with: {hint('merge')}, or:"]
+        lines += [f"Not in {repository.place} yet. Merge it with: {hint('merge')}", "or:"]
         lines += [f"  git merge --no-ff {shlex.quote(branch.ref)}  # {branch.summary}" for branch in unmerged]
-    return lines
+    return {branch.stream_id: branch.ahead for branch in branches}, lines
 
 
 def print_plan(
@@ -7064,25 +7196,24 @@ def conclude_stop(project: Project, worker: Worker, survivors: Tree) -> None:
 @project_options
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write it as a page.")
 def timeline_command(html: Path | None) -> int:
-    """Show the last run as a chart: a bar for each attempt of each stream, pauses, blocks, cost.
+    """Show how the last run went: a line a stream, and a chart with a bar for each attempt.
 
     \b
     Examples:
       python orchestrate.py timeline
       python orchestrate.py timeline --html night.html
     """
-    timeline = read_timeline(find_current_project())
+    project = find_current_project()
     if html is not None:
-        html.write_text(format_timeline_html(timeline), encoding="utf-8")
+        html.write_text(format_timeline_html(read_timeline(project)[0]), encoding="utf-8")
         click.echo(f"Wrote {visible(str(html))}")
     else:
-        console = make_console()
-        console.print(render_timeline(timeline, console.width or 80), soft_wrap=True)
+        print_report(project, make_console())
     return EXIT_DONE
 
 
-def read_timeline(project: Project) -> Timeline:
-    """Return the last run. Raises OrchestrateError where there was none."""
+def read_timeline(project: Project) -> tuple[Timeline, tuple[Stream, ...]]:
+    """Return the last run, and the streams as they are now. Raises OrchestrateError where there was none."""
     streams: tuple[Stream, ...] = ()
     # What never ran stands in the database alone; the rest is shown without it.
     with contextlib.suppress(OrchestrateError), open_store(project) as store:
@@ -7091,7 +7222,7 @@ def read_timeline(project: Project) -> Timeline:
     timeline = fold_timeline(project.name, read_run(project), streams, wall)
     if not timeline.begin:
         raise OrchestrateError("There was no run yet in this project", f"Begin one: {hint('start')}")
-    return timeline
+    return timeline, streams
 
 
 @cli.command("merge")
@@ -7556,16 +7687,15 @@ def demo_command(keep: bool) -> int:
         click.echo("Its workers are simulated: no Claude runs, and their costs are made up.")
         click.echo("To watch it from another terminal:")
         watch = shlex.quote(str(project.folder / "watch-status"))
-        click.echo(f"  PYTHON={shlex.quote(sys.executable)} {watch}{named}\n")
+        click.echo(f"  {watch}{named}\n")
         # -S: it needs the standard library alone, and starts in half the time.
         command = Command((sys.executable, "-S", str(top / "claude.py"), str(DEMO_TASK), str(DEMO_COST)))
         options: dict[str, Any] = {"as_json": False, "no_worktrees": False, "notify": None, "setup": ""}
         options.update(stop_on_exit=True, poll_interval=POLL_INTERVAL, warnings=())
+        options.update(has_next=False)
         limits = Limits(max_restarts=3, exit_on_blocked=True)  # what goes wrong in a demo shall not drag on
         code = run_in_foreground(project, database, command, limits, options)
         if code == EXIT_DONE:
-            console = make_console()
-            console.print(render_timeline(read_timeline(project), console.width or NARROW), soft_wrap=True)
             click.echo(f"\n{format_demo_end(project, keep, named)}")
     return code
 
