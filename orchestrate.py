@@ -5693,9 +5693,9 @@ def render_box(title: str, width: int) -> list[Text]:
 
 
 def render_lines(lines: Sequence[Text], width: int) -> Text:
-    """Return lines as one text, each cut to the width in columns; 0 cuts nothing."""
+    """Return lines as one text, each cut to the width in columns; 0 cuts nothing. A command is never cut."""
     for line in lines:
-        if width:
+        if width and line.overflow != "ignore":
             line.truncate(width, overflow="ellipsis")
     text: Text = rich.Text("\n").join(lines)
     return text
@@ -6015,11 +6015,9 @@ class Course(NamedTuple):
 
     @property
     def result(self) -> str:
-        """Where it stands, with the reason where that is short."""
-        if self.state is None or self.state in (StreamState.WAITING, StreamState.IDLE):
-            words = StreamState.IDLE.value if self.attempts else "Never ran"
-            return words + (f": {visible(self.reason)}" if self.reason else "")
-        return f"Stopped {self.reason}" if self.state is StreamState.STOPPED else self.state.value
+        """Where it stands."""
+        is_idle = self.state is None or self.state in (StreamState.WAITING, StreamState.IDLE)
+        return "Never ran" if is_idle and not self.attempts else (self.state or StreamState.IDLE).value
 
 
 class Timeline(NamedTuple):
@@ -6043,7 +6041,7 @@ class Timeline(NamedTuple):
         """What is to be said of the whole run, beside what the streams' own lines say."""
         lines = [line for line in self.outcome.split("\n") if line]
         own = [line for line in lines if not any(line.startswith(f"{visible(i)} ") for i in self.courses)]
-        words = [course.result.partition(":")[0].lower() for course in self.courses.values()]
+        words = [course.result.lower() for course in self.courses.values()]
         return own or [", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))]
 
     @property
@@ -6207,10 +6205,10 @@ def _render_remarks(stream_id: str, course: Course, width: int) -> list[Text]:
     elif course.state is StreamState.STOPPED:
         commands = [hint("start", stream_id)]
     lines: list[Text] = []
-    if course.state in (StreamState.FAILED, StreamState.BLOCKED):
+    if course.reason and course.state not in (StreamState.COMPLETE, StreamState.STOPPED):
         lines += hang(rich.Text("    Why: "), visible(course.reason), width).split("\n")
         lines += [rich.Text(f"    │ {visible(line)}", "bright_black") for line in course.log]
-    return [*lines, *(rich.Text(f"    {command}", "bold") for command in commands)]
+    return [*lines, *(rich.Text(f"    {command}", "bold", overflow="ignore") for command in commands)]
 
 
 def _render_chart(timeline: Timeline, width: int) -> list[Text]:
@@ -6241,6 +6239,7 @@ def _render_chart(timeline: Timeline, width: int) -> list[Text]:
         fill = next((fill for fill, hatched in _HATCHED.items() if hatched == kind), "")
         symbol, style = _LOOKS[_OUTCOMES[kind][0]]
         legend.append(f" {fill or symbol} {kind} ", style)
+    legend.rstrip()
     axis = rich.Text(f"{' ' * (left + 3)}└{''.join(ticks)}┘", "bright_black")
     return [*lines, axis, rich.Text(" " * (left + 4) + labels.rstrip(), "bright_black"), legend]
 
@@ -6877,8 +6876,8 @@ def print_report(project: Project, console: Console, outcome: str = "", has_next
     is_complete = all(course.state is StreamState.COMPLETE for course in courses.values())
     if not lines:
         lines = [f"Clean up: {hint('clean')}" if is_complete else f"Go on: {hint('start')}"]
-    for line in lines if has_next and not read_orchestrator_pid(project) else ():
-        console.print(rich.Text(visible(line)), soft_wrap=True)
+    if has_next and not read_orchestrator_pid(project):
+        console.print(rich.Text("\n" + "\n".join(map(visible, lines))), soft_wrap=True)
 
 
 def read_last_words(project: Project, stream_id: str) -> tuple[str, ...]:
