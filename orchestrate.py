@@ -6268,15 +6268,17 @@ def format_timeline_html(timeline: Timeline) -> str:
                 where = f"left:{begin:.2f}%;width:{end - begin:.2f}%"
                 bars.append(f'<span class="bar {kind}" style="{where}" title="{words}">{sign}</span>')
             name = f"<span>{_escape(stream_id, 60)} <small>{_escape(course.name, 60)}</small></span>"
-            summary = f"{len(course.attempts)}× {format_duration(course.seconds)} ${course.cost:.2f}"
+            summary = f"{len(course.attempts)}× · {format_duration(course.seconds)} · ${course.cost:.2f}"
             summary = f"<span>{summary if course.attempts else _escape(course.result, 60)}</span>"
             chart.append(f'<div class="row">{name}<div class="bars">{"".join(bars)}</div>{summary}</div>')
             for number, span in enumerate(course.attempts, 1):
                 cells = [stream_id, course.name, str(number), _format_clock(span.begin), format_duration(span.length)]
                 cells += [f"${span.cost:.2f}", span.kind, span.words]
                 rows.append("<tr>" + "".join(f"<td>{_escape(cell, 300)}</td>" for cell in cells) + "</tr>")
-    places = [(100 * timeline.place(moment), label) for moment, label in find_ticks(timeline, 4)]
-    ticks = "".join(f'<span style="left:{at:.2f}%">{label}</span>' for at, label in places)
+    places = [(100 * timeline.place(moment), label) for moment, label in find_ticks(timeline, 6)]
+    ticks = "".join(
+        f'<span style="left:{at:.2f}%;transform:translateX(-{at:.0f}%)">{label}</span>' for at, label in places
+    )
     kinds = []
     for kind in find_kinds(timeline):
         sign = "" if kind in _HATCHED.values() else _LOOKS[_OUTCOMES[kind][0]][0]
@@ -6291,7 +6293,7 @@ def format_timeline_html(timeline: Timeline) -> str:
         f"<body><h1>{_escape(timeline.title, 200)}</h1>{''.join(chart)}"
         f'<div class="row"><span></span><div class="axis">{ticks}</div><span></span></div>'
         f'<div class="legend">{"".join(f"<span>{kind}</span>" for kind in kinds)}</div>{outcome}'
-        f'<div class="table"><table><tr>{heads}</tr>{"".join(rows)}</table></div></body></html>\n'
+        f"<table><tr>{heads}</tr>{''.join(rows)}</table></body></html>\n"
     )
 
 
@@ -6304,13 +6306,12 @@ _PAGE_STYLE = """\
 body { font: 14px system-ui, sans-serif; margin: 8px auto; max-width: 1200px; padding: 0 8px }
 h1 { font-size: 16px }
 h2 { font-size: 11px; font-weight: 400; margin: 12px 0 4px; border-bottom: 1px solid var(--line); opacity: .7 }
-.row { display: grid; grid-template-columns: 12em 1fr 8em; gap: 0 8px; align-items: center; margin: 4px 0 }
+.row { display: grid; grid-template-columns: 18em 1fr 9em; gap: 0 8px; align-items: center; margin: 4px 0 }
 .row > span { overflow-wrap: anywhere }
 .row > span:last-child { text-align: right }
 .bars, .axis { position: relative; height: 20px }
 .bars { background: var(--line) }
 .axis span { position: absolute; font-size: 11px; white-space: nowrap }
-.axis span:last-child:not(:first-child) { transform: translateX(-100%) }
 .bar { color: #fff; background: var(--colour); text-align: right; overflow: hidden; box-sizing: border-box }
 .bars .bar { position: absolute; top: 0; height: 20px; min-width: 2px; border-left: 1px solid #fff8 }
 .bar.hatched { background: repeating-linear-gradient(45deg, var(--colour) 0 2px, transparent 2px 6px) }
@@ -6318,12 +6319,18 @@ h2 { font-size: 11px; font-weight: 400; margin: 12px 0 4px; border-bottom: 1px s
 .legend > span { margin-right: 1em; white-space: nowrap }
 table { border-collapse: collapse; margin-top: 1em; width: 100% }
 td, th { border-top: 1px solid var(--line); padding: 4px 8px; text-align: left; vertical-align: top }
-td:first-child { overflow-wrap: anywhere; min-width: 5em }
-td:nth-child(3), td:nth-child(4) { white-space: nowrap }
+td:nth-child(-n+2) { overflow-wrap: anywhere; min-width: 5em }
+td:nth-child(4), td:nth-child(5) { white-space: nowrap }
+small { opacity: .7 }
 @media (max-width: 600px) {
   .row { grid-template-columns: 1fr auto }
   .bars, .axis { grid-row: 2; grid-column: 1 / 3 }
-  td, th { padding: 3px; font-size: 11px }
+  table, tbody { display: block }
+  tr { display: flex; flex-wrap: wrap; gap: 0 10px; border-top: 1px solid var(--line); padding: 4px 0 }
+  tr:first-child { display: none }
+  td { border: 0; padding: 0 }
+  td:nth-child(3)::before { content: "#" }
+  td:last-child { flex-basis: 100% }
 }
 @media print { .bar { print-color-adjust: exact } tr { break-inside: avoid } }
 """
