@@ -80,7 +80,7 @@ import time
 import unicodedata
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Dict, NamedTuple, NoReturn, Optional, Tuple, Union
 
@@ -225,7 +225,8 @@ UNWRITTEN_LINES = 100_000  # lines that are kept of those that can't be written 
 LINES_AT_ONCE = 2000  # lines of one worker's output in one tick after which no more is read, for the same reason
 BOX_WIDTH = 73  # columns of the box around a title
 NARROW = 80  # columns, where nothing says how many there are
-BOARD_LEAST = 10  # lines of a terminal up to which the board does without its bar
+REPORT_WIDTH = 100  # columns of the report's lines at most: behind a wider gap nobody finds the numbers
+BOARD_LEAST, HEADING_LEAST = 10, 3  # lines up to which the board does without its bar, and a table without headings
 BAR_WIDTH, OVERALL_BAR_WIDTH = 15, 40  # cells of a stream's bar, and of the bar over all streams
 
 CLAUDE_TIMEOUT = 20  # seconds for `claude --version`
@@ -1370,8 +1371,9 @@ class Conclude(NamedTuple):  # take note of a worker's end, and of what follows 
     verdict: Verdict
 
 
-class Wait(NamedTuple):  # say what the whole run waits for: nothing runs and nothing can start
+class Wait(NamedTuple):  # say what the whole run waits for, and how to answer: nothing runs and nothing can start
     reason: str
+    answers: tuple[str, ...] = ()
 
 
 class Finish(NamedTuple):  # end the run
@@ -2205,9 +2207,9 @@ def _plan_end(standings: Mapping[str, Standing], snapshot: Snapshot, limits: Lim
     is_held = {i: s.state in _HELD or i in snapshot.foreign for i, s in open_ones.items()}
     held = [(i, s) for i, s in open_ones.items() if is_held[i] and failed.isdisjoint(obstacles[i])]
     if held and not limits.exit_on_blocked and not spent:
-        ways = {s.id: f". Answer: {s.answer}" for s in included if standings[s.id].state is StreamState.BLOCKED}
-        waits = [f"{visible(i)} is {s.state.value.lower()}: {visible(s.reason)}{ways.get(i, '')}" for i, s in held]
-        return [Wait("; ".join(waits))]
+        waits = [f"{visible(i)} is {s.state.value.lower()}: {visible(s.reason)}" for i, s in held]
+        blocked = {i for i, s in held if s.state is StreamState.BLOCKED}
+        return [Wait("; ".join(waits), tuple(stream.answer for stream in included if stream.id in blocked))]
     if open_ones or not snapshot.streams:
         words = {StreamState.IDLE: "is not complete:", StreamState.WAITING: "never ran: it"}
         lines = [
@@ -2280,6 +2282,13 @@ class Clock:
         if select.select([self._receiver], [], [], max(seconds, 0))[0]:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._receiver, 4096)
+
+
+def is_in_front(terminal: IO[Any]) -> bool:
+    """Whether this is the job that has the terminal; also where it is nobody's."""
+    with contextlib.suppress(OSError):
+        return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    return True
 
 
 def open_private(path: Path, flags: int) -> IO[bytes]:
@@ -5278,7 +5287,7 @@ class Orchestrator:
         elif isinstance(action, Finish):
             self.finish = action
         elif action.reason != self.history.waiting:
-            self.emit("run_waiting", reason=action.reason)
+            self.emit("run_waiting", reason=action.reason, answers=list(action.answers))
         return not isinstance(action, Wait)
 
     def report(self, snapshot: Snapshot, now: float) -> None:
@@ -5454,7 +5463,6 @@ _EVENT_FORMATS = {
     "database_readable": "The database can be read again",
     "trouble": "In trouble, trying on: {reason}",
     "trouble_over": "Out of trouble",
-    "run_waiting": "Waiting: {reason}",
     "run_paused": "Paused, nothing starts for {pause}: {reason}",
     "warning": "Warning: {message}",
     "overage": "Warning: {stream}: {reason}",
@@ -5479,6 +5487,8 @@ def format_event(event: Event) -> str:
         return f"{stream} {state.value.lower()}: {reason}" if is_said else ""
     if (kind == "worker_started" and not event["pid"]) or (kind == "root_seen" and not event["files"]):
         return ""  # it could not be executed; why, its end says
+    if kind == "run_waiting":
+        return "\n".join([f"Waiting: {reason}", *map(visible, event["answers"])])
     facts = {n: format_names(v) if isinstance(v, (list, tuple)) else visible(str(v)) for n, v in event.items()}
     return _EVENT_FORMATS.get(kind, "").format(**{**facts, "pause": pause})
 
@@ -5650,11 +5660,20 @@ def render_event(event: Event, width: int) -> Text | None:
 
 
 def hang(head: Text, words: str, width: int, style: str = "") -> Text:
-    """Return words behind a head, and what does not fit into the width in columns below them; 0: no limit."""
+    """Return words behind a head, and what does not fit into the width in columns below them; 0: no limit.
+
+    A line behind the first is a command, which is never broken.
+    """
     indent = head.cell_len
     room = max(width - indent, 20) // (1 + (rich.Text(words).cell_len > len(words)))  # of wide characters half as many
-    parts = textwrap.wrap(words, room, break_on_hyphens=False) if width else [words]
-    return head.append(f"\n{' ' * indent}".join(parts), style)
+    first, *commands = words.split("\n")
+    parts = textwrap.wrap(first, room, break_on_hyphens=False) if width else [first]
+    return head.append(f"\n{' ' * indent}".join(map(defuse, [*parts, *commands])), style)
+
+
+def defuse(text: str) -> str:
+    """Return what begins a line so that it is no command to GitHub Actions."""
+    return re.sub("^(?=::)", "- ", text)
 
 
 def format_bar(percent: int, width: int = BAR_WIDTH) -> str:
@@ -5725,18 +5744,17 @@ def _render_notes(snapshot: Snapshot, width: int) -> list[Text]:
     notes = [f"The database can't be read: {snapshot.database_error}"] if snapshot.database_error else []
     notes += [f"Warning: {warning}" for warning in snapshot.warnings]
     living = [worker for worker in snapshot.workers.values() if worker.ending is None]
-    if living and not snapshot.orchestrator:
-        count = format_count(len(living), "worker")
-        notes.append(f"{count} without an orchestrator: nothing restarts. Go on: {hint('start')}")
     if snapshot.orchestrator and snapshot.pause_left:
         notes.append(f"Paused for {format_countdown(snapshot.pause_left, 0)}: {snapshot.history.pause_reason}")
     if snapshot.orchestrator and snapshot.history.waiting:
         notes.append(f"Waiting: {snapshot.history.waiting}")
-    else:
-        blocked = [s for s in snapshot.streams if s.is_blocked and s.id not in snapshot.workers]
-        notes += [f"{stream.id} is blocked. Answer: {stream.answer}" for stream in blocked]
-    wrapped = [line for note in notes for line in textwrap.wrap(visible(note), (width or BOX_WIDTH) - 2)]
-    return [rich.Text("")] + [rich.Text(f"  {line}", style="yellow") for line in wrapped] if notes else []
+    helps = [("To answer", s.answer) for s in snapshot.streams if s.is_blocked and s.id not in snapshot.workers]
+    if living and not snapshot.orchestrator:
+        notes.append(f"{format_count(len(living), 'worker')} without an orchestrator: nothing restarts")
+        helps.append(("To go on", hint("start")))
+    lines = [line for note in notes for line in textwrap.wrap(visible(note), (width or BOX_WIDTH) - 2)]
+    lines += [f"{what}: {visible(command)}" for what, command in helps]
+    return [rich.Text("")] + [rich.Text(f"  {line}", "yellow", overflow="ignore") for line in lines] if lines else []
 
 
 def render_dashboard(
@@ -5751,6 +5769,8 @@ def render_dashboard(
     clock = time.strftime("%H:%M:%S", time.localtime(wall))
     foot = rich.Text(f"Data: Task Copilot │ {format_count(running, 'worker')} │ {clock}", style="bright_black")
     notes = _render_notes(snapshot, width)
+    for note in notes if height else ():  # what is live can't be pasted, and must not wrap
+        note.overflow = None
     whole = [
         *box,
         rich.Text(""),
@@ -5851,7 +5871,8 @@ def render_table(
 
     Those that need a person are the last to be, then those that are at work.
     """
-    room = max(height - 1, 1)  # under the headings
+    has_heading = height > HEADING_LEAST
+    room = max(height - has_heading, 1)
     shown = snapshot.streams
     if len(shown) > room:
         chosen = sorted(shown, key=lambda s: _URGENCY.get(standings[s.id].state, 1))[: max(room - 1, 1)]
@@ -5868,7 +5889,7 @@ def render_table(
     ids = {stream.id for stream in shown}
     hidden = [standings[s.id].state.value.lower() for s in snapshot.streams if s.id not in ids]
     counts = ", ".join(f"+{hidden.count(state)} {state}" for state in dict.fromkeys(hidden))
-    return [heading, *lines] + ([rich.Text(f"  … {counts}", style="bright_black")] if hidden else [])
+    return [heading] * has_heading + lines + ([rich.Text(f"  … {counts}", style="bright_black")] if hidden else [])
 
 
 def _make_row(
@@ -5980,8 +6001,12 @@ class Span(NamedTuple):
     cost: float = 0.0
 
     @property
+    def look_kind(self) -> str:
+        return self.kind if self.kind in _OUTCOMES else "running"
+
+    @property
     def look(self) -> tuple[str, str]:
-        return _LOOKS[_OUTCOMES.get(self.kind, _OUTCOMES["running"])[0]]
+        return _LOOKS[_OUTCOMES[self.look_kind][0]]
 
     @property
     def length(self) -> float:
@@ -6149,7 +6174,7 @@ def find_ticks(timeline: Timeline, most: int) -> list[tuple[float, str]]:
     """Return round times of the local clock at which an axis is labelled, at most that often, each with its label."""
     length, begin = timeline.length, timeline.begin
     step = next((step for step in _STEPS if length / step <= most), 86400 * int(length / 86400 / most + 1))
-    offset = (datetime.fromtimestamp(begin).astimezone().utcoffset() or timedelta()).total_seconds()
+    offset = time.localtime(begin).tm_gmtoff
     first = -(-(begin + offset) // step) * step - offset
     moments = [first + step * count for count in range(most + 1) if first + step * count <= begin + length]
     style = "%H:%M:%S" if step < 60 else "%H:%M" if step < 86400 else "%d %b"
@@ -6159,7 +6184,7 @@ def find_ticks(timeline: Timeline, most: int) -> list[tuple[float, str]]:
 def find_kinds(timeline: Timeline) -> list[str]:
     """Return the kinds of spans that a chart of it shows, in the order of the legend."""
     spans = [span for course in timeline.courses.values() for span, _ in timeline.bars(course)]
-    return [kind for kind in _OUTCOMES if any(span.kind == kind for span in spans)]
+    return [kind for kind in _OUTCOMES if any(span.look_kind == kind for span in spans)]
 
 
 def render_timeline(timeline: Timeline, width: int) -> Text:
@@ -6171,7 +6196,7 @@ def render_timeline(timeline: Timeline, width: int) -> Text:
     for words in timeline.headlines:
         lines += hang(rich.Text("  "), visible(words), width, "green" if is_complete else "red").split("\n")
     rows = [_make_report_row(stream_id, course) for stream_id, course in timeline.courses.items()]
-    heading, *table = render_columns(_REPORT, "result", rows, width)
+    heading, *table = render_columns(_REPORT, "result", rows, min(width, REPORT_WIDTH))
     lines += [rich.Text(""), heading]
     for line, (stream_id, course) in zip(table, timeline.courses.items()):
         lines += [line, *_render_remarks(stream_id, course, width)]
@@ -6213,7 +6238,7 @@ def _render_remarks(stream_id: str, course: Course, width: int) -> list[Text]:
 
 def _render_chart(timeline: Timeline, width: int) -> list[Text]:
     """Return a row a stream, a bar an attempt, its outcome as a symbol at its end; the clock below them."""
-    names = {stream_id: rich.Text(visible(stream_id)) for stream_id in timeline.courses}
+    names = {stream_id: rich.Text(defuse(visible(stream_id))) for stream_id in timeline.courses}
     left = min(max((name.cell_len for name in names.values()), default=0), max(width // 4, 10))
     cells = max(width - left - 5, 10)
     lines = []
@@ -6234,14 +6259,14 @@ def _render_chart(timeline: Timeline, width: int) -> list[Text]:
         ticks[at] = "┴"
         at = min(at, cells - len(label))
         labels = labels[:at] + label + labels[at + len(label) :]
-    legend = rich.Text(" ")
+    legend = [rich.Text(" ")]
     for kind in find_kinds(timeline):
         fill = next((fill for fill, hatched in _HATCHED.items() if hatched == kind), "")
         symbol, style = _LOOKS[_OUTCOMES[kind][0]]
-        legend.append(f" {fill or symbol} {kind} ", style)
-    legend.rstrip()
+        legend += [rich.Text(" ")] if legend[-1].cell_len + len(kind) + 4 > width else []
+        legend[-1].append(f" {fill or symbol} {kind}", style).append(" ")
     axis = rich.Text(f"{' ' * (left + 3)}└{''.join(ticks)}┘", "bright_black")
-    return [*lines, axis, rich.Text(" " * (left + 4) + labels.rstrip(), "bright_black"), legend]
+    return [*lines, axis, rich.Text(" " * (left + 4) + labels.rstrip(), "bright_black"), *legend]
 
 
 def _escape(text: str, length: int) -> str:
@@ -6258,19 +6283,11 @@ def format_timeline_html(timeline: Timeline) -> str:
         members = {i: course for i, course in timeline.courses.items() if course.phase is phase}
         chart += [f"<h2>{phase.name}</h2>"] if members else []
         for stream_id, course in members.items():
-            bars = []
-            for span, fill in timeline.bars(course):
-                begin, end = (100 * timeline.place(moment) for moment in (span.begin, max(span.begin, span.end)))
-                words = f"{span.kind}, {_format_clock(span.begin)}, {format_duration(span.length)}"
-                words = _escape(words + (f": {span.words}" if span.words else ""), 300)
-                kind = (span.kind if span.kind in _OUTCOMES else "running") + ("" if fill == "█" else " hatched")
-                sign = span.look[0] if fill == "█" else ""
-                where = f"left:{begin:.2f}%;width:{end - begin:.2f}%"
-                bars.append(f'<span class="bar {kind}" style="{where}" title="{words}">{sign}</span>')
+            bars = "".join(_format_bar(timeline, span, fill) for span, fill in timeline.bars(course))
             name = f"<span>{_escape(stream_id, 60)} <small>{_escape(course.name, 60)}</small></span>"
             summary = f"{len(course.attempts)}× · {format_duration(course.seconds)} · ${course.cost:.2f}"
             summary = f"<span>{summary if course.attempts else _escape(course.result, 60)}</span>"
-            chart.append(f'<div class="row">{name}<div class="bars">{"".join(bars)}</div>{summary}</div>')
+            chart.append(f'<div class="row">{name}<div class="bars">{bars}</div>{summary}</div>')
             for number, span in enumerate(course.attempts, 1):
                 cells = [stream_id, course.name, str(number), _format_clock(span.begin), format_duration(span.length)]
                 cells += [f"${span.cost:.2f}", span.kind, span.words]
@@ -6281,8 +6298,9 @@ def format_timeline_html(timeline: Timeline) -> str:
     )
     kinds = []
     for kind in find_kinds(timeline):
+        colour = f"{kind} hatched" if kind in _HATCHED.values() else kind
         sign = "" if kind in _HATCHED.values() else _LOOKS[_OUTCOMES[kind][0]][0]
-        kinds.append(f'<span class="bar {kind}{"" if sign else " hatched"}">{sign}</span> {kind}')
+        kinds.append(f'<span><span class="bar {colour}">{sign}</span> {kind}</span>')
     names = ("Stream", "Name", "Attempt", "Began", "Took", "Cost", "Outcome", "Its end")
     heads = "".join(f"<th>{name}</th>" for name in names)
     outcome = "".join(f"<p>{_escape(line, 500)}</p>" for line in timeline.outcome.split("\n"))
@@ -6292,9 +6310,18 @@ def format_timeline_html(timeline: Timeline) -> str:
         f'<meta name="viewport" content="width=device-width"><style>{_PAGE_STYLE}{colours}</style>'
         f"<body><h1>{_escape(timeline.title, 200)}</h1>{''.join(chart)}"
         f'<div class="row"><span></span><div class="axis">{ticks}</div><span></span></div>'
-        f'<div class="legend">{"".join(f"<span>{kind}</span>" for kind in kinds)}</div>{outcome}'
+        f'<div class="legend">{"".join(kinds)}</div>{outcome}'
         f"<table><tr>{heads}</tr>{''.join(rows)}</table></body></html>\n"
     )
+
+
+def _format_bar(timeline: Timeline, span: Span, fill: str) -> str:
+    begin, end = (100 * timeline.place(moment) for moment in (span.begin, max(span.begin, span.end)))
+    words = f"{span.kind}, {_format_clock(span.begin)}, {format_duration(span.length)}"
+    words = _escape(words + (f": {span.words}" if span.words else ""), 300)
+    kind, sign = (span.look_kind, span.look[0]) if fill == "█" else (f"{span.look_kind} hatched", "")
+    where = f"left:{begin:.2f}%;width:{end - begin:.2f}%"
+    return f'<span class="bar {kind}" style="{where}" title="{words}">{sign}</span>'
 
 
 def _format_clock(wall: float) -> str:
@@ -6344,7 +6371,10 @@ def render_findings(findings: Sequence[Finding], width: int) -> Text:
     text: Text = rich.Text()
     indent = max(len(subject) for subject, *_ in findings) + 4
     wrap = functools.partial(textwrap.wrap, width=max(width - indent, 20) if width else 10_000, break_on_hyphens=False)
+    said = []
     for subject, level, found, remedy in findings:
+        found, remedy = ("as above", "") if (found, remedy) in said else (found, remedy)
+        said.append((found, remedy))
         symbol, style = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}[level]
         lines = [part for line in found.split("\n") for part in wrap(visible(line.strip()))]
         text.append(f"{symbol} {subject:<{indent - 4}}  ", style)
@@ -6361,7 +6391,7 @@ def render_findings(findings: Sequence[Finding], width: int) -> Text:
 
 
 # What stands for a symbol where the terminal's encoding does not have it. Other characters become a question mark.
-_PAIRS = "█# ▒: ░. ═= ─- │| ║| ╔+ ╗+ ╚+ ╝+ ┴+ └+ ┘+ ✓v ●* ◇z ◕@ ▣& ↻~ ◫= ◌: ○o ◯o ⊘- ■% ✗x ·. ⚡! …. ×x 📊* 🖥* ⌨*"
+_PAIRS = "█# ▒: ░. ═= ─- │| ║| ╔+ ╗+ ╚+ ╝+ ┴+ └+ ┘+ ✓v ●* ◎+ ◇z ◕@ ▣& ↻~ ◫= ◌: ○o ◯o ⊘- ■% ✗x ·. ⚡! …. ×x 📊* 🖥* ⌨*"
 _PLAIN = {pair[0]: pair[1] for pair in _PAIRS.split()}
 
 
@@ -6375,6 +6405,11 @@ def replace_unencodable(error: UnicodeError) -> tuple[str, int]:
         if unicodedata.category(char) not in ("Mn", "Me", "Cf"):
             plain += f"{_PLAIN[char]}{' ' * is_wide}" if char in _PLAIN else "??" if is_wide else "?"
     return plain, error.end
+
+
+def line_width(console: Console) -> int:
+    """Return the columns that lines are cut to: those of the terminal; in a pipe nothing is cut."""
+    return console.width if console.file.isatty() else 0
 
 
 class LineReporter(Reporter):
@@ -6404,10 +6439,9 @@ class Picture:
 
     def draw(self, render: Callable[[int, int], Text]) -> None:
         """Draw what `render` returns for the width and height of the terminal."""
-        with contextlib.suppress(OSError):  # where it is nobody's, it is ours
-            if os.tcgetpgrp(self._console.file.fileno()) != os.getpgrp():
-                self.close()
-                return
+        if not is_in_front(self._console.file):
+            self.close()
+            return
         width, height = self._console.size
         if self._drawn is not None and width < self._width:
             # The terminal has broken the lines that no longer fit: Live knows of one row each.
@@ -6608,11 +6642,6 @@ def make_console() -> Console:
     if not (0 < console.width < 10_000 and console.height > 0):  # COLUMNS=0, as some shells and editors have it
         console = rich.Console(markup=False, highlight=False, emoji=False, width=80, height=25)
     return console
-
-
-def line_width(console: Console) -> int:
-    """Return the columns that lines are cut to: those of the terminal; in a pipe nothing is cut."""
-    return console.width if console.file.isatty() else 0
 
 
 def can_draw(console: Console) -> bool:
@@ -7805,8 +7834,7 @@ def doctor_command(claude: str, as_json: bool) -> int:
             found = "; ".join(words for words, _ in parts)
             findings.append((subject, "warning" if remedy else "ok", found, remedy))
         except OrchestrateError as error:
-            is_said = any(found == error.message for *_, found, _ in findings)
-            findings.append((subject, "error", *(("as above", "") if is_said else (error.message, error.remedy))))
+            findings.append((subject, "error", error.message, error.remedy))
         except OSError as error:
             findings.append((subject, "error", str(error), "Look at that file or folder: its owner, its mode."))
     is_ready = not any(level == "error" for _, level, *_ in findings)

@@ -10,6 +10,7 @@ from support import replace
 from orchestrate import (
     Course,
     History,
+    Limits,
     Phase,
     Record,
     Snapshot,
@@ -108,8 +109,14 @@ SNAPSHOT = Snapshot(
     workers=WORKERS,
     history=History(
         records={
-            stream_id: Record(started_at=NOW - 72, restarts=int(stream_id == "Stream-B")) for stream_id in WORKERS
+            "Stream-A": Record(ended=1, worked=1520, spent=1.25),
+            "Stream-B": Record(started_at=NOW - 72, ended=1, worked=300, spent=0.8),
+            **{stream_id: Record(started_at=NOW - 72) for stream_id in WORKERS if stream_id != "Stream-B"},
+            "Stream-F": Record(ended=3, worked=260, spent=0.31),
+            "Stream-I": Record(ended=1, worked=75, spent=0.14),
+            "Stream-K": Record(ended=4, worked=3700),
         },
+        limits=Limits(budget=50),
         run_started_at=NOW - 3723,
         spent=2.5,
     ),
@@ -147,9 +154,9 @@ def draw(what: str, width: int, height: int = 0, **other: Any) -> list[str]:
     return text.plain.split("\n")
 
 
-def span(begin: float, end: float, kind: str = "complete", words: str = "") -> Span:
+def span(begin: float, end: float, kind: str = "complete", words: str = "", cost: float = 0.0) -> Span:
     """Return a span in seconds after the run's begin."""
-    return Span(NOON + begin, NOON + end, kind, words)
+    return Span(NOON + begin, NOON + end, kind, words, cost)
 
 
 TIMELINE = Timeline(
@@ -157,18 +164,52 @@ TIMELINE = Timeline(
     NOON,
     NOON + 600,
     {
-        "Stream-A": Course(Phase.FOUNDATION, (span(0, 120, "complete", "exit code 0"),), cost=1.25),
+        "Stream-A": Course(
+            Phase.FOUNDATION, "foundation", (span(0, 120, "complete", "exit code 0", 1.25),), state=StreamState.COMPLETE
+        ),
         "Stream-B": Course(
             Phase.PARALLEL,
-            (span(120, 240, "restart", "exit code 1"), span(250, 250.1, "restart"), span(260, 560)),
-            cost=12.5,
+            "api-implementation",
+            (span(120, 240, "restart", "exit code 1", 2.5), span(250, 250.1, "restart"), span(260, 560, cost=10)),
+            state=StreamState.COMPLETE,
+            ahead=12,
         ),
-        "Stream-C": Course(Phase.PARALLEL, (span(120, 600, "running"),)),
-        "Stream-D": Course(Phase.PARALLEL, (span(120, 200, "blocked"),), (span(200, 600, "blocked", "a key"),), 0.4),
-        "Stream-E": Course(Phase.PARALLEL, (span(120, 180, "failed"),), cost=0.1),
-        "Stream-F": Course(Phase.PARALLEL, (span(120, 150, "stopped"), span(400, 450, "vanished"))),
-        "Stream-G": Course(Phase.PARALLEL, (span(120, 300, "paused"), span(420, 500)), cost=3),
-        "Stream-H": Course(Phase.INTEGRATION),
+        "Stream-C": Course(
+            Phase.PARALLEL, "ui-components", (span(120, 600, "running"),), state=StreamState.RUNNING, ahead=1
+        ),
+        "Stream-D": Course(
+            Phase.PARALLEL,
+            "docs",
+            (span(120, 200, "blocked", cost=0.4),),
+            (span(200, 600, "blocked", "a key"),),
+            StreamState.BLOCKED,
+            "which of the two payment providers to use has to be said: the contract names both (TASK-9)",
+            answer="claude 'task_update TASK-9: status pending, notes: YOUR ANSWER'",
+        ),
+        "Stream-E": Course(
+            Phase.PARALLEL,
+            "auth",
+            (span(120, 180, "failed", cost=0.1),),
+            state=StreamState.FAILED,
+            reason="gave up after 2 restarts without a completed task; last: exit code 1: npm ERR! missing script: build",
+            log=("Bash  npm run build", "  error: Exit code 1", "npm ERR! missing script: build"),
+        ),
+        "Stream-F": Course(
+            Phase.PARALLEL,
+            "billing",
+            (span(120, 150, "stopped"), span(400, 450, "vanished")),
+            state=StreamState.STOPPED,
+            reason="by the user",
+        ),
+        "Stream-G": Course(
+            Phase.PARALLEL,
+            "mail",
+            (span(120, 300, "paused", cost=3), span(420, 500)),
+            state=StreamState.COMPLETE,
+        ),
+        "Stream-H": Course(
+            Phase.INTEGRATION, "tests", state=StreamState.WAITING, reason="waits for Stream-D, Stream-E"
+        ),
     },
     (span(300, 420, "paused", "usage limit"),),
     "Stream-E failed: gave up\nStream-D blocked: a key",

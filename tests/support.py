@@ -48,6 +48,9 @@ from typing import Any, Callable, Iterable, Mapping
 SCRIPT = Path(__file__).resolve().parent.parent / "orchestrate.py"
 LAUNCHER = SCRIPT.parent / "tests" / "launch.py"
 
+# How the tests call the program: what its hints begin with.
+PROGRAM = f"{sys.executable} {SCRIPT}"
+
 # Longer than any test: whatever goes on without it was noticed by itself.
 NO_POLL = ("--poll-interval", "600")
 
@@ -563,6 +566,16 @@ class Run:
         """End it as `kill -9` does."""
         self.process.kill()
         self.process.wait()
+
+
+_STAMP = re.compile(r"^(\S+ +│ )?\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d(  |$)")
+
+
+def unstamp(text: str) -> list[str]:
+    """Return the lines of a log, or of `logs`, without their times; each must have one."""
+    lines = text.splitlines()
+    assert [line for line in lines if not _STAMP.match(line)] == []
+    return [_STAMP.sub(r"\1", line) for line in lines]
 
 
 # Control characters but the newline, in both ranges; and the marks that turn the direction of text.

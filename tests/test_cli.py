@@ -11,19 +11,24 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import SCRIPT, Workspace, own_processes, wait_until
+from support import PROGRAM, SCRIPT, Workspace, own_processes, unstamp, wait_until
 
 WRAPPERS = {"PYTHON": sys.executable}
 
 
 def test_a_missing_package_is_one_line_with_the_command_that_installs_it(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-S", "-E", str(SCRIPT), "status"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-S", "-E", str(SCRIPT), "status"],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("[ERROR] orchestrate needs click, rich, psutil. Install with: ")
-    assert "pip install click rich psutil" in line
+    error, line = done.stderr.splitlines()
+    assert error == f"[ERROR] orchestrate needs click, rich, psutil, which {sys.executable} lacks. Install with:"
+    assert "pip install -q click rich psutil" in line
 
 
 def test_the_file_says_what_it_needs_for_uv() -> None:
@@ -104,7 +109,7 @@ def test_a_selection_that_waits_for_others_is_an_error_that_names_them(workspace
     assert done.returncode == 2
     assert done.stderr == (
         "[ERROR] Stream-B can't start: it waits for Stream-A, not part of this run\n"
-        "Complete them first, or start them too: start Stream-A Stream-B\n"
+        f"Complete them first, or start them too: {PROGRAM} start Stream-A Stream-B\n"
     )
     assert workspace.run("start", "Stream-A").returncode == 0
     assert workspace.run("start", "--phase", "parallel").returncode == 0
@@ -265,7 +270,7 @@ def test_logs_shows_the_last_lines_and_follows_until_ctrl_c(workspace: Workspace
     workspace.play("say=one say=two sleep=0.5 say=three all")
     assert workspace.run("start").returncode == 0
     done = workspace.run("logs", "Stream-A", "--no-follow", "-n", "100")
-    words = [line for line in done.stdout.splitlines() if line in ("one", "two", "three")]
+    words = [line for line in unstamp(done.stdout) if line in ("one", "two", "three")]
     assert words == ["one", "two", "three"]
     assert "attempt 1" in done.stdout.splitlines()[0]
     last = workspace.run("logs", "Stream-A", "--no-follow", "-n", "2").stdout.splitlines()
@@ -290,7 +295,7 @@ def test_logs_of_several_streams_name_each_line(workspace: Workspace) -> None:
     workspace.database.add_stream("Stream-B")
     workspace.play("say=hello all")
     assert workspace.run("start").returncode == 0
-    lines = workspace.run("logs", "--no-follow").stdout.splitlines()
+    lines = unstamp(workspace.run("logs", "--no-follow").stdout)
     assert {"Stream-A │ hello", "Stream-B │ hello"} <= set(lines)
     raw = workspace.run("logs", "Stream-B", "--raw", "--no-follow").stdout
     assert raw == "hello\n"
@@ -308,7 +313,18 @@ def test_a_reader_that_goes_away_is_no_error(workspace: Workspace) -> None:
 
 def test_help_has_examples_for_every_command(workspace: Workspace) -> None:
     assert "Examples:" in workspace.run("--help").stdout
-    assert workspace.run("start", "--help").stdout.count("python orchestrate.py start") >= 3
+    assert workspace.run("start", "--help").stdout.count(f"{PROGRAM} start") >= 3
+
+
+def test_without_a_command_there_is_the_help_with_the_commands_in_the_order_of_work(workspace: Workspace) -> None:
+    text = workspace.check(env={"COLUMNS": "60"})
+    assert text == workspace.check("--help", env={"COLUMNS": "60"}) == workspace.check("-h", env={"COLUMNS": "60"})
+    commands = text.split("Commands:\n")[1]
+    names = re.findall(r"(?m)^  (\w+) ", commands)
+    assert names == "generate doctor start status logs stop timeline merge clean demo".split()  # noqa: SIM905
+    assert re.findall(r"[^.]\n  \w", commands) == []  # each summary is a whole sentence
+    assert "..." not in commands
+    assert workspace.check("-V") == workspace.check("--version")
 
 
 def test_nothing_is_left_behind(workspace: Workspace) -> None:

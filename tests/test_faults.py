@@ -34,6 +34,7 @@ from cli_endings import SCENARIOS
 from support import (
     IMPORT,
     NO_POLL,
+    PROGRAM,
     RUN,
     SCRIPT,
     Run,
@@ -834,7 +835,7 @@ def run_in_terminal(workspace: Workspace, part: str, *words: str) -> Iterator[tu
         yield terminal, [workspace.wait_for_worker(stream) for stream in "AB"]
 
 
-LEFT = b"Orchestrator ended; 2 workers left running. Stop: python orchestrate.py stop"
+LEFT = f"Orchestrator ended; 2 workers left running. Stop: {PROGRAM} stop".encode()
 
 
 @pytest.mark.parametrize(("signum", "code"), [(None, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -2252,7 +2253,7 @@ def test_fault_49_a_signer_that_waits_for_a_passphrase_holds_a_merge_up_for_a_bo
     assert done.stderr == (
         "[ERROR] stream/A was not merged, the tree is as it was: git commit took longer than 1 s: "
         "does what signs it wait for a passphrase?\n"
-        "Merge it by hand (git merge --no-ff refs/heads/stream/A), then go on: python orchestrate.py merge\n"
+        f"Merge it by hand (git merge --no-ff refs/heads/stream/A), then go on: {sys.executable} {script} merge\n"
     )
     assert (workspace.git("rev-parse", "HEAD"), workspace.git("status", "--porcelain")) == before
     assert not (workspace.root / ".git" / "MERGE_HEAD").exists()
@@ -2792,7 +2793,7 @@ def test_fault_37_after_ten_minutes_without_its_folder_a_run_ends_and_its_worker
     before = workspace.rename("away")
     text = run.finish(code=1)
     assert f"the project's folder {before} is gone" in text
-    assert text.endswith("Orchestrator ended; 1 worker left running. Stop: python orchestrate.py stop\n")
+    assert text.endswith(f"Orchestrator ended; 1 worker left running. Stop: {sys.executable} {script} stop\n")
     assert not before.exists()
     assert workspace.events("run_left")[-1]["signal"] is None
     again = workspace.start()

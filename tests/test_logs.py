@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 
-from support import Workspace, wait_until
+from support import Workspace, unstamp, wait_until
 
 
 def test_a_log_that_is_still_to_come_is_waited_for(workspace: Workspace) -> None:
@@ -18,7 +18,7 @@ def test_a_log_that_is_still_to_come_is_waited_for(workspace: Workspace) -> None
     workspace.play("say=hello all")
     assert workspace.run("start").returncode == 0
     assert "attempt 1" in follower.stdout.readline()
-    assert follower.stdout.readline() == "hello\n"
+    assert unstamp(follower.stdout.readline()) == ["hello"]
     follower.send_signal(signal.SIGINT)
     _, err = follower.communicate(timeout=20)
     assert (follower.returncode, err) == (130, "")
@@ -56,8 +56,8 @@ def test_a_worker_that_was_stopped_without_an_orchestrator_has_an_end_in_its_log
     process.send_signal(signal.SIGINT)
     process.wait(20)
     assert workspace.run("stop", "--timeout", "0").returncode == 0
-    last = workspace.run("logs", "--no-follow", "A").stdout.splitlines()[-1]
-    assert re.fullmatch(r"──── \S+ \S+ · ended after \d+s: by the user", last), last
+    last = unstamp(workspace.run("logs", "--no-follow", "A").stdout)[-1]
+    assert re.fullmatch(r"──── ended after \d+s: by the user", last), last
 
 
 def test_no_line_of_a_run_begins_with_a_command_to_github(workspace: Workspace) -> None:
@@ -82,6 +82,41 @@ def test_what_a_worker_has_said_and_cost_is_known_when_it_is_stopped_without_an_
     assert workspace.run("stop", "--timeout", "0").returncode == 0
     (ended,) = workspace.events("worker_ended")
     assert (ended["verdict"], ended["ending"], ended["cost"], ended["turns"]) == ("stopped", "by the user", 1.5, 4)
-    log = (workspace.state / "logs" / "A.log").read_text().splitlines()
+    log = unstamp((workspace.state / "logs" / "A.log").read_text())
     assert (log.count("before"), log.count("after")) == (1, 1)
-    assert log.index("after") < next(i for i, line in enumerate(log) if " · ended after " in line)
+    assert log.index("after") < next(i for i, line in enumerate(log) if line.startswith("──── ended after "))
+
+
+def test_the_logs_of_several_streams_are_merged_by_time(workspace: Workspace) -> None:
+    workspace.database.add_streams("A", "B")
+    logs = workspace.state / "logs"
+    logs.mkdir(parents=True)
+    lines = {
+        "A": ["01:00:00+00:00  a1", "03:00:00+00:00  a2", "no time"],
+        "B": ["03:00:00+01:00  b1", "03:00:01+00:00  b2"],
+    }
+    for name, texts in lines.items():
+        stamped = [f"2026-01-02 {text}" if text[0].isdigit() else text for text in texts]
+        (logs / f"{name}.log").write_text("\n".join([*stamped, ""]))
+    shown = workspace.check("logs", "--no-follow")
+    assert [line.rpartition("  ")[2] for line in shown.splitlines()] == ["a1", "b1", "a2", "A │ no time", "b2"]
+
+
+def test_logs_are_shown_from_the_archive_after_a_clean_up_and_a_new_run_is_followed(workspace: Workspace) -> None:
+    workspace.database.add_stream("A")
+    workspace.play("say=hello all")
+    workspace.complete()
+    before = workspace.check("logs", "A", "--no-follow")
+    raw = workspace.check("logs", "A", "--no-follow", "--raw")
+    assert "to .archive/orchestration/" in workspace.check("clean")
+    assert not (workspace.state / "logs" / "A.log").exists()
+    assert workspace.check("logs", "A", "--no-follow") == before
+    assert workspace.check("logs", "A", "--no-follow", "--raw") == raw
+    follower = workspace.popen("logs", "A", "-n", "1")
+    assert follower.stdout is not None
+    assert follower.stdout.readline() == f"{before.splitlines()[-1]}\n"
+    workspace.database.execute("UPDATE tasks SET status = 'pending'")
+    workspace.complete()
+    assert "──── A " in follower.stdout.readline()
+    follower.send_signal(signal.SIGINT)
+    follower.communicate(timeout=20)

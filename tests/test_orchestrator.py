@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import IMPORT, RUN, SCRIPT, Run, Workspace, is_running, own_processes, wait_until
+from support import IMPORT, PROGRAM, RUN, SCRIPT, Run, Workspace, is_running, own_processes, wait_until
 
 from orchestrate import WORKER_RULES, Cause, History, Limits, Phase, Record, StopReason, StreamState, pack
 
@@ -139,7 +139,7 @@ def test_a_signal_ends_the_orchestrator_and_leaves_the_workers(workspace: Worksp
     run = workspace.start(wait="AB", stderr=subprocess.PIPE)
     out = run.end(signum, code, seconds=10)
     assert run.process.communicate()[1] == ""
-    assert out.splitlines()[-1] == "Orchestrator ended; 2 workers left running. Stop: python orchestrate.py stop"
+    assert out.splitlines()[-1] == f"Orchestrator ended; 2 workers left running. Stop: {PROGRAM} stop"
     assert all(is_running(pid) for pid in run.pids.values())
 
 

@@ -108,7 +108,7 @@ STATUS = """\
     ● Stream-B │ api-implementation
       [████████████░░░] 8/10 │ Running (PID: 12345)
 
-    ● Stream-C │ ui-components
+    ◎ Stream-C │ ui-components
       [██████░░░░░░░░░] 2/5 │ Running (PID: 12346)"""
 
 DASHBOARD = """\
@@ -135,7 +135,7 @@ DASHBOARD = """\
     ✓8  ⚡1  ○1
     Status: Working (PID: 12345)
 
-  ● Stream-C
+  ◎ Stream-C
     [██████░░░░░░░░░] 2/5 (40%)
     ✓2  ○3
     Status: Running (PID: 12346)
@@ -149,20 +149,23 @@ DASHBOARD = """\
 Data: Task Copilot │ 2 workers │ 16:42:11"""
 
 BOARD = """\
-── your-project · 17/22 tasks · 2 workers · 1h 02m ─────────────────────────────
+── your-project · 17/22 tasks · 1h 02m · 2 of 5 workers ────────────────────────
+  [██████████████████████████████████████████████████████░░░░░░░░░░░░░░░░░]  77%
+    stream    progress           state                                time  cost
   FOUNDATION
-  ✓ Stream-A [███████████████] 7/7   Complete
+  ✓ Stream-A  [██████████] 7/7   Complete
   PARALLEL
-  ● Stream-B [████████████░░░] 8/10  Working 1m 12s
-  ● Stream-C [██████░░░░░░░░░] 2/5   Running 1m 12s
+  ● Stream-B  [████████░░] 8/10  Working                            1m 12s
+  ◎ Stream-C  [████░░░░░░] 2/5   Running                            1m 12s
 """
 
 
 @pytest.mark.parametrize("width", [0, 80, 200])
 def test_status_and_dashboard_are_the_guides_at_any_width_that_holds_them(width: int) -> None:
     quiet = replace(GUIDE, workers={i: replace(worker, active_at=0) for i, worker in GUIDE.workers.items()})
-    assert "\n".join(draw_status(quiet, width)) == STATUS
-    assert "\n".join(draw_status(GUIDE, width)) == STATUS.replace("Running (PID: 12345)", "Working (PID: 12345)")
+    assert "\n".join(draw_status(quiet, width)) == STATUS.replace("● Stream-B", "◎ Stream-B")
+    working = STATUS.replace("Running (PID: 12345)", "Working (PID: 12345)")
+    assert "\n".join(draw_status(GUIDE, width)) == working
     assert "\n".join(draw_dashboard(GUIDE, width)) == DASHBOARD
 
 
@@ -192,7 +195,8 @@ def test_status_at_60_columns_cuts_what_is_too_long_and_says_so() -> None:
       [██████░░░░░░░░░] 2/5 │ Blocked
 
   Warning: a warning that is longer than the sixty columns
-  of a narrow terminal"""
+  of a narrow terminal
+  To answer: claude 'task_update : status pending, notes: YOUR ANSWER'"""
     )
 
 
@@ -260,6 +264,7 @@ def test_no_line_is_wider_than_the_terminal_and_the_box_is_closed(
     blocked = make_stream("B" * 200, blocked=1)
     snapshot = make_snapshot(*streams, blocked, running={ids[0]: 7}, project=project, warnings=(ids[0],))
     for picture in draw_all(snapshot, width, height):
+        picture = [line for line in picture if not line.startswith("  To answer: ")]  # a command is never cut
         assert max(cell_len(line) for line in picture) <= width
         if picture[0].startswith("╔"):
             assert [cell_len(line) for line in picture[:3]] == [min(width, 73)] * 3
@@ -281,7 +286,7 @@ def test_a_dashboard_fits_into_its_terminal_and_shows_who_is_at_work(height: int
     lines = draw_dashboard(snapshot, 80, height)
     assert len(lines) <= height
     assert max(map(cell_len, lines)) <= 80
-    assert warnings or [line.split()[1] for line in lines if line.startswith("  ●")] == ["Stream-18", "Stream-20"]
+    assert warnings or [line.split()[1] for line in lines if line.startswith("  ◎")] == ["Stream-18", "Stream-20"]
     assert warnings or any(line.startswith("  … ") for line in lines) == (height < 40)
 
 
@@ -303,9 +308,9 @@ def test_a_dashboard_of_20_streams_on_80_by_24() -> None:
     assert lines[-1] == "Data: Task Copilot │ 1 worker │ 16:42:11"
 
 
-@pytest.mark.parametrize(("width", "shown"), [(60, "s" * 14 + "… ["), (80, "s" * 19 + "… ["), (120, "s" * 30 + " [")])
-def test_a_board_gives_a_quarter_of_its_width_to_the_ids(width: int, shown: str) -> None:
-    assert draw_board(make_snapshot(make_stream("s" * 30)), width)[2].startswith(f"  ✓ {shown}")
+@pytest.mark.parametrize(("width", "shown"), [(60, "s" * 9 + "…  ["), (80, "s" * 13 + "…  ["), (200, "s" * 30 + "  s")])
+def test_a_board_gives_a_fifth_of_its_width_to_the_ids(width: int, shown: str) -> None:
+    assert draw_board(make_snapshot(make_stream("s" * 30)), width)[4].startswith(f"  ✓ {shown}")
 
 
 @pytest.mark.parametrize("height", [5, 10, 24])
@@ -316,7 +321,7 @@ def test_a_board_fits_into_its_terminal(height: int) -> None:
 
 def test_a_worker_whose_start_nobody_knows_has_no_age() -> None:
     snapshot = make_snapshot(make_stream("A", pending=1), running={"A": 9}, history=History())
-    assert draw_board(snapshot)[2].rstrip().endswith(" 0/1  Running")
+    assert draw_board(snapshot)[4].endswith(" 0/1  Running")
 
 
 # ── Text from outside ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -20,7 +20,7 @@ from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
-from support import SCRIPT, TaskDatabase, Workspace, hasten, is_running, own_processes, wait_until
+from support import PROGRAM, SCRIPT, TaskDatabase, Workspace, hasten, is_running, own_processes, wait_until
 from test_terminal import open_terminal
 
 # ── The demo ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -763,7 +763,7 @@ def test_a_healthy_project_is_a_line_each_and_exit_code_0(healthy: Workspace) ->
 ✓ Database      {healthy.database.path}; version 10
 ✓ Streams       2 streams: 1 foundation, 1 parallel; 0 of 3 tasks completed
 
-Ready. Start: python orchestrate.py start
+Ready. Start: {PROGRAM} start
 """
     )
 
@@ -1004,7 +1004,7 @@ def test_doctor_beside_an_orchestrator_names_it_and_lets_it_be(healthy: Workspac
     wait_until(lambda: healthy.pid("Stream-A"), "a worker")
     code, checks = examine(healthy)
     found = f"An orchestrator already runs for this project (PID {run.pid})"
-    remedy = "Watch it: python orchestrate.py status. End it: python orchestrate.py stop."
+    remedy = f"Watch it: {PROGRAM} status\nEnd it: {PROGRAM} stop"
     assert code == 1
     assert checks["Orchestrator"] == {"subject": "Orchestrator", "level": "error", "found": found, "remedy": remedy}
     second = healthy.run("start")

@@ -115,6 +115,7 @@ def test_find_database_takes_the_environment_then_the_servers_then_the_folders_n
     tmp_path: Path, environ: dict[str, str], server: object, expected: str
 ) -> None:
     project = make_project(tmp_path, server)
+    (project.root / ".git").mkdir()
     with pytest.raises(OrchestrateError) as caught:
         find_database(project, None, environ, tmp_path / "home")
     first = caught.value.message.splitlines()[0]

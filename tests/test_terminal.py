@@ -17,7 +17,7 @@ from typing import Any, Callable, Iterator
 import psutil
 import pyte
 import pytest
-from support import SCRIPT, Workspace, is_running, wait_until
+from support import PROGRAM, SCRIPT, Workspace, is_running, wait_until
 
 NO_POLL = ("--poll-interval", "0.2")
 
@@ -186,7 +186,7 @@ def test_ctrl_c_takes_the_board_away_and_says_who_is_left(workspace: Workspace) 
         assert terminal.wait_for_end() == 130
         lines = [line for line in terminal.read_all().split("\n") if line]
         assert count_boards("\n".join(lines)) == 0
-        assert "".join(lines[-1:]) == "Orchestrator ended; 3 workers left running. Stop: python orchestrate.py stop"
+        assert "".join(lines[-1:]) == f"Orchestrator ended; 3 workers left running. Stop: {PROGRAM} stop"
         assert terminal.has_cursor()
         assert termios.tcgetattr(terminal.slave) == terminal.modes
         assert all(is_running(pid) for pid in pids)

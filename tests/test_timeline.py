@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from pictures import HOSTILE, NOON, TIMELINE, span
-from support import Workspace, replace, wait_until
+from support import PROGRAM, Workspace, replace, wait_until
 
 from orchestrate import (
     Course,
@@ -328,7 +328,7 @@ def test_without_a_run_there_is_a_remedy(workspace: Workspace) -> None:
     workspace.database.add_stream("Stream-A")
     done = workspace.run("timeline")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == ("[ERROR] There was no run yet in this project\nBegin one: python orchestrate.py start\n")
+    assert done.stderr == (f"[ERROR] There was no run yet in this project\nBegin one: {PROGRAM} start\n")
 
 
 def test_timeline_draws_the_last_run_and_what_never_ran(workspace: Workspace) -> None:

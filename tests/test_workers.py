@@ -12,12 +12,13 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
-from support import SCRIPT, Workspace, is_running, wait_until
+from support import SCRIPT, Workspace, is_running, unstamp, wait_until
 
 from orchestrate import (
     LINE_BYTES,
@@ -83,11 +84,11 @@ def test_a_transcript_renders_each_line_once_as_the_output_grows(tmp_path: Path,
     assert transcript.pump()
     append(tmp_path / "raw", said("one") + b"plain\n" + said("two\n")[:20])
     transcript.pump()
-    assert (tmp_path / "log").read_text() == "one\nplain\n"
+    assert unstamp((tmp_path / "log").read_text()) == ["one", "plain"]
     append(tmp_path / "raw", said("two\n")[20:] + b"no newline")
     transcript.pump()
     transcript.finish()
-    assert (tmp_path / "log").read_text() == "one\nplain\ntwo\nno newline\n"
+    assert unstamp((tmp_path / "log").read_text()) == ["one", "plain", "two", "no newline"]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_a_transcript_names_the_mcp_servers_that_failed_to_start(
     transcript = follow()
     transcript.pump()
     log = (tmp_path / "log").read_text(encoding="utf-8") if (tmp_path / "log").exists() else ""
-    assert log.splitlines() == [f"  MCP server {name} failed to start: the worker lacks its tools" for name in names]
+    assert unstamp(log) == [f"  MCP server {name} failed to start: the worker lacks its tools" for name in names]
 
 
 def test_a_transcript_goes_on_where_another_one_stopped(tmp_path: Path, follow: Open) -> None:
@@ -119,7 +120,7 @@ def test_a_transcript_goes_on_where_another_one_stopped(tmp_path: Path, follow: 
     append(tmp_path / "raw", b" a line\n")
     second = follow(0, first.position)
     second.pump()
-    assert (tmp_path / "log").read_text() == "one\nhalf a line\n"
+    assert unstamp((tmp_path / "log").read_text()) == ["one", "half a line"]
     ending = second.read_ending(0, 0)
     assert (ending.turns, ending.cost) == (3, 0.5)
 
@@ -209,7 +210,7 @@ def test_a_transcript_shows_tools_and_errors_and_obeys_nothing(tmp_path: Path, f
         b'{"type": "assistant", "message": null}\n{"type": 7}\n[1]\n{"type": "unheard-of"}\n\xff\x00\n',
     )
     transcript.pump()
-    assert (tmp_path / "log").read_text().splitlines() == [
+    assert unstamp((tmp_path / "log").read_text()) == [
         "Bash  npm test ␛[31m",
         "task_update  TASK-12",
         "  error: Exit code 1",
@@ -217,6 +218,21 @@ def test_a_transcript_shows_tools_and_errors_and_obeys_nothing(tmp_path: Path, f
         "[1]",
         "\ufffd\x00",
     ]
+
+
+def test_a_line_has_the_time_of_its_event_where_that_tells_one_else_that_of_its_reading(
+    tmp_path: Path, follow: Open
+) -> None:
+    told = [{"timestamp": "2026-01-02T03:04:05.678Z"}, {}, {"timestamp": "9999-99-99"}, {"timestamp": ["x"]}]
+    told.append({"timestamp": "2926-01-02T03:04:05Z"})
+    for facts in told:
+        append(tmp_path / "raw", line(type="assistant", message={"content": [{"type": "text", "text": "x"}]}, **facts))
+    before = time.time()
+    follow().pump()
+    times = [text.partition("  ")[0] for text in (tmp_path / "log").read_text().splitlines()]
+    moments = [datetime.fromisoformat(text).timestamp() for text in times]
+    assert moments[0] == datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc).timestamp()
+    assert all(int(before) <= moment <= time.time() for moment in moments[1:])
 
 
 def test_an_endless_line_costs_bounded_memory(tmp_path: Path, follow: Open) -> None:
@@ -231,7 +247,7 @@ def test_an_endless_line_costs_bounded_memory(tmp_path: Path, follow: Open) -> N
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 8 * LINE_BYTES
-    assert (tmp_path / "log").read_text() == f"(a line of {100 << 20:,} bytes: see raw)\nafter\n"
+    assert unstamp((tmp_path / "log").read_text()) == [f"(a line of {100 << 20:,} bytes: see raw)", "after"]
 
 
 def test_a_tail_survives_truncation_rotation_and_removal(tmp_path: Path, tail: Open) -> None:

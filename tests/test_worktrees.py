@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import support
-from support import SCRIPT, Workspace, is_running, wait_until
+from support import PROGRAM, SCRIPT, Workspace, is_running, wait_until
 
 from orchestrate import WORKER_RULES
 
@@ -832,8 +832,8 @@ def test_a_run_without_integration_ends_with_the_commands_that_merge(repository:
     add_streams(repository, "A", "B", "C", "it's D")
     both = "commit=both.py all"
     said = run(repository, default="commit=d.py all", A=both, B=both, C="all")
-    assert said.split("all complete: 4 streams, 4 tasks\n")[1] == (
-        "Not in main yet. Merge it with: python orchestrate.py merge, or:\n"
+    assert said.endswith(
+        f"Not in main yet. Merge it with: {PROGRAM} merge\nor:\n"
         "  git merge --no-ff refs/heads/stream/A  # 1 commit to merge, 1 file changed\n"
         "  git merge --no-ff refs/heads/stream/B  # 1 commit to merge, 1 file changed\n"
         "  git merge --no-ff refs/heads/stream/it%27s%20D  # 1 commit to merge, 1 file changed\n"
@@ -943,7 +943,7 @@ IN_THE_WAY = "stream/A was not merged, it would overwrite what git does not trac
 CONFLICT = (
     "stream/{0} was not merged, the tree is as it was: conflicts with main in {1}\n"
     "Merge it by hand (git merge --no-ff refs/heads/stream/{0}, resolve, git commit), then go on: "
-    "python orchestrate.py merge\n"
+    f"{PROGRAM} merge\n"
 )
 
 # What the branch has, what a person has done since, the exit code, and what is said.
