@@ -7099,7 +7099,10 @@ def watch_dashboard(
                 if picture is not None:
                     stack.enter_context(without_echo())
                     stack.callback(picture.close)
+                was_behind = not is_in_front(console.file)  # and could not keep the echo off
                 while not (clock.signals or clock.wants_suspension or is_complete):
+                    if was_behind and is_in_front(console.file):
+                        break
                     snapshot, standings = look(project, backlog, names, error)
                     now, wall = clock.monotonic(), clock.wall()
                     if picture is None:

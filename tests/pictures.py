@@ -191,7 +191,7 @@ TIMELINE = Timeline(
             "auth",
             (span(120, 180, "failed", cost=0.1),),
             state=StreamState.FAILED,
-            reason="gave up after 2 restarts without a completed task; last: exit code 1: npm ERR! missing script: build",
+            reason="gave up after 2 restarts without a completed task; last: exit code 1: missing script",
             log=("Bash  npm run build", "  error: Exit code 1", "npm ERR! missing script: build"),
         ),
         "Stream-F": Course(

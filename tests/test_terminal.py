@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -117,7 +118,7 @@ def add_streams(workspace: Workspace, part: str = "say=hello until=gate all") ->
 
 
 def count_boards(text: str) -> int:
-    return text.count("── my-project · ")
+    return len(re.findall(r"── my-project · \d+/\d+ tasks", text))
 
 
 # ── The board ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -134,7 +135,7 @@ def test_the_board_stays_within_the_window_and_leaves_only_lines(workspace: Work
             return len(workspace.starts()) == 4 and "hello" in terminal.read()
 
         wait_until(look, "the workers")
-        terminal.wait_for("3 workers")
+        terminal.wait_for("3 of 5 workers")
         screen = terminal.read()
         if size == (80, 24):
             captions = [line.strip() for line in screen.split("\n") if line.strip().isupper()]
@@ -149,8 +150,8 @@ def test_the_board_stays_within_the_window_and_leaves_only_lines(workspace: Work
         assert count_boards(everything) == 0
         assert "PARALLEL" not in everything
         assert terminal.has_cursor()
-        lines = [line for line in everything.split("\n") if line]
-        assert lines[-1] == "all complete: 5 streams, 8 tasks"
+        assert "  all complete: 5 streams, 8 tasks" in everything.split("\n")
+        assert "".join(everything.rstrip().split("\n")[-2:]).endswith(f"Clean up: {PROGRAM} clean")
         assert termios.tcgetattr(terminal.slave) == terminal.modes
 
 
@@ -163,7 +164,7 @@ def test_a_resize_leaves_no_remains_of_the_board(
     add_streams(workspace)
     before, after = sizes
     with open_terminal(workspace, before, "start", *NO_POLL) as terminal:
-        terminal.wait_for("3 workers")
+        terminal.wait_for("3 of 5 workers")
         terminal.wait_for(" · hello" if before[0] >= 80 else "Stream-B")
         terminal.resize(*after)
 
@@ -180,13 +181,13 @@ def test_a_resize_leaves_no_remains_of_the_board(
 def test_ctrl_c_takes_the_board_away_and_says_who_is_left(workspace: Workspace) -> None:
     add_streams(workspace)
     with open_terminal(workspace, (80, 24), "start", *NO_POLL) as terminal:
-        terminal.wait_for("3 workers")
+        terminal.wait_for("3 of 5 workers")
         pids = [workspace.wait_for_worker(stream) for stream in ("Stream-B", "Stream-C", "Stream-D")]
         terminal.press(b"\x03")
         assert terminal.wait_for_end() == 130
         lines = [line for line in terminal.read_all().split("\n") if line]
         assert count_boards("\n".join(lines)) == 0
-        assert "".join(lines[-1:]) == f"Orchestrator ended; 3 workers left running. Stop: {PROGRAM} stop"
+        assert "".join(lines[-2:]) == f"Orchestrator ended; 3 workers left running. Stop: {PROGRAM} stop"
         assert terminal.has_cursor()
         assert termios.tcgetattr(terminal.slave) == terminal.modes
         assert all(is_running(pid) for pid in pids)
@@ -196,7 +197,7 @@ def test_ctrl_z_stops_the_board_with_the_cursor_shown_and_fg_brings_it_back(work
     add_streams(workspace)
     with open_terminal(workspace, (80, 24), "start", *NO_POLL) as terminal:
         for _ in range(2):
-            terminal.wait_for("3 workers")
+            terminal.wait_for("3 of 5 workers")
             assert not terminal.has_cursor()
             terminal.press(b"\x1a")
             terminal.wait_for(terminal.is_stopped, "the process to stop")
@@ -204,7 +205,7 @@ def test_ctrl_z_stops_the_board_with_the_cursor_shown_and_fg_brings_it_back(work
             assert count_boards(terminal.read_all()) == 0
             assert termios.tcgetattr(terminal.slave) == terminal.modes
             os.kill(terminal.process.pid, signal.SIGCONT)
-        terminal.wait_for("3 workers")
+        terminal.wait_for("3 of 5 workers")
         workspace.open_gate("gate")
         assert terminal.wait_for_end() == 0
 
@@ -212,7 +213,7 @@ def test_ctrl_z_stops_the_board_with_the_cursor_shown_and_fg_brings_it_back(work
 def test_a_board_in_an_ascii_terminal_is_ascii(workspace: Workspace) -> None:
     add_streams(workspace)
     with open_terminal(workspace, (100, 24), "start", *NO_POLL, env={"PYTHONIOENCODING": "ascii"}) as terminal:
-        terminal.wait_for("3 workers")
+        terminal.wait_for("3 of 5 workers")
         terminal.wait_for("hello")
         assert terminal.raw.isascii()
         assert "?" not in terminal.read()
@@ -239,7 +240,6 @@ def test_watch_ends_with_ctrl_c_and_leaves_the_terminal_as_it_was(workspace: Wor
         assert termios.tcgetattr(terminal.slave) == terminal.modes
         assert terminal.has_cursor()
         assert "Traceback" not in terminal.read_all()
-        assert terminal.read_all().count("STREAM STATUS") == 1
 
 
 def test_watch_ends_by_itself_with_a_closing_word(workspace: Workspace) -> None:
@@ -249,10 +249,9 @@ def test_watch_ends_by_itself_with_a_closing_word(workspace: Workspace) -> None:
         terminal.wait_for("STREAM STATUS")
         workspace.database.execute("UPDATE tasks SET status = 'completed'")
         assert terminal.wait_for_end() == 0
-        lines = [line for line in terminal.read_all().split("\n") if line]
-        assert lines[-1] == "All complete: 2 streams."
-        assert lines[-2].startswith("Data: Task Copilot │ 0 workers │ ")
-        assert sum("STREAM STATUS" in line for line in lines) == 1
+        assert b"\x1b[?1049h" in terminal.raw  # the alternate screen, which is left
+        assert terminal.raw.count(b"\x1b[?1049l") == 1
+        assert terminal.raw.rstrip().endswith(b"All complete: 2 streams.")
         assert termios.tcgetattr(terminal.slave) == terminal.modes
         assert terminal.has_cursor()
 
@@ -311,30 +310,91 @@ def test_watch_on_a_terminal_that_is_not_its_own_shows_the_picture(workspace: Wo
 
 
 BACKGROUND = """
-import os, sys
+import os, signal, sys, time
 child = os.fork()
 if child == 0:
     os.setpgid(0, 0)  # a job in the background: this process, the shell, stays in front
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 with open("background.pid", "w") as file:
     file.write(f"{child}\\n")
-_, status = os.waitpid(child, os.WUNTRACED)
-sys.exit(99 if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status) if hasattr(os, "waitstatus_to_exitcode")
-         else os.WEXITSTATUS(status))
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+while True:
+    pid, status = os.waitpid(child, os.WUNTRACED | os.WNOHANG)
+    if pid:
+        break
+    for name, group in (("fg", child), ("bg", os.getpid())):
+        if os.path.exists(name):
+            os.remove(name)
+            os.tcsetpgrp(0, group)
+            os.kill(child, signal.SIGCONT)
+    time.sleep(0.02)
+sys.exit(99 if os.WIFSTOPPED(status) else os.WEXITSTATUS(status))
 """
 
 
-def test_watch_in_the_background_is_not_stopped_for_touching_the_terminal(workspace: Workspace, tmp_path: Path) -> None:
-    workspace.database.add_stream("Stream-A")
+@contextlib.contextmanager
+def in_background(workspace: Workspace, tmp_path: Path, *words: str) -> Iterator[Terminal]:
+    """Open a terminal whose shell has the command line as a job in the background."""
     script = tmp_path / "background.py"
     script.write_text(BACKGROUND)
-    words = (str(SCRIPT), "status", "--watch", "0.2")
-    with open_terminal(workspace, (80, 40), *words, script=script) as terminal:
-        terminal.wait_for("STREAM STATUS")
+    with open_terminal(workspace, (80, 40), str(SCRIPT), *words, script=script) as terminal:
+        yield terminal
+
+
+def test_watch_in_the_background_draws_nothing_and_is_not_stopped_for_touching_the_terminal(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    workspace.database.add_stream("Stream-A")
+    with in_background(workspace, tmp_path, "status", "--watch", "600") as terminal:
+        terminal.wait_for((workspace.root / "background.pid").exists, "the job")
         assert termios.tcgetattr(terminal.slave) == terminal.modes
+        workspace.open_gate("fg")
+        terminal.wait_for("STREAM STATUS")
+        terminal.wait_for(lambda: not termios.tcgetattr(terminal.slave)[3] & termios.ECHO, "keys that are not echoed")
+        workspace.open_gate("bg")
+        terminal.wait_for(lambda: b"\x1b[?1049l" in terminal.raw, "the picture to go")
         workspace.database.set_status("completed", "Stream-A")
+        workspace.open_gate("fg")
         assert terminal.wait_for_end() == 0
         assert "All complete: 1 stream." in terminal.read()
+
+
+def test_a_start_in_the_background_draws_no_board_over_what_is_typed_until_it_is_in_front(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    add_streams(workspace)
+    with in_background(workspace, tmp_path, "start", *NO_POLL) as terminal:
+        terminal.wait_for(lambda: len(workspace.starts()) == 4, "the workers")
+        terminal.wait_for("Started worker for Stream-D")
+        assert b"\x1b[?25l" not in terminal.raw  # nobody has hidden the cursor
+        assert count_boards(terminal.read_all()) == 0
+        workspace.open_gate("fg")
+        terminal.wait_for("3 of 5 workers")
+        workspace.open_gate("bg")
+        terminal.wait_for(lambda: count_boards(terminal.read_all()) == 0, "the board to go")
+        assert terminal.has_cursor()
+        workspace.open_gate("gate")
+        assert terminal.wait_for_end() == 0
+        assert "all complete: 5 streams, 8 tasks" in terminal.read_all()
+
+
+@pytest.mark.parametrize("size", [(60, 12), (200, 50)])
+def test_watch_is_right_at_once_after_a_resize(workspace: Workspace, size: tuple[int, int]) -> None:
+    """With an interval of ten minutes: the resize alone draws it anew."""
+    add_streams(workspace)
+    with open_terminal(workspace, (100, 30), "status", "--watch", "600") as terminal:
+        terminal.wait_for("Data: Task Copilot")
+        terminal.resize(*size)
+
+        def is_whole() -> bool:
+            lines = terminal.read().rstrip().split("\n")
+            is_boxed = len(lines[0]) == min(size[0], 73) and lines[0].startswith("╔═")
+            return is_boxed and lines[-1].startswith("Data: Task Copilot") and terminal.read().count("╔") == 1
+
+        terminal.wait_for(is_whole, f"one whole picture\n{terminal.read()}")
+        terminal.press(b"\x03")
+        assert terminal.wait_for_end() == 130
+        assert terminal.raw.rstrip().endswith(b"\x1b[?1049l")  # pyte has no alternate screen
 
 
 def test_watch_in_a_small_window_is_told_shorter(workspace: Workspace) -> None:

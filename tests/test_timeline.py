@@ -49,12 +49,12 @@ def stands(seconds: float, state: str, reason: str = "", stream: str = "A") -> E
 START, END = at(0, "run_started"), at(100, "run_ended", exit_code=0, reason="all complete")
 
 
-def run_of(*spans: Span, blocks: tuple[Span, ...] = (), cost: float = 0.5, phase: str = "parallel") -> Course:
-    return Course(Phase(phase), spans, blocks, cost)
+def run_of(*spans: Span, blocks: tuple[Span, ...] = (), phase: str = "parallel") -> Course:
+    return Course(Phase(phase), "", spans, blocks)
 
 
 def done(begin: float, end: float, kind: str = "complete") -> Span:
-    return span(begin, end, kind, "exit code 0")
+    return span(begin, end, kind, "exit code 0", 0.5)
 
 
 FOLDS: dict[str, tuple[list[Any], dict[str, Course], dict[str, Any]]] = {
@@ -70,7 +70,7 @@ FOLDS: dict[str, tuple[list[Any], dict[str, Course], dict[str, Any]]] = {
     ),
     "killed and continued": (
         [START, begun(1), at(30, "run_started"), ended(50, "restart"), begun(60), ended(70), END],
-        {"A": run_of(done(1, 50, "restart"), done(60, 70), cost=1.0)},
+        {"A": run_of(done(1, 50, "restart"), done(60, 70))},
         {"begin": NOON, "outcome": "all complete"},
     ),
     "a second run begins anew": (
@@ -90,12 +90,12 @@ FOLDS: dict[str, tuple[list[Any], dict[str, Course], dict[str, Any]]] = {
     ),
     "a block that is over": (
         [START, stands(10, "BLOCKED", "a key"), stands(40, "QUEUED"), stands(41, "RUNNING"), END],
-        {"A": run_of(blocks=(span(10, 40, "blocked", "a key"),), cost=0)},
+        {"A": run_of(blocks=(span(10, 40, "blocked", "a key"),))},
         {},
     ),
     "a block for another reason": (
         [START, stands(10, "BLOCKED", "a key"), stands(40, "BLOCKED", "a cert"), END],
-        {"A": run_of(blocks=(span(10, 40, "blocked", "a key"), span(40, 100, "blocked", "a cert")), cost=0)},
+        {"A": run_of(blocks=(span(10, 40, "blocked", "a key"), span(40, 100, "blocked", "a cert")))},
         {},
     ),
     "a worker from before the run": (
@@ -113,7 +113,7 @@ FOLDS: dict[str, tuple[list[Any], dict[str, Course], dict[str, Any]]] = {
     ),
     "the wall clock steps back": (
         [START, begun(50), ended(20), begun(30), ended(40)],
-        {"A": run_of(done(50, 20), done(30, 40), cost=1.0)},
+        {"A": run_of(done(50, 20), done(30, 40))},
         {"begin": NOON, "end": NOON + 80},
     ),
     "only an end": ([END], {}, {"begin": 0.0}),
@@ -125,7 +125,7 @@ FOLDS: dict[str, tuple[list[Any], dict[str, Course], dict[str, Any]]] = {
 def test_fold_timeline(events: list[Any], courses: dict[str, Course], facts: dict[str, Any]) -> None:
     goes_on = facts.get("end") == NOON + 80
     timeline = fold_timeline("p", events, (), NOON + 80 if goes_on else None)
-    assert timeline.courses == courses
+    assert {i: replace(course, state=None, reason="") for i, course in timeline.courses.items()} == courses
     assert {name: getattr(timeline, name) for name in facts} == facts
 
 
@@ -137,8 +137,27 @@ def test_fold_timeline_shows_streams_that_never_ran_in_the_order_of_the_phases()
     )
     timeline = fold_timeline("p", [START, begun(1, "B"), begun(1, "Z-10", "integration")], streams, NOON + 9)
     assert list(timeline.courses) == ["A", "B", "Z-2", "Z-10"]
-    assert timeline.courses["A"].summary == "never ran"
-    assert timeline.courses["Z-10"].summary == "1× $0.00"
+    assert (timeline.courses["A"].result, timeline.courses["A"].name) == ("Never ran", "a")
+    assert (timeline.courses["Z-10"].result, timeline.courses["Z-10"].cost) == ("Running", 0)
+
+
+@pytest.mark.parametrize(
+    ("events", "result", "reason"),
+    [
+        ([begun(1), ended(2), stands(2, "COMPLETE")], "Complete", ""),
+        ([begun(1), ended(2, "failed"), stands(2, "FAILED", "no credit")], "Failed", "no credit"),
+        ([begun(1), {**ended(2, "stopped"), "reason": "by the user"}], "Stopped", "by the user"),
+        ([begun(1), stands(1, "RUNNING"), stands(5, "SILENT", "no sign")], "Silent", "no sign"),
+        ([stands(0, "WAITING", "waits for B"), stands(9, "WAITING", "waits for C")], "Never ran", "waits for C"),
+        ([begun(1), ended(2), stands(3, "IDLE", "the budget is spent")], "Not running", "the budget is spent"),
+        ([stands(3, "IDLE", "not part of this run")], "Never ran", "not part of this run"),
+        ([begun(1), {**ended(2, "restart"), "reason": "exit code 1"}, begun(3)], "Running", ""),
+        ([begun(1), {**ended(2, "restart"), "reason": "exit code 1"}], "Restarting", "exit code 1"),
+    ],
+)
+def test_a_stream_stands_at_last_where_the_journal_last_said(events: list[Event], result: str, reason: str) -> None:
+    course = fold_timeline("p", [START, *events], (), None).courses["A"]
+    assert (course.result, course.reason) == (result, reason)
 
 
 def test_an_attempt_whose_end_was_lost_is_over_when_the_next_one_begins() -> None:
@@ -161,49 +180,57 @@ def test_fold_timeline_ends_an_interrupted_run_with_its_last_event() -> None:
 @pytest.mark.parametrize(
     ("length", "most", "ticks"),
     [
-        (1, 5, [0, 1]),
-        (600, 3, [0, 300, 600]),
-        (600, 1, [0, 600]),
-        (59, 12, [0, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55]),
-        (30 * 86400, 3, [0, 11 * 86400, 22 * 86400]),
+        (1, 5, ["12:00:00", "12:00:01"]),
+        (600, 3, ["12:00", "12:05", "12:10"]),
+        (600, 1, ["12:00", "12:10"]),
+        (59, 12, [f"12:00:{second:02}" for second in range(0, 60, 5)]),
+        (86400, 3, ["12:00", "00:00", "12:00"]),
+        (30 * 86400, 3, ["07 Jan", "18 Jan", "29 Jan"]),
     ],
 )
-def test_find_ticks(length: float, most: int, ticks: list[int]) -> None:
-    assert find_ticks(length, most) == ticks
-    assert len(ticks) <= most + 1
+def test_find_ticks(length: float, most: int, ticks: list[str]) -> None:
+    found = find_ticks(Timeline("p", NOON, NOON + length), most)
+    assert [label for _, label in found] == ticks
+    assert all(NOON <= moment <= NOON + length for moment, _ in found)
+
+
+def test_a_tick_stands_at_a_round_time_of_the_clock_not_of_the_run() -> None:
+    assert find_ticks(Timeline("p", NOON + 90, NOON + 7290), 2) == [(NOON + 3600, "13:00"), (NOON + 7200, "14:00")]
 
 
 # ── The chart ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_chart_of_a_night() -> None:
-    assert (
-        render_timeline(TIMELINE, 60).plain
-        == """\
-your-project · 2026-01-02 12:00 · 10m 00s · $17.25
-── FOUNDATION ──────────────────────────────────────────────
- Stream-A │██████✓           ░░░░░░░            │  1× $1.25
-── PARALLEL ────────────────────────────────────────────────
- Stream-B │       ██████↻ ↻█████████████████✓   │ 3× $12.50
- Stream-C │       █████████████████████████████●│  1× $0.00
- Stream-D │       ████⊘▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒│  1× $0.40
- Stream-E │       ███✗       ░░░░░░░            │  1× $0.10
- Stream-F │       █■         ░░░░░░██■          │  2× $0.00
- Stream-G │       ██████████◫░░░░░░░████✓       │  2× $3.00
-── INTEGRATION ─────────────────────────────────────────────
- Stream-H │                  ░░░░░░░            │ never ran
-          └┴─────────────────┴─────────────────┴┘
-           0s                5m 00s            10m 00s
- ✓ complete  ↻ restart  ✗ failed  ■ stopped
- ● running  ▒ blocked  ░ paused
-Stream-E failed: gave up
-Stream-D blocked: a key"""
-    )
+def test_the_report_of_a_night_has_a_line_a_stream_what_is_wrong_below_it_and_the_chart() -> None:
+    """The picture at three widths is in the album; here is what must not be cut, and is said once."""
+    for width in (60, 80, 200):
+        lines = render_timeline(TIMELINE, width).plain.split("\n")
+        for course in TIMELINE.courses.values():
+            words = " ".join(" ".join(lines).split())
+            assert words.count(course.reason) == 1 or course.reason in ("", "by the user")
+        assert "    claude 'task_update TASK-9: status pending, notes: YOUR ANSWER'" in lines
+        failed = next(number for number, line in enumerate(lines) if line.startswith("  ✗ Stream-E"))
+        assert lines[failed:].index("    python orchestrate.py start Stream-E") == (
+            lines[failed:].index("    python orchestrate.py logs Stream-E --no-follow") + 1
+        )
+        assert [line for line in lines if line.startswith("    │ ")] == [
+            "    │ Bash  npm run build",
+            "    │   error: Exit code 1",
+            "    │ npm ERR! missing script: build",
+        ]
+
+
+def test_what_the_whole_run_has_to_say_stands_above_and_what_the_streams_say_does_not() -> None:
+    spent = replace(TIMELINE, outcome="Stream-E failed: gave up\nThe budget of $5.00 is spent")
+    assert spent.headlines == ["The budget of $5.00 is spent"]
+    assert TIMELINE.headlines == ["3 complete, 1 running, 1 blocked, 1 failed, 1 stopped, 1 never ran"]
+    assert replace(TIMELINE, outcome="all complete: 8 streams").headlines == ["all complete: 8 streams"]
 
 
 def test_what_is_short_is_seen_above_what_is_long() -> None:
-    course = Course(Phase.PARALLEL, (span(10, 10.2, "failed"), span(0, 600, "complete")))
-    row = render_timeline(replace(TIMELINE, courses={"A": course}, pauses=(), outcome=""), 60).plain.split("\n")[2]
+    course = Course(Phase.PARALLEL, "", (span(10, 10.2, "failed"), span(0, 600, "complete")))
+    text = render_timeline(replace(TIMELINE, courses={"A": course}, pauses=(), outcome=""), 60).plain
+    (row,) = (line for line in text.split("\n") if line.endswith("│"))
     assert "✗" in row
     assert row.count("✓") == 1
 
@@ -211,7 +238,7 @@ def test_what_is_short_is_seen_above_what_is_long() -> None:
 def test_a_clock_that_steps_back_leaves_the_chart_in_its_frame() -> None:
     timeline = fold_timeline("p", [at(100, "run_started"), begun(90), ended(20), begun(500), ended(30)], (), None)
     for width in (60, 80, 200):
-        rows = render_timeline(timeline, width).plain.split("\n")
+        rows = [row for row in render_timeline(timeline, width).plain.split("\n") if "│" in row]
         assert all(len(row) <= width for row in rows)
     assert all(0 <= left <= left + width <= 100.01 for left, width in Page(format_timeline_html(timeline)).bars)
 
@@ -224,9 +251,11 @@ ODD = Timeline(
     NOON + 60,
     {
         "</title><script>alert('1')</script>": Course(
-            Phase.PARALLEL, (span(0, 0.01, "failed", '"><svg onload="x"> & ]]>'),), cost=1
+            Phase.PARALLEL, "<i>", (span(0, 0.01, "failed", '"><svg onload="x"> & ]]>', 1),)
         ),
-        HOSTILE: Course(Phase.PARALLEL, (span(1, 61, '"/><script>', "<b>"),), (span(2, 3, "blocked", "&amp;"),)),
+        HOSTILE: Course(
+            Phase.PARALLEL, HOSTILE, (span(1, 61, '"/><script>', "<b>"),), (span(2, 3, "blocked", "&amp;"),)
+        ),
         "漢" * 100: Course(Phase.PARALLEL),
     },
     (span(3, 4, "paused", "<i>"),),
@@ -255,7 +284,7 @@ class Page(HTMLParser):
         if tag not in self.VOID:
             self.open.append(tag)
         if given.get("title") is not None:
-            place = re.fullmatch(r"left:([0-9.]+)%;width:([0-9.]+)%", given["style"] or "")
+            place = re.fullmatch(r"left:([0-9.]+)%;width:([0-9.]+)%", given["style"] or "")  # the axis has no title
             assert place is not None
             self.bars.append((float(place[1]), float(place[2])))
             self.titles.append(given["title"] or "")
@@ -274,7 +303,7 @@ def test_the_page_is_well_formed_needs_nothing_else_and_runs_nothing(timeline: T
     assert page.open == []
     names = {tag for tag, _ in page.tags}
     assert names <= {
-        *("html", "meta", "title", "style", "body", "h1", "h2", "div", "span", "p"),
+        *("html", "meta", "title", "style", "body", "h1", "h2", "div", "span", "small", "p"),
         *("table", "tr", "th", "td"),
     }
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on") or name == "src"]
@@ -285,9 +314,11 @@ def test_the_page_draws_every_span_of_the_chart_in_its_row() -> None:
     page = Page(format_timeline_html(TIMELINE))
     assert len(page.bars) == len(TIMELINE.courses) + 11 + 1  # a pause in every row, the attempts, a block
     assert all(0 <= left <= left + width <= 100.01 for left, width in page.bars)
-    assert page.bars[page.titles.index("restart, 2m 00s: exit code 1")] == (20.0, 20.0)
+    assert page.bars[page.titles.index("restart, 2026-01-02 12:02:00, 2m 00s: exit code 1")] == (20.0, 20.0)
     assert page.texts["h2"] == ["FOUNDATION", "PARALLEL", "INTEGRATION"]
-    assert {*TIMELINE.courses, "3× $12.50", "never ran"} <= set(page.texts["span"])
+    texts = {text.strip() for text in page.texts["span"]}
+    assert {*TIMELINE.courses, "3× · 7m 00s · $12.50", "Never ran", "12:00", "12:10"} <= texts
+    assert page.texts["small"] == [course.name for course in TIMELINE.courses.values()]
 
 
 def test_every_look_of_a_bar_has_its_colour() -> None:
@@ -299,16 +330,17 @@ def test_every_look_of_a_bar_has_its_colour() -> None:
 
 def test_the_page_escapes_what_comes_from_outside() -> None:
     page = Page(format_timeline_html(ODD))
-    assert "</title><script>alert('1')</script>" in page.texts["span"]
-    assert 'failed, 0s: "><svg onload="x"> & ]]>' in page.titles
+    assert "</title><script>alert('1')</script> " in page.texts["span"]
+    assert 'failed, 2026-01-02 12:00:00, 0s: "><svg onload="x"> & ]]>' in page.titles
 
 
 def test_the_page_has_a_row_for_each_attempt() -> None:
     page = Page(format_timeline_html(TIMELINE))
     cells = page.texts["td"]
     assert page.texts["p"] == ["Stream-E failed: gave up", "Stream-D blocked: a key"]
-    assert cells[6:12] == ["Stream-B", "1", "2m 00s", "2m 00s", "restart", "exit code 1"]
-    assert page.texts["th"] == ["Stream", "Attempt", "Began after", "Took", "Outcome", "Its end"]
+    row = ["Stream-B", "api-implementation", "1", "2026-01-02 12:02:00", "2m 00s", "$2.50", "restart", "exit code 1"]
+    assert cells[8:16] == row
+    assert page.texts["th"] == ["Stream", "Name", "Attempt", "Began", "Took", "Cost", "Outcome", "Its end"]
 
 
 def test_text_that_no_file_can_hold_is_replaced() -> None:
@@ -316,7 +348,7 @@ def test_text_that_no_file_can_hold_is_replaced() -> None:
     odd = replace(
         ODD,
         outcome="\ud800",
-        courses={"\udfff": Course(Phase.PARALLEL, (span(0, 1, "failed", "\ud83d \ufffe\uffff"),))},
+        courses={"\udfff": Course(Phase.PARALLEL, "", (span(0, 1, "failed", "\ud83d \ufffe\uffff"),))},
     )
     format_timeline_html(odd).encode("utf-8")
 
@@ -339,11 +371,14 @@ def test_timeline_draws_the_last_run_and_what_never_ran(workspace: Workspace) ->
     done = workspace.run("timeline", env={"COLUMNS": "80"})
     lines = done.stdout.splitlines()
     assert (done.returncode, done.stderr) == (0, "")
-    assert lines[0].startswith("my-project · ")
-    assert lines[0].endswith(" · $1.50")
-    assert re.fullmatch(r" Stream-A │ *█*✓ *│  1× \$1\.50", lines[2])
-    assert re.fullmatch(r" Stream-B │ *│ never ran", lines[4])
-    assert lines[-1] == workspace.events("run_ended")[0]["reason"].split("\n")[-1]
+    assert re.fullmatch(r"── my-project · .* · \$1\.50 ─+", lines[0])
+    assert lines[1] == f"  {workspace.events('run_ended')[0]['reason']}"
+    assert re.fullmatch(r"  ✓ Stream-A  Stream-A name  Complete +1 +\d+s  \$1\.50", lines[4])
+    assert re.fullmatch(r"  · Stream-B  \S+ name +Never ran", lines[5])
+    assert lines[6] == "    Why: not part of this run"
+    assert re.fullmatch(r"  Stream-A │ *█*✓ *│", lines[8])
+    assert re.fullmatch(r"  Stream-B │ *│", lines[9])
+    assert lines[-1] == f"Go on: {PROGRAM} start"
 
 
 def test_the_page_is_written_over_what_was_there(workspace: Workspace) -> None:
