@@ -95,26 +95,31 @@ def _go_on_elsewhere(missing: Sequence[str]) -> NoReturn:
 
     own = str(Path("~/.orchestrate/bin/python").expanduser())
     ways = [[PYTHON], [own], [shutil.which("uv") or "", "run", "-q", "--script"]]
-    tried = int(os.environ.get("ORCHESTRATE_TRIED") or 0)  # else two without packages would go on with each other
+    # Else two without the packages would go on with each other.
+    tried, _, first = os.environ.get("ORCHESTRATE_TRIED", "0").partition(" ")
+    python = first or sys.executable
     for number, way in enumerate(ways, 1):
-        if number <= tried or not os.access(way[0], os.X_OK) or not (__name__ == "__main__" or sys.argv[0] == "-c"):
+        if (
+            number <= int(tried)
+            or not os.access(way[0], os.X_OK)
+            or not (__name__ == "__main__" or sys.argv[0] == "-c")
+        ):
             continue
-        os.environ["ORCHESTRATE_TRIED"] = str(number)
+        os.environ["ORCHESTRATE_TRIED"] = f"{number} {python}"
         with contextlib.suppress(OSError):
             nowhere: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             # uv may need a network: it is asked first, for who becomes it can say no more.
             if len(way) == 1 or subprocess.call([*way, __file__, "--version"], **nowhere) == 0:
                 os.execv(way[0], [*way, __file__, *sys.argv[1:]])
-    install = (
-        f"{shlex.quote(sys.executable)} -m venv ~/.orchestrate && ~/.orchestrate/bin/pip install -q click rich psutil"
-    )
+    install = f"{shlex.quote(python)} -m venv --clear ~/.orchestrate"
+    install += " && ~/.orchestrate/bin/pip install -q click rich psutil"
     if shutil.which("apt-get"):
         apt = "apt install -y" if os.geteuid() == 0 else "sudo apt install -y"
         if sys.prefix == sys.base_prefix and Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED").exists():
             install = f"{apt} python3-click python3-rich python3-psutil"  # Debian's own, which pip may not touch
         elif importlib.util.find_spec("ensurepip") is None:
             install = f"{apt} python3-venv && {install}"
-    sys.stderr.write(f"[ERROR] orchestrate needs {', '.join(missing)}, which {sys.executable} lacks. Install with:\n")
+    sys.stderr.write(f"[ERROR] orchestrate needs {', '.join(missing)}, which {python} lacks. Install with:\n")
     sys.stderr.write(f"{install}\n")
     sys.exit(2)
 

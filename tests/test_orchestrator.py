@@ -30,7 +30,7 @@ def test_phases_run_in_order_and_each_as_the_guide_says(workspace: Workspace) ->
     workspace.database.add_stream("P-2", "parallel", tasks=2)
     workspace.database.add_stream("I", "integration", tasks=2)
     workspace.play("sleep=0.5 all")
-    assert workspace.complete().splitlines()[-1] == "all complete: 5 streams, 10 tasks"
+    assert "  all complete: 5 streams, 10 tasks" in workspace.complete().splitlines()
     (f2,), (f10,), (p1,), (p2,), (i,) = (spans(workspace, name) for name in ("F-2", "F-10", "P-1", "P-2", "I"))
     assert f2[1] <= f10[0], "foundation streams ran at the same time"
     assert f10[1] <= min(p1[0], p2[0]), "parallel began before the foundation was over"
@@ -127,7 +127,7 @@ def test_a_failed_parallel_stream_lets_its_siblings_finish_and_integration_does_
     workspace.database.add_streams("P-1", "P-2")
     workspace.database.add_stream("I", "integration")
     workspace.play("exit=1", P_2="sleep=1.5 all")
-    assert "I never ran: it waits for P-1" in workspace.complete("--max-restarts", "0", code=1)
+    assert "    Why: waits for P-1\n" in workspace.complete("--max-restarts", "0", code=1)
     assert sorted(workspace.starts()) == ["P-1", "P-2"]
     assert workspace.run("status", "--check").returncode == 1
 
@@ -186,7 +186,8 @@ def test_a_worker_that_does_not_exit_after_its_last_task_is_stopped(workspace: W
 def test_exit_on_blocked_ends_the_run(workspace: Workspace) -> None:
     workspace.database.add_stream("A")
     workspace.play("block=why")
-    assert workspace.complete("--exit-on-blocked", code=1).splitlines()[-1] == "A blocked: why (TASK-1)"
+    text = workspace.complete("--exit-on-blocked", code=1)
+    assert "    Why: why (TASK-1)\n    claude 'task_update TASK-1: status pending, notes: YOUR ANSWER'\n" in text
 
 
 @pytest.mark.parametrize("presses", [1, 2])

@@ -20,7 +20,17 @@ from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
-from support import PROGRAM, SCRIPT, TaskDatabase, Workspace, hasten, is_running, own_processes, wait_until
+from support import (
+    PROGRAM,
+    SCRIPT,
+    TaskDatabase,
+    Workspace,
+    hasten,
+    is_running,
+    own_processes,
+    unstamp,
+    wait_until,
+)
 from test_terminal import open_terminal
 
 # ── The demo ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -52,7 +62,7 @@ DEMO_TEXT = """\
 A project with 4 streams and 16 tasks: PROJECT
 Its workers are simulated: no Claude runs, and their costs are made up.
 To watch it from another terminal:
-  PYTHON=PY PROJECT/.claude/orchestrator/watch-status
+  PROJECT/.claude/orchestrator/watch-status
 
 Started worker for Stream-A (attempt 1, PID N)
 Stream-A complete in N
@@ -62,13 +72,11 @@ Restarting worker for Stream-B (1/3) in N: exit code 1: Error: connection reset 
 Started worker for Stream-B (attempt 2, PID N)
 Stream-C blocked: what does an error look like? Stream-B has to say (TASK-ca4297d7)
 Started worker for Stream-C (attempt 2, PID N)
-Stream-B complete in N
-Stream-C complete in N
+Stream-B complete in N, 2 attempts
+Stream-C complete in N, 2 attempts
 Started worker for Stream-D (attempt 1, PID N)
 Stream-D complete in N
-all complete: 4 streams, 16 tasks
-TIMELINE
-all complete: 4 streams, 16 tasks
+REPORT
 
 What was arranged: a worker of Stream-B crashed, and another one went on.
 Stream-C was blocked by a question, and went on once Stream-B had answered it.
@@ -194,8 +202,8 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
 
 def mask(text: str, project: Path) -> str:
     """Return what a demo printed without what changes from run to run."""
-    text = re.sub(r"(?ms)^my-project · .*^ ░ paused.*?\n(?=all complete)", "TIMELINE\n", text)
-    text = re.sub(r"(?m)^\d\d:\d\d:\d\d  ", "", text)
+    text = re.sub(r"(?ms)^── my-project · .*^  ✓ complete .*?\n", "REPORT\n", text)
+    text = re.sub(r"(?m)^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\S+  \S ", "", text)
     text = re.sub(r"PID \d+", "PID N", re.sub(r" in (\d+m )?\d+s\b", " in N", text))
     python, script = shlex.quote(sys.executable), str(SCRIPT)
     return text.replace(str(project), "PROJECT").replace(python, "PY").replace(script, "SCRIPT")
@@ -204,6 +212,7 @@ def mask(text: str, project: Path) -> str:
 def test_a_demo_says_what_happens_where_it_lies_and_what_to_type_next_and_no_process_outlives_it(kept: Kept) -> None:
     assert (kept.code, kept.err, kept.leftovers) == (0, "", [])
     assert sorted(mask(kept.out, kept.project).splitlines()) == sorted(DEMO_TEXT.splitlines())
+    assert "  all complete: 4 streams, 16 tasks\n" in kept.out
     before, _, behind = DEMO_TEXT.partition("Stream-B complete")  # what runs side by side may end in another order
     said = mask(kept.out, kept.project)
     assert said.startswith(before.rpartition("Started worker for Stream-B (attempt 2")[0][:300])
@@ -230,7 +239,8 @@ def test_a_worker_of_the_demo_crashes_once_one_is_blocked_once_and_the_others_ne
 
 def test_the_workers_of_the_demo_are_launched_as_real_ones_are(kept: Kept) -> None:
     log = (kept.state / "logs" / "Stream-C.log").read_text(encoding="utf-8")
-    assert re.search(r"(?m)^──── .* · Stream-C \(ui-components\) · parallel · attempt 2 · PID \d+ · /", log)
+    log = "\n".join(unstamp(log))
+    assert re.search(r"(?m)^──── Stream-C \(ui-components\) · parallel · attempt 2 · PID \d+ · /", log)
     assert "\nWrite  src/lay-out-the-pages.txt\n" in log
     raw = [json.loads(line) for line in (kept.state / "logs" / "Stream-C.jsonl").read_text().splitlines()]
     assert [event["type"] for event in raw if event["type"] != "assistant"] == ["system", "result"] * 2
@@ -314,10 +324,10 @@ def test_a_demo_needs_no_git_heeds_no_variables_of_a_task_copilot_and_leaves_not
     (project,) = set(re.findall(r"16 tasks: (.*)", out))
     named = f" --db {Path(project).parent}/tasks/my-project/tasks.db"
     text = mask(out.replace(named, " --db DB"), Path(project))
-    assert "  PYTHON=PY PROJECT/.claude/orchestrator/watch-status --db DB\n" in text
+    assert "  PROJECT/.claude/orchestrator/watch-status --db DB\n" in text
     assert "Warning: No worktrees, all streams work in PROJECT: it lies in no git repository\n" in text
     assert "It lay in PROJECT, and is removed now.\n`demo --keep` leaves it.\n\nIn a project of your own, " in text
-    assert "all complete: 4 streams, 16 tasks\n" in text
+    assert "  all complete: 4 streams, 16 tasks\n" in out
     assert not (demo.folder / "elsewhere").exists()
 
 
@@ -380,8 +390,8 @@ def test_on_a_terminal_a_demo_is_a_live_board_that_ctrl_c_takes_down(workspace: 
     temporary.mkdir()
     with open_terminal(workspace, (60, 24), "demo", env={"TMPDIR": str(temporary)}) as terminal:
         board = terminal.wait_for(lambda: "● Stream-A" in terminal.read() and terminal.read(), "the board")
-        assert re.search(r"(?m)^── my-project · \d+/16 tasks · 1 worker · \d+s( · \$\d.\d\d)? ─+$", board)
-        assert re.search(r"(?m)^  ○ Stream-D \[░░░░░░░\] 0/3  Waiting for Stream-", board)
+        assert re.search(r"(?m)^── my-project · \d+/16 tasks · \d+s( · \$\d.\d\d)? · 1 of 5 workers ─+$", board)
+        assert re.search(r"(?m)^  ○ Stream-D  \[░░░░░░\] 0/3  Waiting for Stream-", board)
         terminal.press(b"\x03")
         assert terminal.wait_for_end() == 130
         assert "● Stream-A" not in terminal.read()
@@ -409,11 +419,6 @@ Next steps:
 3. Check status: python .claude/orchestrator/orchestrate.py status
 """
 BEHIND = "\nIn Claude Code: /orchestration generate, /orchestration status\n"
-if sys.prefix != sys.base_prefix:
-    BEHIND += (
-        f"The packages are in a virtual environment: take {shlex.quote(sys.executable)} for python\n"
-        f"(with uv: `uv run`), and for check-streams and watch-status: export PYTHON={shlex.quote(sys.executable)}\n"
-    )
 FILES = (
     ".claude/orchestrator/orchestrate.py",
     ".claude/orchestrator/check-streams",
@@ -473,9 +478,16 @@ def make_newer(folder: Path) -> Path:
     return path
 
 
+def without_interpreter(path: Path) -> str:
+    """Return the text of an installed file without the one thing that it has noted: the interpreter."""
+    text = path.read_text(encoding="utf-8")
+    assert text.count(sys.executable) == 1
+    return text.replace(sys.executable, "").replace("python=\n", "python=''\n")
+
+
 def test_the_first_installation_says_the_guides_words_and_holds_its_files(installed: Workspace) -> None:
     for name in ("orchestrate.py", "check-streams", "watch-status"):
-        assert (installed.state / name).read_bytes() == (SCRIPT.parent / name).read_bytes()
+        assert without_interpreter(installed.state / name) == (SCRIPT.parent / name).read_text(encoding="utf-8")
         assert (installed.state / name).stat().st_mode & 0o777 == 0o755
     for folder in (installed.state, installed.state / "pids", installed.state / "logs"):
         assert folder.stat().st_mode & 0o777 == 0o700
@@ -660,7 +672,7 @@ def test_the_installed_copy_runs_the_project_and_installs_it_elsewhere(installed
     other = tmp_path / "other"
     other.mkdir()
     assert generate(installed, str(other), script=script, cwd="/") == (GENERATED + BEHIND, "")
-    assert (other / FILES[0]).read_bytes() == SCRIPT.read_bytes()
+    assert without_interpreter(other / FILES[0]) == SCRIPT.read_text(encoding="utf-8")
 
 
 def test_an_installed_package_installs_itself_too(workspace: Workspace) -> None:
@@ -1145,3 +1157,114 @@ def test_a_package_without_a_version_is_said_and_no_traceback(healthy: Workspace
     done = healthy.run("doctor", env={"PYTHONPATH": str(site)})
     assert "Traceback" not in done.stderr
     assert done.stdout.startswith("✓ Python  ") or done.stdout.startswith("! Python  ")
+
+
+# ── Any python3 ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a python3 that has no packages."""
+    folder = tmp_path_factory.mktemp("bare")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    return folder / "bin"
+
+
+class Bare:
+    """An installation, and a shell in which any python3 lacks the packages."""
+
+    def __init__(self, workspace: Workspace, bare: Path) -> None:
+        self.workspace = workspace
+        self.script = workspace.state / "orchestrate.py"
+        self.python = bare / "python3"
+        self.environment = {"HOME": str(workspace.home), "PATH": f"{bare}:{workspace.bin}:/usr/bin:/bin"}
+
+    def run(self, command: str) -> subprocess.CompletedProcess[str]:
+        """Run a line in the project's folder, as a person who pastes it."""
+        return subprocess.run(
+            ["/bin/sh", "-c", command], cwd=self.workspace.root, env=self.environment, capture_output=True, text=True,
+            encoding="utf-8", check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def check(self) -> str:
+        """Ask for the status; return what is said on stderr."""
+        done = self.run("python3 .claude/orchestrator/orchestrate.py status")
+        assert ("WORKER STATUS" in done.stdout) == (done.returncode == 0) == (done.stderr == "")
+        return done.stderr
+
+    def note(self, python: str) -> None:
+        """Let the installed files have noted another interpreter."""
+        for name in ("orchestrate.py", "check-streams", "watch-status"):
+            path = self.workspace.state / name
+            path.write_text(path.read_text(encoding="utf-8").replace(sys.executable, python), encoding="utf-8")
+
+
+@pytest.fixture
+def away(installed: Workspace, bare: Path) -> Bare:
+    """An installation in a project whose only stream is complete."""
+    installed.database.add_stream("A")
+    installed.database.set_status("completed", "A")
+    return Bare(installed, bare)
+
+
+def test_an_installed_copy_goes_on_with_the_interpreter_that_generate_has_noted(away: Bare) -> None:
+    assert away.check() == ""
+    for wrapper in ("check-streams", "watch-status 0.1"):
+        done = away.run(f"./.claude/orchestrator/{wrapper}")
+        assert (done.returncode, done.stderr, "STREAM STATUS" in done.stdout) == (0, "", True)
+        done = away.run(f"PYTHON={away.python} ./.claude/orchestrator/{wrapper}")
+        assert (done.returncode, done.stderr, "STREAM STATUS" in done.stdout) == (0, "", True)
+    assert "ORCHESTRATE_TRIED" not in away.run("python3 .claude/orchestrator/orchestrate.py doctor --claude env").stdout
+
+
+@pytest.mark.parametrize("way", ["own", "uv"])
+def test_where_that_is_gone_it_goes_on_with_the_next_that_has_the_packages(away: Bare, way: str) -> None:
+    away.note("/no/such/python")
+    own = away.workspace.home / ".orchestrate" / "bin" / "python"
+    program = own if way == "own" else away.workspace.bin / "uv"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    shift = "" if way == "own" else '[ "$1 $2 $3" = "run -q --script" ] || exit 9; shift 3; '
+    program.write_text(f'#!/bin/sh\n{shift}exec {shlex.quote(sys.executable)} "$@"\n')
+    assert "lacks" in away.check()
+    program.chmod(0o755)
+    assert away.check() == ""
+    done = away.run("./.claude/orchestrator/check-streams")
+    assert (done.returncode, done.stderr, "STREAM STATUS" in done.stdout) == (0, "", True)
+
+
+def test_interpreters_without_the_packages_do_not_go_on_with_each_other_and_the_line_works_as_it_stands(
+    away: Bare,
+) -> None:
+    away.note(str(away.python))
+    own = away.workspace.home / ".orchestrate" / "bin" / "python"
+    own.parent.mkdir(parents=True)
+    own.symlink_to(away.python)
+    (away.workspace.bin / "uv").write_text("#!/bin/sh\nexit 2\n")  # as without a network
+    (away.workspace.bin / "uv").chmod(0o755)
+    error, line = away.check().splitlines()
+    assert error.startswith("[ERROR] orchestrate needs click, rich, psutil, which ")
+    shutil.rmtree(away.workspace.home / ".orchestrate")
+    done = away.run(line)
+    assert done.returncode == 0, done.stderr
+    assert away.check() == ""
+
+
+def test_another_interpreter_changes_nothing_until_the_noted_one_has_lost_the_packages(away: Bare) -> None:
+    before = photograph(away.workspace.state)
+    copy = away.workspace.root.parent / "python"
+    copy.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    copy.chmod(0o755)
+    away.note(str(copy))
+    generated = (away.workspace.state / ".generated").read_text()
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in away.workspace.state.glob("*-*")}
+    digests["orchestrate.py"] = hashlib.sha256(away.script.read_bytes()).hexdigest()
+    lines = [
+        f"{digests.get(name.rpartition('/')[2], old)}  {name}" for old, name in map(str.split, generated.splitlines())
+    ]
+    (away.workspace.state / ".generated").write_text("\n".join([*lines, ""]))
+    assert generate(away.workspace) == (describe(*["Unchanged"] * 4), "")
+    assert str(copy) in away.script.read_text(encoding="utf-8")
+    copy.write_text("#!/bin/sh\nexit 1\n")
+    assert generate(away.workspace) == (describe("Updated", "Updated", "Updated", "Unchanged"), "")
+    after = photograph(away.workspace.state)
+    assert {name: facts[-1] for name, facts in after.items()} == {name: facts[-1] for name, facts in before.items()}  # type: ignore[index]
