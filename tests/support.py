@@ -370,6 +370,10 @@ class Workspace:
         )
         return done.stdout
 
+    def log(self, stream: str) -> list[str]:
+        """The lines of a stream's log, without their times."""
+        return unstamp((self.state / "logs" / f"{stream}.log").read_text(encoding="utf-8"))
+
     def argv(self, stream: str) -> list[list[str]]:
         """The arguments of each worker of a stream."""
         rows = [json.loads(line) for line in (self.root / "argv.txt").read_text().splitlines()]
@@ -573,7 +577,7 @@ _STAMP = re.compile(r"^(\S+ +│ )?\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d( 
 
 def unstamp(text: str) -> list[str]:
     """Return the lines of a log, or of `logs`, without their times; each must have one."""
-    lines = text.splitlines()
+    lines = text.rstrip("\n").split("\n") if text else []
     assert [line for line in lines if not _STAMP.match(line)] == []
     return [_STAMP.sub(r"\1", line) for line in lines]
 

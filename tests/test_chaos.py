@@ -45,7 +45,7 @@ def test_the_run_outlives_the_removal_of_its_folders_at_any_moment(workspace: Wo
         time.sleep(pause)
     out, _ = run.communicate(timeout=60)
     assert run.returncode == 0, out
-    assert out.splitlines()[-1] == "all complete: 4 streams, 24 tasks"
+    assert "  all complete: 4 streams, 24 tasks\n" in out
     assert own_processes(workspace.root) == []
 
 

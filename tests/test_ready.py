@@ -41,7 +41,7 @@ __all__ = ["repository"]  # a fixture
 
 
 def log(workspace: Workspace, stream: str) -> str:
-    return (workspace.state / "logs" / f"{stream}.log").read_text()
+    return "\n".join([*workspace.log(stream), ""])
 
 
 def find_git_warnings(workspace: Workspace) -> list[str]:
