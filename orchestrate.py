@@ -5865,7 +5865,7 @@ def render_columns(titles: Mapping[str, int], grows: str, rows: Sequence[Mapping
 
 # The columns of the board and of the report, each with the width in columns from which on it is shown.
 _BOARD = {"stream": 0, "name": 100, "progress": 0, "state": 0, "time": 0, "try": 90, "cpu": 100, "mem": 100, "cost": 80}
-_REPORT = {"stream": 0, "name": 80, "result": 0, "tries": 0, "time": 0, "cost": 0, "to merge": 70}
+_REPORT = {"stream": 0, "name": 80, "result": 0, "tries": 0, "time": 0, "cost": 0, "to merge": 0}
 _NUMBERS = {"time", "try", "tries", "cpu", "mem", "cost", "to merge"}  # at the right of their columns
 
 
@@ -5937,6 +5937,8 @@ def render_board(snapshot: Snapshot, standings: Mapping[str, Standing], now: flo
     head += [f"{len(snapshot.workers)} of {format_count(limits.max_workers, 'worker')}"]
     if snapshot.pause_left:
         head.append(f"paused for {format_countdown(snapshot.pause_left, 0)}")
+    if len(" · ".join(head)) > width - 4:
+        del head[1]  # the rows say that too
     title = rich.Text(f"── {' · '.join(head)} ", style="bold cyan")
     title.append("─" * max(width - title.cell_len, 0))
     bar = rich.Text(f"  {format_bar(percent, max(width - 9, 6))} {percent:>3}%", "green" if percent == 100 else "cyan")
@@ -6216,7 +6218,7 @@ def _make_report_row(stream_id: str, course: Course) -> dict[str, Text]:
         "tries": str(len(course.attempts) or ""),
         "time": format_duration(course.seconds) if course.attempts else "",
         "cost": f"${course.cost:.2f}" if course.cost else "",
-        "to merge": format_count(course.ahead, "commit") if course.ahead else "",
+        "to merge": str(course.ahead or ""),
     }
     return {
         **{title: rich.Text(words, base) for title, words in cells.items()},
