@@ -6893,7 +6893,7 @@ def describe_rival(project: Project, words: Sequence[str]) -> Problem:
         return describe_running(int(pid))
     stop = shlex.join([*PROGRAM, "--project", folder, "stop"])
     what = f"An orchestrator already runs on this database, for {folder} (PID {pid})"
-    return what, f"Stop that: {stop}. Or give this folder tasks of its own: WORKSPACE_ID in .mcp.json."
+    return what, f"Give this folder tasks of its own (WORKSPACE_ID in .mcp.json), or stop that one:\n{visible(stop)}"
 
 
 def print_report(project: Project, console: Console, outcome: str = "", has_next: bool = True) -> None:
@@ -7937,7 +7937,8 @@ def check_git(project: Project) -> list[Checked]:
             problems.append((what, "Commit what the workers need."))
         if missing and not has_include(project, repository) and not find_setup(project, git, "")[0]:
             what = f"The worktrees lack what git ignores: {format_names(missing, 6)}"
-            way = "Name what is to be copied in .worktreeinclude, or what makes it: start --setup 'npm ci'"
+            make = hint("start", "--setup", "npm ci")
+            way = f"Name what is to be copied in .worktreeinclude, or what makes it, as here: {make}"
             problems.append((what, way))
     is_old = read_version(version) < (2, 38)
     old = "Update git: from 2.38 on a branch that was squashed counts as merged." if is_old else ""
@@ -7956,7 +7957,7 @@ def check_orchestrator(project: Project) -> list[Checked]:
     found = discover_workers(project, read_history(project).records)
     if found.workers:
         names = format_names([f"{i} (PID {','.join(map(str, found.trees[i]))})" for i in found.workers])
-        return [(f"workers of an earlier run: {names}", "`start` takes them over, `stop` ends them.")]
+        return [(f"workers of an earlier run: {names}", f"Take them over: {hint('start')}\nEnd them: {hint('stop')}")]
     if found.foreign:
         others = "; ".join(f"{i} {reason}" for i, reason in found.foreign.items())
         return [(others, "Nothing to do: the stream starts when that has ended.")]

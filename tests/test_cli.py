@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -386,3 +388,101 @@ def test_check_says_no_such_project_only_where_there_is_none(workspace: Workspac
     workspace.database.path.write_bytes(b"no database" * 1000)
     done = workspace.run("status", "--check")
     assert (done.returncode, "file is not a database" in done.stderr) == (2, True)
+
+
+# ── The first minute ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("command", ["start", "status", "stop", "logs", "timeline", "merge", "clean"])
+def test_a_folder_that_is_no_project_is_said_to_be_none(workspace: Workspace, tmp_path: Path, command: str) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    done = workspace.run(command, cwd=folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"[ERROR] {folder} is no project: there is no .git, .claude or .mcp.json\n"
+        "Go to the project's folder with cd, or name it with --project DIR.\n"
+    )
+    assert list(folder.iterdir()) == []
+    assert workspace.run("status", "--check", cwd=folder).returncode == 4
+    findings = json.loads(workspace.run("doctor", "--json", cwd=folder).stdout)
+    assert ("Project", "error") in [(check["subject"], check["level"]) for check in findings["checks"]]
+
+
+def test_a_start_waits_for_a_locked_database_and_says_so_once(workspace: Workspace) -> None:
+    workspace.database.add_stream("A")
+    writer = sqlite3.connect(workspace.database.path, isolation_level=None)
+    writer.execute("PRAGMA journal_mode = DELETE")
+    writer.execute("BEGIN EXCLUSIVE")
+    process = workspace.popen("start")
+    assert process.stderr is not None
+    line = f"The database is locked; waiting for whoever writes to it: {workspace.database.path}\n"
+    assert process.stderr.readline() == line
+    assert process.poll() is None
+    writer.execute("COMMIT")
+    writer.close()
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert workspace.starts() == ["A"]
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_stream_is_not_left_to_a_run_that_never_gets_to_what_it_waits_for(
+    workspace: Workspace, is_named: bool
+) -> None:
+    """`start STREAM` starts no other: it waits for what runs or is part of the run, and names the rest."""
+    workspace.database.add_stream("F", "foundation")
+    workspace.database.add_streams("A", "B")
+    workspace.database.add_stream("I", "integration")
+    workspace.database.set_status("completed", "F")
+    workspace.play("until=gate all")
+    run = workspace.start(*(["A"] if is_named else []), wait="A")
+    done = workspace.run("start", "I")
+    if is_named:
+        assert done.returncode == 2
+        assert done.stderr == (
+            "[ERROR] I can't start: it waits for B, not part of this run\n"
+            f"Complete them first, or start them too: {PROGRAM} start B I\n"
+        )
+        assert not workspace.events("start_requested")
+    else:
+        assert (done.returncode, done.stderr) == (0, "")
+    run.finish("gate")
+    assert sorted(workspace.starts()) == (["A"] if is_named else ["A", "B", "I"])
+
+
+def test_a_hint_names_the_program_as_it_was_called_and_the_project_that_it_was_given(workspace: Workspace) -> None:
+    workspace.database.add_stream("A")
+    workspace.play("until=gate all")
+    workspace.start(wait="A").kill()
+    assert workspace.run("generate").returncode == 0
+    named = ["--project", str(workspace.root), "--db", str(workspace.database.path)]
+    script = ".claude/orchestrator/orchestrate.py"
+    called = {
+        f"{sys.executable} {script} status": f"{sys.executable} {script} start",
+        f"{sys.executable} {SCRIPT} status {shlex.join(named)}": f"{PROGRAM} {shlex.join(named)} start",
+        "./.claude/orchestrator/check-streams": f"{sys.executable} {script} start",
+    }
+    for line, hint in called.items():
+        done = subprocess.run(
+            ["/bin/sh", "-c", line], cwd=workspace.root, env=workspace.environment(), capture_output=True, text=True,
+            encoding="utf-8", check=True,
+        )  # fmt: skip
+        hints = [text.partition("To go on: ")[2] for text in done.stdout.splitlines() if "To go on: " in text]
+        # From Python 3.10 on it knows how it was called; any python3 will do for an installed copy.
+        assert hints in ([hint], [hint.replace(f"{sys.executable} .claude", "python3 .claude")])
+    workspace.open_gate("gate")
+
+
+def test_who_is_blocked_is_told_how_to_answer(workspace: Workspace) -> None:
+    workspace.database.add_stream("A", tasks=2)
+    workspace.play("next block=which_one?")
+    run = workspace.start()
+    answer = "claude 'task_update TASK-2: status pending, notes: YOUR ANSWER'"
+    run.wait_to_say(f"Waiting: A is blocked: which_one? (TASK-2)\n{' ' * 29}{answer}\n")
+    assert workspace.events("run_waiting")[0]["answers"] == [answer]
+    for words in (["status"], ["status", "--dashboard"]):
+        assert f"  To answer: {answer}\n" in workspace.check(*words)
+    workspace.play("all")
+    workspace.database.execute("UPDATE tasks SET status = 'pending' WHERE id = 'TASK-2'")
+    assert re.search(r"✓ A complete in \d+s, 2 attempts\n", run.finish())
