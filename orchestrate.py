@@ -6194,20 +6194,24 @@ def find_kinds(timeline: Timeline) -> list[str]:
     return [kind for kind in _OUTCOMES if any(span.look_kind == kind for span in spans)]
 
 
-def render_timeline(timeline: Timeline, width: int) -> Text:
-    """Return the report of a run: a line a stream, what is wrong with it below, and the chart. Width in columns."""
+def render_timeline(timeline: Timeline, width: int, is_cut: bool = True) -> Text:
+    """Return the report of a run: a line a stream, what is wrong with it below, and the chart.
+
+    Width in columns; where it is not cut, as in a pipe, it is that of the chart alone.
+    """
+    most = width if is_cut else 0
     title = rich.Text(f"── {visible(timeline.title)} ", style="bold cyan")
     title.append("─" * max(width - title.cell_len, 0))
     is_complete = all(course.state is StreamState.COMPLETE for course in timeline.courses.values())
     lines = [title]
     for words in timeline.headlines:
-        lines += hang(rich.Text("  "), visible(words), width, "green" if is_complete else "red").split("\n")
+        lines += hang(rich.Text("  "), visible(words), most, "green" if is_complete else "red").split("\n")
     rows = [_make_report_row(stream_id, course) for stream_id, course in timeline.courses.items()]
-    heading, *table = render_columns(_REPORT, "result", rows, min(width, REPORT_WIDTH))
+    heading, *table = render_columns(_REPORT, "result", rows, min(most, REPORT_WIDTH))
     lines += [rich.Text(""), heading]
     for line, (stream_id, course) in zip(table, timeline.courses.items()):
-        lines += [line, *_render_remarks(stream_id, course, width)]
-    return render_lines([*lines, rich.Text(""), *_render_chart(timeline, width)], width)
+        lines += [line, *_render_remarks(stream_id, course, most)]
+    return render_lines([*lines, rich.Text(""), *_render_chart(timeline, width)], most)
 
 
 def _make_report_row(stream_id: str, course: Course) -> dict[str, Text]:
@@ -6858,8 +6862,9 @@ def run_in_foreground(
         left = format_count(run.table.count(), "worker")
         how = f" Stop: {hint('stop')}" if run.table.count() else ""
         with contextlib.suppress(OSError, SystemExit):  # nobody listens any more
-            if not run.history.outcome:
-                console.print(rich.Text(f"Orchestrator ended; {left} left running.{how}"), soft_wrap=True)
+            if not run.history.outcome or code == EXIT_RUNNING:
+                words = run.history.outcome or f"Orchestrator ended; {left} left running.{how}"
+                console.print(rich.Text(words), soft_wrap=True)
             else:
                 print_report(project, console, run.history.outcome, options.get("has_next", True))
     return code
@@ -6915,7 +6920,8 @@ def print_report(project: Project, console: Console, outcome: str = "", has_next
         )
         for stream_id, course in timeline.courses.items()
     }
-    console.print(render_timeline(timeline._replace(courses=courses), console.width or NARROW), soft_wrap=True)
+    report = render_timeline(timeline._replace(courses=courses), console.width or NARROW, bool(line_width(console)))
+    console.print(report, soft_wrap=True)
     is_complete = all(course.state is StreamState.COMPLETE for course in courses.values())
     if not lines:
         lines = [f"Clean up: {hint('clean')}" if is_complete else f"Go on: {hint('start')}"]
@@ -6938,13 +6944,10 @@ def look_at_branches(project: Project, streams: Sequence[Stream]) -> tuple[dict[
 
     Unless integration is still to come. What workers have left in a stash is named too: no branch has it.
     """
-    if not project.worktrees.is_dir() and not any(s.worktree_path or s.branch_name for s in streams):
-        return {}, []  # most likely there are none, and git is not asked for nothing
+    names = [name_worktree(project, stream)[1] for stream in streams if stream.phase is Phase.PARALLEL]
     try:
-        repository = read_repository(Git(project.root).hurry())
-        branches = [] if repository.obstacle else find_branches(project, repository, streams, True)
-        names = [name_worktree(project, stream)[1] for stream in streams if stream.phase is Phase.PARALLEL]
-        stashes = [] if repository.obstacle else find_stashes(repository.git, names)
+        repository, branches = find_shown_branches(project, streams)
+        stashes = find_stashes(repository.git, names) if repository is not None else []
     except (OSError, OrchestrateError) as error:
         return {}, [f"Whether branches are to be merged is not known: {visible(str(error))}"]
     complete = {s.id for s in streams if s.is_complete and s.phase is Phase.PARALLEL}
@@ -6953,7 +6956,7 @@ def look_at_branches(project: Project, streams: Sequence[Stream]) -> tuple[dict[
     done = [branch for branch in branches if branch.stream_id in complete]
     lines += [f"{visible(b.stream_id)}: {b.summary} in {b.worktree}" for b in done if b.uncommitted]
     unmerged = [] if is_merged_later else [branch for branch in done if branch.ahead or branch.unknown]
-    if unmerged:
+    if unmerged and repository is not None:
         lines += [f"Not in {repository.place} yet. Merge it with: {hint('merge')}", "or:"]
         lines += [f"  git merge --no-ff {shlex.quote(branch.ref)}  # {branch.summary}" for branch in unmerged]
     return {branch.stream_id: branch.ahead for branch in branches}, lines
@@ -7081,15 +7084,22 @@ def look(
     return snapshot._replace(streams=shown), {stream.id: standings[stream.id] for stream in shown}
 
 
+def find_shown_branches(project: Project, streams: Sequence[Stream]) -> tuple[Repository | None, list[Branch]]:
+    """Return the branches of streams for a display. Raises OSError, OrchestrateError.
+
+    None where most likely there are none, and git is not asked for nothing.
+    """
+    if not project.worktrees.is_dir() and not any(s.worktree_path or s.branch_name for s in streams):
+        return None, []
+    repository = read_repository(Git(project.root).hurry())
+    return (None, []) if repository.obstacle else (repository, find_branches(project, repository, streams, True))
+
+
 def add_branches(project: Project, snapshot: Snapshot) -> Snapshot:
-    if not project.worktrees.is_dir() and not any(s.worktree_path or s.branch_name for s in snapshot.streams):
-        return snapshot  # most likely there are none, and git is not asked for nothing
     try:
-        repository = read_repository(Git(project.root).hurry())
-        branches = [] if repository.obstacle else find_branches(project, repository, snapshot.streams, True)
+        return snapshot._replace(branches=tuple(find_shown_branches(project, snapshot.streams)[1]))
     except (OSError, OrchestrateError) as error:
         return snapshot._replace(warnings=(*snapshot.warnings, f"branches are not shown: {error}"))
-    return snapshot._replace(branches=tuple(branches))
 
 
 def watch_dashboard(

@@ -226,7 +226,7 @@ def test_each_parallel_stream_works_in_a_worktree_of_its_own_and_the_others_in_t
 
 
 def test_the_root_is_clean_for_git_after_a_run_and_after_a_clean_up(repository: Workspace) -> None:
-    assert run(repository, add="A").endswith("all complete: 1 stream, 1 task\n")  # without a command that merges
+    assert run(repository, add="A").endswith(f"\nClean up: {PROGRAM} clean\n")  # without a command that merges
     assert status(repository) == ""
     assert repository.git("status", "--porcelain", "--ignored").split("\n")[:-1] == [
         "!! .claude/",
@@ -844,13 +844,15 @@ def test_a_run_without_integration_ends_with_the_commands_that_merge(repository:
 def test_a_run_whose_integration_merged_everything_ends_without_merge_commands(repository: Workspace) -> None:
     merges = "git=merge,--quiet,--no-ff,stream/A git=merge,--quiet,--no-ff,stream/B all"
     said = run(repository, add="A B I", A="commit=a.py all", B="commit=b.py all", I=merges)
-    assert said.endswith("all complete: 3 streams, 3 tasks\n")
+    assert said.endswith(f"\nClean up: {PROGRAM} clean\n")
     assert (repository.root / "a.py").exists()
     assert repository.run("merge").stdout == "Nothing to merge.\n"
 
 
 def test_a_run_of_one_phase_leaves_merging_to_the_integration_that_is_to_come(repository: Workspace) -> None:
-    assert "merge" not in run(repository, "--phase", "parallel", add="A I", default="commit=a.py all")
+    said = run(repository, "--phase", "parallel", add="A I", default="commit=a.py all")
+    assert "Merge it with" not in said
+    assert said.endswith(f"\nGo on: {PROGRAM} start\n")
 
 
 def test_a_failed_stream_leaves_the_others_work_with_the_commands_that_merge_it(repository: Workspace) -> None:
