@@ -100,7 +100,7 @@ def _go_on_elsewhere(missing: Sequence[str]) -> NoReturn:
     python = first or sys.executable
     for number, way in enumerate(ways, 1):
         if (
-            number <= int(tried)
+            number <= int(tried if tried.isdigit() else 0)
             or not os.access(way[0], os.X_OK)
             or not (__name__ == "__main__" or sys.argv[0] == "-c")
         ):
@@ -115,7 +115,7 @@ def _go_on_elsewhere(missing: Sequence[str]) -> NoReturn:
     install += " && ~/.orchestrate/bin/pip install -q click rich psutil"
     if shutil.which("apt-get"):
         apt = "apt install -y" if os.geteuid() == 0 else "sudo apt install -y"
-        if sys.prefix == sys.base_prefix and Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED").exists():
+        if sys.prefix == "/usr" and Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED").exists():
             install = f"{apt} python3-click python3-rich python3-psutil"  # Debian's own, which pip may not touch
         elif importlib.util.find_spec("ensurepip") is None:
             install = f"{apt} python3-venv && {install}"
@@ -448,7 +448,7 @@ while [ -L "$script" ]; do
         *) script=$(dirname "$script")/$target ;;
     esac
 done
-python={python}
+python=''
 [ -x "$python" ] && PYTHON=${PYTHON:-$python}
 # Imported, since Python keeps the bytecode of what it imports: compiling the file takes as long as all else.
 run='import sys; sys.path[0] = sys.argv.pop(1); import orchestrate; orchestrate.run_script()'
@@ -556,9 +556,10 @@ PROGRAM = ["python", "orchestrate.py"]  # how this program was called: `main` sa
 PLACE: list[str] = []  # the options for the project that it was given
 
 
-def hint(*words: str) -> str:
-    """Return a command of this program as a line that can be pasted, there where the program was called."""
-    return visible(shlex.join([*PROGRAM, *PLACE, *words]))
+def hint(*words: str, names: Sequence[str] = ()) -> str:
+    """Return a command for these streams as a line that can be pasted, there where the program was called."""
+    end = ["--"] if any(name.startswith("-") for name in names) else []
+    return visible(shlex.join([*PROGRAM, *PLACE, *words, *end, *names]))
 
 
 # Control characters, and the marks that turn the direction of text: shown as symbols, never obeyed.
@@ -611,7 +612,7 @@ def format_stamp(wall: int) -> str:
     return datetime.fromtimestamp(wall).astimezone().isoformat(" ", "seconds")
 
 
-_STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d)  ?")
+_STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d)(?:  ?|$)")
 
 
 def split_stamp(line: str) -> tuple[str, str]:
@@ -778,8 +779,9 @@ class Stream(NamedTuple):
     @property
     def answer(self) -> str:
         """How a person unblocks it, as a line that can be pasted in the project's folder."""
-        tasks = format_names([task.id for task in self.named_tasks if task.status == "blocked"], 20)
-        return f"claude {shlex.quote(f'task_update {tasks}: status pending, notes: YOUR ANSWER')}"
+        tasks = [task.id for task in self.named_tasks if task.status == "blocked"]
+        what = ", ".join(tasks) if len(tasks) <= 20 else f"each blocked task of stream {self.id}"
+        return f"claude {shlex.quote(f'task_update {what}: status pending, notes: YOUR ANSWER')}"
 
 
 class Backlog(NamedTuple):
@@ -2843,7 +2845,7 @@ def read_positions(project: Project) -> dict[str, int]:
 
 def find_archived(project: Project, stream_id: str, suffix: str) -> Path | None:
     """Return the latest log of a stream that `clean` has put away; None where it has none."""
-    found = list(project.archive.glob(f"*/{project.file(stream_id, suffix).name}"))
+    found = [path for path in project.archive.glob(f"*/{project.file(stream_id, suffix).name}") if path.is_file()]
     return max(found, key=lambda path: path.stat().st_mtime) if found else None
 
 
@@ -5678,7 +5680,7 @@ def hang(head: Text, words: str, width: int, style: str = "") -> Text:
 
 def defuse(text: str) -> str:
     """Return what begins a line so that it is no command to GitHub Actions."""
-    return re.sub("^(?=::)", "- ", text)
+    return re.sub(r"^(?=\s*::)", "- ", text)
 
 
 def format_bar(percent: int, width: int = BAR_WIDTH) -> str:
@@ -6006,6 +6008,7 @@ class Span(NamedTuple):
     kind: str
     words: str = ""
     cost: float = 0.0
+    took: float | None = None  # by the monotonic clock, in seconds, where that is known
 
     @property
     def look_kind(self) -> str:
@@ -6017,7 +6020,7 @@ class Span(NamedTuple):
 
     @property
     def length(self) -> float:
-        return max(self.end - self.begin, 0.0)
+        return max(self.end - self.begin, 0.0) if self.took is None else self.took
 
 
 class Course(NamedTuple):
@@ -6052,6 +6055,9 @@ class Course(NamedTuple):
         return "Never ran" if is_idle and not self.attempts else (self.state or StreamState.IDLE).value
 
 
+_SAID = ("failed: ", "blocked: ", "stopped: ", "is not complete: ", "never ran: ", "waiting: ")  # of one stream
+
+
 class Timeline(NamedTuple):
     """The last run as it can be drawn. Times in seconds since the epoch, for people; they may step."""
 
@@ -6072,7 +6078,8 @@ class Timeline(NamedTuple):
     def headlines(self) -> list[str]:
         """What is to be said of the whole run, beside what the streams' own lines say."""
         lines = [line for line in self.outcome.split("\n") if line]
-        own = [line for line in lines if not any(line.startswith(f"{visible(i)} ") for i in self.courses)]
+        theirs = tuple(f"{visible(stream_id)} {word}" for stream_id in self.courses for word in _SAID)
+        own = [line for line in lines if not line.startswith(theirs)]
         words = [course.result.lower() for course in self.courses.values()]
         return own or [", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))]
 
@@ -6151,7 +6158,7 @@ def _draw_stream(course: Course, event: Event, at: float) -> Course:
         if not (0 <= seconds < 1e12 and 0 <= cost < 1e12):
             raise ValueError(f"no amounts: {seconds}, {cost}")
         begin = at - seconds if last is None or last.kind == _TAKEN_OVER else last.begin
-        span = Span(begin, at, VerdictKind(event["verdict"]).value, str(event["ending"]), cost)
+        span = Span(begin, at, VerdictKind(event["verdict"]).value, str(event["ending"]), cost, seconds)
         state, reason = _OUTCOMES[span.kind][0], str(event.get("reason", ""))
         return course._replace(attempts=(*before, span), state=state, reason=reason)
     course = course._replace(state=StreamState.RUNNING, reason="")
@@ -6211,7 +6218,8 @@ def render_timeline(timeline: Timeline, width: int, is_cut: bool = True) -> Text
     lines += [rich.Text(""), heading]
     for line, (stream_id, course) in zip(table, timeline.courses.items()):
         lines += [line, *_render_remarks(stream_id, course, most)]
-    return render_lines([*lines, rich.Text(""), *_render_chart(timeline, width)], most)
+    has_chart = any(course.attempts or course.blocks for course in timeline.courses.values())
+    return render_lines([*lines, *([rich.Text(""), *_render_chart(timeline, width)] if has_chart else [])], most)
 
 
 def _make_report_row(stream_id: str, course: Course) -> dict[str, Text]:
@@ -6235,14 +6243,14 @@ def _render_remarks(stream_id: str, course: Course, width: int) -> list[Text]:
     """Return why a stream has failed, or is blocked or stopped, and what helps; a command is never broken."""
     commands: list[str] = []
     if course.state is StreamState.FAILED:
-        commands = [hint("logs", stream_id, "--no-follow"), hint("start", stream_id)]
+        commands = [hint("logs", "--no-follow", names=[stream_id]), hint("start", names=[stream_id])]
     elif course.state is StreamState.BLOCKED and course.answer:
         commands = [course.answer]
     elif course.state is StreamState.STOPPED:
-        commands = [hint("start", stream_id)]
+        commands = [hint("start", names=[stream_id])]
     lines: list[Text] = []
     if course.reason and course.state not in (StreamState.COMPLETE, StreamState.STOPPED):
-        lines += hang(rich.Text("    Why: "), visible(course.reason), width).split("\n")
+        lines += hang(rich.Text("    Why: ", overflow="ignore"), visible(course.reason), width).split("\n")
         lines += [rich.Text(f"    │ {visible(line)}", "bright_black") for line in course.log]
     return [*lines, *(rich.Text(f"    {command}", "bold", overflow="ignore") for command in commands)]
 
@@ -6269,7 +6277,8 @@ def _render_chart(timeline: Timeline, width: int) -> list[Text]:
         at = min(int(timeline.place(moment) * cells), cells - 1)
         ticks[at] = "┴"
         at = min(at, cells - len(label))
-        labels = labels[:at] + label + labels[at + len(label) :]
+        if not labels[max(at - 1, 0) : at + len(label)].strip():  # else it would run into the one before
+            labels = labels[:at] + label + labels[at + len(label) :]
     legend = [rich.Text(" ")]
     for kind in find_kinds(timeline):
         fill = next((fill for fill, hatched in _HATCHED.items() if hatched == kind), "")
@@ -6790,7 +6799,7 @@ def check_run(project: Project, store: TaskStore, limits: Limits) -> Snapshot:
     for stream_id, names in find_obstacles(snapshot, limits).items():
         missing = [name for name in names if name not in served]
         if stream_id in selected and missing and not selected[stream_id].is_complete:
-            remedy = f"Complete them first, or start them too: {hint('start', *missing, *selected)}"
+            remedy = f"Complete them first, or start them too: {hint('start', names=[*missing, *selected])}"
             raise OrchestrateError(
                 f"{visible(stream_id)} can't start: it waits for {format_names(missing)}, not part of this run", remedy
             )
@@ -6821,7 +6830,7 @@ def join_run(project: Project, streams: Sequence[str], running: int, as_json: bo
         if as_json:
             click.echo(format_json(event))
     if not read_orchestrator_pid(project):
-        remedy = f"Start it anew: {hint('start', *streams)}"
+        remedy = f"Start it anew: {hint('start', names=streams)}"
         raise OrchestrateError("The orchestrator that ran has just ended", remedy, EXIT_FAILED)
     if not as_json:
         click.echo(f"Left to the orchestrator that runs (PID {running}): {format_names(streams)}")
@@ -6908,7 +6917,8 @@ def print_report(project: Project, console: Console, outcome: str = "", has_next
     except OrchestrateError:
         if not outcome:
             raise
-        console.print(rich.Text("- " + visible(outcome)), soft_wrap=True)  # the journal could not be written
+        words = "\n".join(f"- {visible(line)}" for line in outcome.split("\n"))
+        console.print(rich.Text(words), soft_wrap=True)  # the journal could not be written
         return
     ahead, lines = look_at_branches(project, streams)
     answers = {stream.id: stream.answer for stream in streams if stream.is_blocked}
@@ -6926,7 +6936,7 @@ def print_report(project: Project, console: Console, outcome: str = "", has_next
     if not lines:
         lines = [f"Clean up: {hint('clean')}" if is_complete else f"Go on: {hint('start')}"]
     if has_next and not read_orchestrator_pid(project):
-        console.print(rich.Text("\n" + "\n".join(map(visible, lines))), soft_wrap=True)
+        console.print(rich.Text("\n" + "\n".join(defuse(visible(line)) for line in lines)), soft_wrap=True)
 
 
 def read_last_words(project: Project, stream_id: str) -> tuple[str, ...]:
@@ -7200,7 +7210,10 @@ def stop_command(streams: tuple[str, ...], timeout: float) -> int:
         conclude_stop(project, found.workers[stream_id], found.trees.get(stream_id, {}))
     for stream_id in streams:
         if stream_id not in stopped:
-            click.echo(f"{visible(stream_id)} was not running; it stays stopped until: {hint('start', stream_id)}")
+            click.echo(
+                f"{defuse(visible(stream_id))} was not running; it stays stopped until: "
+                f"{hint('start', names=[stream_id])}"
+            )
     if not stopped and not streams and not ended:
         click.echo("Nothing to stop.")
     return EXIT_FAILED if any(stream_id in found.trees for stream_id in stopped) else EXIT_DONE
@@ -7383,7 +7396,7 @@ def check_workers(project: Project, branch: Branch) -> None:
         if worker.ending is None and (stream_id == branch.stream_id or folder == str(project.root)):
             raise OrchestrateError(
                 f"The worker of {visible(stream_id)} is still at work (PID {worker.pid})",
-                f"Wait for its end, or stop it: {hint('stop', stream_id)}",
+                f"Wait for its end, or stop it: {hint('stop', names=[stream_id])}",
                 EXIT_RUNNING,
             )
 
@@ -7502,7 +7515,7 @@ def logs_command(streams: tuple[str, ...], lines: int, follow: bool, raw: bool) 
     ]
     missing = [i for i, path in paths.items() if not (path.exists() or find_archived(project, i, path.suffix))]
     for name in missing if streams or len(missing) == len(names) else ():
-        click.echo(f"{visible(name)} has no log yet: {visible(str(paths[name]))}", err=True)
+        click.echo(f"{defuse(visible(name))} has no log yet: {visible(str(paths[name]))}", err=True)
     return follow_logs(project, dict(zip(names, readers)), follow)
 
 
@@ -7511,7 +7524,7 @@ _STREAM_COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", 
 
 def follow_logs(project: Project, readers: Mapping[str, Tail | LogReader], follow: bool) -> int:
     """Write what the logs have and get, until all of it is written or a signal comes; return the exit code."""
-    console, moments = make_console(), dict.fromkeys(readers, "")  # the time of the last line of each
+    console, moments = make_console(), dict.fromkeys(readers, 0.0)  # of the last line of each: none overtakes another
     with Clock() as clock:
         while not clock.signals:
             has_orchestrator = bool(read_orchestrator_pid(project))
@@ -7523,10 +7536,11 @@ def follow_logs(project: Project, readers: Mapping[str, Tail | LogReader], follo
                     lines, tail = list(reader.read(has_orchestrator)), reader.tail
                 is_drained = is_drained and tail.is_drained
                 for line in lines:
-                    moments[name] = split_stamp(line)[0] or moments.get(name, "")
-                    found.append((moments[name] and read_time(moments[name]), place, name, line))
-            for _, place, name, line in sorted(found, key=lambda entry: entry[0] or 0.0):
-                prefix = f"{visible(name)} │ " if len(readers) > 1 else ""
+                    with contextlib.suppress(ValueError, OverflowError):  # a worker may have written anything there
+                        moments[name] = max(moments[name], 0.0 if tail is reader else read_time(split_stamp(line)[0]))
+                    found.append((moments[name], place, name, line))
+            for _, place, name, line in sorted(found, key=lambda entry: entry[0]):
+                prefix = f"{defuse(visible(name))} │ " if len(readers) > 1 else ""
                 stamp, rest = split_stamp(visible(line.expandtabs()))
                 if console.is_terminal:
                     colour = _STREAM_COLOURS[place % len(_STREAM_COLOURS)]
@@ -7582,30 +7596,40 @@ def generate(project: Project, force: bool = False) -> dict[str, str]:
     known = set(record.read_text(encoding="utf-8", errors="replace").splitlines()) if record.exists() else set()
     outcomes, installed = {}, []
     python = find_interpreter(project)
-    script = re.sub('(?m)^PYTHON = ".*"', lambda _: f"PYTHON = {json.dumps(python)}", Path(__file__).read_text("utf-8"))
-    files = {".claude/orchestrator/orchestrate.py": (script, 0o755)}
+    files = {".claude/orchestrator/orchestrate.py": (Path(__file__).read_text(encoding="utf-8"), 0o755)}
     for name, (purpose, option) in WRAPPERS.items():
         wrapper = WRAPPER.replace("{purpose}", purpose).replace("{option}", option)
-        wrapper = wrapper.replace("{python}", shlex.quote(python))
         files[f".claude/orchestrator/{name}"] = wrapper, 0o755
     files[".claude/commands/orchestration.md"] = SLASH_COMMAND, 0o644
-    for name, (text, mode) in files.items():
-        path, digest = project.root / name, hash_bytes("sha256", text.encode())
+    for name, (plain, mode) in files.items():
+        wanted = note_interpreter(name, plain, python)
+        path, digest = project.root / name, hash_bytes("sha256", wanted.encode())
         current = hash_bytes("sha256", path.read_bytes()) if path.exists() else ""
         before = [f"{line}\n" for line in known if line.endswith(f"  {name}")]
         outcomes[name] = "Created" if not current else "Unchanged" if current == digest else "Updated"
         if current not in ("", digest) and f"{current}  {name}" not in known and not force:
             outcomes[name] = "Kept"
             installed += before  # the change may be taken back
+            text = path.read_text(encoding="utf-8", errors="surrogateescape")
+            noted = note_interpreter(name, text, python)
+            if noted != text:  # that alone: without one nothing runs
+                write_file(path, noted.encode("utf-8", "surrogateescape"))
             continue
         if current != digest:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(path, text)
+            write_file(path, wanted)
         path.chmod(mode)
         is_itself = current == digest and path.samefile(__file__)  # and so like itself, whatever a person changed
         installed += before if is_itself else [f"{digest}  {name}\n"]
     write_file(record, "".join(installed))
     return outcomes
+
+
+def note_interpreter(name: str, text: str, python: str) -> str:
+    """Return the text of an installed file, with this interpreter in it: it goes on with that."""
+    if name.endswith(".py"):
+        return re.sub('(?m)^PYTHON = ".*"$', lambda _: f"PYTHON = {json.dumps(python)}", text)
+    return re.sub("(?m)^python=.*$", lambda _: f"python={shlex.quote(python)}", text)
 
 
 def find_interpreter(project: Project) -> str:
@@ -8069,7 +8093,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = "orchestrate.py" if sys.argv[0] == "-c" else None
         return int(cli.main(words, name, standalone_mode=False, obj={"argv": words}) or EXIT_DONE)
     except click.UsageError as error:
-        path = error.ctx.command_path.split()[1:] if error.ctx else []
+        command = error.ctx.command if error.ctx else cli
+        path = [command.name or ""] if command is not cli else []
         click.echo(f"[ERROR] {error.format_message()}\nSee: {shlex.join([*PROGRAM, *path, '--help'])}", err=True)
         return EXIT_USAGE
     except click.ClickException as error:

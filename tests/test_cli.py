@@ -486,3 +486,11 @@ def test_who_is_blocked_is_told_how_to_answer(workspace: Workspace) -> None:
     workspace.play("all")
     workspace.database.execute("UPDATE tasks SET status = 'pending' WHERE id = 'TASK-2'")
     assert re.search(r"✓ A complete in \d+s, 2 attempts\n", run.finish())
+
+
+def test_a_stream_whose_name_looks_like_an_option_is_named_so_that_it_can_be_pasted(workspace: Workspace) -> None:
+    workspace.database.add_stream("-x")
+    workspace.play("exit=1")
+    text = workspace.complete("--max-restarts", "0", code=1)
+    assert f"    {PROGRAM} logs --no-follow -- -x\n    {PROGRAM} start -- -x\n" in text
+    assert "attempt 1" in workspace.check("logs", "--no-follow", "--", "-x")

@@ -120,3 +120,40 @@ def test_logs_are_shown_from_the_archive_after_a_clean_up_and_a_new_run_is_follo
     assert "──── A " in follower.stdout.readline()
     follower.send_signal(signal.SIGINT)
     follower.communicate(timeout=20)
+
+
+def test_the_lines_of_one_stream_stay_in_their_order_whatever_times_they_have(workspace: Workspace) -> None:
+    """The clock may step back, an event may tell another time than that of its reading, and a worker write what it
+    likes: what looks like a time and is none, too."""
+    workspace.database.add_streams("A", "B")
+    logs = workspace.state / "logs"
+    logs.mkdir(parents=True)
+    texts = ["03:00:00+00:00  1", "01:00:00+00:00  2", "99:99:99+00:00  3", "04:00:00+99:00  4", "04:00:00+00:00  5"]
+    content = "".join(f"2026-01-02 {text}\n" for text in texts)
+    (logs / "A.jsonl").write_text(content)
+    assert workspace.check("logs", "A", "--raw", "--no-follow") == content
+    (logs / "A.jsonl").rename(logs / "A.log")
+    assert workspace.check("logs", "A", "--no-follow") == content
+    (logs / "B.log").write_text("2026-01-02 02:00:00+00:00  b\n2026-01-02 03:30:00+00:00\n")
+    shown = workspace.check("logs", "--no-follow").splitlines()
+    assert [line[-1] for line in shown] == list("b123405")  # B's second line is an empty one
+
+
+def test_an_empty_line_of_a_worker_is_nobodys_last_word(workspace: Workspace) -> None:
+    workspace.database.add_stream("A")
+    message = {"type": "assistant", "message": {"content": [{"type": "text", "text": "First.\n\nSecond.\n\n"}]}}
+    workspace.write_lines(said=message)
+    workspace.play("print=said until=gate exit=1")
+    run = workspace.start("--max-restarts", "0", wait="A")
+    wait_until(lambda: "Second." in workspace.check("status", "--dashboard"), "what it said")
+    assert re.search(r"Last: Second\. \(\d+s ago\)", workspace.check("status", "--dashboard"))
+    assert "\n    │ First.\n    │ Second.\n" in run.finish("gate", code=1)
+
+
+def test_a_report_is_written_whatever_lies_in_the_archive(workspace: Workspace) -> None:
+    workspace.database.add_stream("A")
+    workspace.play("say=words exit=1")
+    odd = workspace.root / ".archive" / "orchestration" / "x"
+    odd.mkdir(parents=True)
+    (odd / "A.log").symlink_to("nowhere")
+    assert "    │ words\n" in workspace.complete("--max-restarts", "0", code=1)

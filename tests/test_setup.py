@@ -1030,7 +1030,7 @@ def test_doctor_beside_an_orchestrator_names_it_and_lets_it_be(healthy: Workspac
         "subject": "Orchestrator",
         "level": "warning",
         "found": f"workers of an earlier run: Stream-A (PID {pid})",
-        "remedy": "`start` takes them over, `stop` ends them.",
+        "remedy": f"Take them over: {PROGRAM} start\nEnd them: {PROGRAM} stop",
     }
     assert is_running(pid)
     assert healthy.run("stop").returncode == 0
@@ -1268,3 +1268,14 @@ def test_another_interpreter_changes_nothing_until_the_noted_one_has_lost_the_pa
     assert generate(away.workspace) == (describe("Updated", "Updated", "Updated", "Unchanged"), "")
     after = photograph(away.workspace.state)
     assert {name: facts[-1] for name, facts in after.items()} == {name: facts[-1] for name, facts in before.items()}  # type: ignore[index]
+
+
+def test_a_copy_that_a_person_has_changed_keeps_the_change_and_gets_an_interpreter_that_works(away: Bare) -> None:
+    text = away.script.read_text(encoding="utf-8").replace("\nMAX_RESTARTS = 10 ", "\nMAX_RESTARTS = 3 ")
+    away.script.write_text(text, encoding="utf-8")
+    away.note("/no/such/python")
+    kept = "".join(describe_kept(name) for name in FILES[:3])
+    assert generate(away.workspace) == (describe("Kept", "Kept", "Kept", "Unchanged"), kept)
+    assert away.script.read_text(encoding="utf-8") == text
+    assert away.check() == ""
+    assert "MAX_RESTARTS = 3 " in text

@@ -53,8 +53,8 @@ def run_of(*spans: Span, blocks: tuple[Span, ...] = (), phase: str = "parallel")
     return Course(Phase(phase), "", spans, blocks)
 
 
-def done(begin: float, end: float, kind: str = "complete") -> Span:
-    return span(begin, end, kind, "exit code 0", 0.5)
+def done(begin: float, end: float, kind: str = "complete", took: float = 10) -> Span:
+    return span(begin, end, kind, "exit code 0", 0.5)._replace(took=took)
 
 
 FOLDS: dict[str, tuple[list[Any], dict[str, Course], dict[str, Any]]] = {
@@ -100,7 +100,7 @@ FOLDS: dict[str, tuple[list[Any], dict[str, Course], dict[str, Any]]] = {
     ),
     "a worker from before the run": (
         [START, at(1, "worker_adopted", stream="A", pid=7, run="r"), ended(50, took=80), END],
-        {"A": run_of(done(-30, 50))},
+        {"A": run_of(done(-30, 50, took=80))},
         {"begin": NOON},
     ),
     "what is no event of ours": (
@@ -160,6 +160,11 @@ def test_a_stream_stands_at_last_where_the_journal_last_said(events: list[Event]
     assert (course.result, course.reason) == (result, reason)
 
 
+def test_the_time_of_a_stream_is_that_of_its_attempts_whatever_the_clock_on_the_wall_did() -> None:
+    events = [START, begun(90), ended(20, "restart", took=600), begun(30), ended(5000, took=40)]
+    assert fold_timeline("p", events, (), None).courses["A"].seconds == 640
+
+
 def test_an_attempt_whose_end_was_lost_is_over_when_the_next_one_begins() -> None:
     timeline = fold_timeline("p", [START, begun(1), begun(40), ended(50), END], (), None)
     first, second = timeline.courses["A"].attempts
@@ -211,7 +216,7 @@ def test_the_report_of_a_night_has_a_line_a_stream_what_is_wrong_below_it_and_th
         assert "    claude 'task_update TASK-9: status pending, notes: YOUR ANSWER'" in lines
         failed = next(number for number, line in enumerate(lines) if line.startswith("  ✗ Stream-E"))
         assert lines[failed:].index("    python orchestrate.py start Stream-E") == (
-            lines[failed:].index("    python orchestrate.py logs Stream-E --no-follow") + 1
+            lines[failed:].index("    python orchestrate.py logs --no-follow Stream-E") + 1
         )
         assert [line for line in lines if line.startswith("    │ ")] == [
             "    │ Bash  npm run build",
@@ -224,7 +229,20 @@ def test_what_the_whole_run_has_to_say_stands_above_and_what_the_streams_say_doe
     spent = replace(TIMELINE, outcome="Stream-E failed: gave up\nThe budget of $5.00 is spent")
     assert spent.headlines == ["The budget of $5.00 is spent"]
     assert TIMELINE.headlines == ["3 complete, 1 running, 1 blocked, 1 failed, 1 stopped, 1 never ran"]
-    assert replace(TIMELINE, outcome="all complete: 8 streams").headlines == ["all complete: 8 streams"]
+    courses = {**TIMELINE.courses, "all": TIMELINE.courses["Stream-A"]}
+    complete = replace(TIMELINE, outcome="all complete: 9 streams", courses=courses)
+    assert complete.headlines == ["all complete: 9 streams"]
+
+
+@pytest.mark.parametrize("length", [1, 7, 9, 61, 600, 3700, 90_000, 10**6])
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_the_labels_of_the_axis_do_not_run_into_each_other(width: int, length: float) -> None:
+    for begin in (NOON, NOON + 1.5, NOON + 1799):
+        course = Course(Phase.PARALLEL, "", (Span(begin, begin + length, "complete"),))
+        timeline = Timeline("p", begin, begin + length, {"A": course})
+        labels = render_timeline(timeline, width).plain.split("\n")[-2]
+        assert labels.split()
+        assert re.fullmatch(r"( +(\d\d(:\d\d){1,2}|\d\d [A-Z][a-z]{2}))+", labels), labels
 
 
 def test_what_is_short_is_seen_above_what_is_long() -> None:
