@@ -2253,9 +2253,7 @@ class Clock:
             os.set_blocking(end, False)
         signal.set_wakeup_fd(self._sender, warn_on_full_buffer=False)
         handled: list[int] = [s for s in self._ENDING if signal.getsignal(s) is not signal.SIG_IGN]  # nohup stays so
-        if (
-            self._draws
-        ):  # who draws on a terminal draws anew when that is resized or given back, and leaves it at Ctrl+Z
+        if self._draws:  # on a terminal: anew, when that is resized or given back, and not after Ctrl+Z
             handled += [signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT]
         for signum in (*handled, signal.SIGCHLD):
             self._previous[signum] = signal.signal(signum, self.handle_signal)
@@ -6914,7 +6912,7 @@ def print_report(project: Project, console: Console, outcome: str = "", has_next
     """Write how the last run went, and what to type next. Raises OrchestrateError where there was none."""
     try:
         timeline, streams = read_timeline(project)
-    except OrchestrateError:
+    except (OrchestrateError, OSError):
         if not outcome:
             raise
         words = "\n".join(f"- {visible(line)}" for line in outcome.split("\n"))
@@ -6941,9 +6939,11 @@ def print_report(project: Project, console: Console, outcome: str = "", has_next
 
 def read_last_words(project: Project, stream_id: str) -> tuple[str, ...]:
     """Return the last lines in a stream's log that are its last worker's own."""
-    path, archived, lines = project.file(stream_id, ".log"), find_archived(project, stream_id, ".log"), []
-    with contextlib.suppress(OSError), contextlib.closing(Tail(path, lines=LOG_LINES, before=archived)) as log:
-        lines = [split_stamp(line)[1] for _, line in log.read()]
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        before = find_archived(project, stream_id, ".log")
+        with contextlib.closing(Tail(project.file(stream_id, ".log"), lines=LOG_LINES, before=before)) as log:
+            lines = [split_stamp(line)[1] for _, line in log.read()]
     heads = [-1, *(number for number, line in enumerate(lines) if line.startswith("──── "))]
     own = lines[heads[-2] + 1 : heads[-1]] if len(heads) > 1 else lines
     return tuple(line for line in own if line)[-LAST_WORDS:]
@@ -7773,6 +7773,7 @@ def demo_command(keep: bool) -> int:
         options.update(stop_on_exit=True, poll_interval=POLL_INTERVAL, warnings=())
         options.update(has_next=False)
         limits = Limits(max_restarts=3, exit_on_blocked=True)  # what goes wrong in a demo shall not drag on
+        PROGRAM[:], PLACE[:] = [sys.executable, str(project.folder / "orchestrate.py")], shlex.split(named)
         code = run_in_foreground(project, database, command, limits, options)
         if code == EXIT_DONE:
             click.echo(f"\n{format_demo_end(project, keep, named)}")
