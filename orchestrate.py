@@ -6397,7 +6397,9 @@ def render_findings(findings: Sequence[Finding], width: int) -> Text:
         lines = [part for line in found.split("\n") for part in wrap(visible(line.strip()))]
         text.append(f"{symbol} {subject:<{indent - 4}}  ", style)
         text.append(f"\n{' ' * indent}".join(lines))
-        text.append("".join(f"\n{' ' * indent}{line}" for line in wrap(visible(remedy))), "bold")
+        for line in remedy.split("\n") if remedy else ():  # a command of ours is not broken
+            parts = [line] if PROGRAM[-1] in line else wrap(visible(line))
+            text.append("".join(f"\n{' ' * indent}{visible(part)}" for part in parts), "bold")
         text.append("\n")
     errors, warnings = (sum(level == other for _, level, *_ in findings) for other in ("error", "warning"))
     remarks = f" ({format_count(warnings, 'warning')})" if warnings else ""

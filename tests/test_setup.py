@@ -1019,6 +1019,8 @@ def test_doctor_beside_an_orchestrator_names_it_and_lets_it_be(healthy: Workspac
     remedy = f"Watch it: {PROGRAM} status\nEnd it: {PROGRAM} stop"
     assert code == 1
     assert checks["Orchestrator"] == {"subject": "Orchestrator", "level": "error", "found": found, "remedy": remedy}
+    indent = " " * 16
+    assert f"\n{indent}Watch it: {PROGRAM} status\n{indent}End it: {PROGRAM} stop\n" in healthy.run("doctor").stdout
     second = healthy.run("start")
     assert (second.returncode, second.stderr) == (75, f"[ERROR] {found}\n{remedy}\n")
     pid = healthy.pid("Stream-A")
