@@ -98,6 +98,7 @@ def _go_on_elsewhere(missing: Sequence[str]) -> NoReturn:
     # Else two without the packages would go on with each other.
     tried, _, first = os.environ.get("ORCHESTRATE_TRIED", "0").partition(" ")
     python = first or sys.executable
+    script = sys.argv[0] if __name__ == "__main__" else os.path.relpath(__file__)  # as it was called: hints say so
     for number, way in enumerate(ways, 1):
         if (
             number <= int(tried if tried.isdigit() else 0)
@@ -109,8 +110,8 @@ def _go_on_elsewhere(missing: Sequence[str]) -> NoReturn:
         with contextlib.suppress(OSError):
             nowhere: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             # uv may need a network: it is asked first, for who becomes it can say no more.
-            if len(way) == 1 or subprocess.call([*way, __file__, "--version"], **nowhere) == 0:
-                os.execv(way[0], [*way, __file__, *sys.argv[1:]])
+            if len(way) == 1 or subprocess.call([*way, script, "--version"], **nowhere) == 0:
+                os.execv(way[0], [*way, script, *sys.argv[1:]])
     install = f"{shlex.quote(python)} -m venv --clear ~/.orchestrate"
     install += " && ~/.orchestrate/bin/pip install -q click rich psutil"
     if shutil.which("apt-get"):
@@ -1553,10 +1554,9 @@ def find_database(
             "Go to the project's folder with cd, or name it with --project DIR.",
         )
     also = "".join(f"\n        also tried: {path}" for path in tried[1:])
-    raise OrchestrateError(
-        f"Task Copilot database not found: {tried[0]}{also}",
-        "Run /protocol in Claude Code to initialize Task Copilot for this project, or name the file with --db.",
-    )
+    remedy = "Run /protocol in Claude Code to initialize Task Copilot for this project, or name the file with --db."
+    remedy = "Look at the name that --db was given." if given is not None else remedy
+    raise OrchestrateError(f"Task Copilot database not found: {tried[0]}{also}", remedy)
 
 
 def database_variables(database: Path) -> dict[str, str]:
@@ -2413,6 +2413,7 @@ class Tail:
         self.path = path if before is None or path.exists() else before
         self.count = 0
         self.end = position
+        self.modified = 0.0  # when somebody last wrote to it, in seconds since the epoch, as it was read
         self.is_drained = False
         self._follows = follows
         self._file: IO[bytes] | None = None
@@ -2477,6 +2478,7 @@ class Tail:
         if self._file is None:
             return lines
         status = os.fstat(self._file.fileno())
+        self.modified = status.st_mtime
         mark = (status.st_size, status.st_mtime_ns)
         self.is_drained = mark == self._mark
         if self.is_drained:
@@ -2758,7 +2760,7 @@ class Transcript:
         if end <= self.position:
             return []
         self.position = end
-        wall = now = time.time()  # it was read now; when it was said, only some events tell
+        wall = now = min(time.time(), self._tail.modified)  # it was written by then; when, only some events tell
         with contextlib.suppress(ValueError, OverflowError):
             said = read_time(str(event["timestamp"])) if event and "timestamp" in event else now
             wall = said if 0 < said < now + LIMIT_RESET_MAX else now
@@ -2845,6 +2847,22 @@ def find_archived(project: Project, stream_id: str, suffix: str) -> Path | None:
     """Return the latest log of a stream that `clean` has put away; None where it has none."""
     found = [path for path in project.archive.glob(f"*/{project.file(stream_id, suffix).name}") if path.is_file()]
     return max(found, key=lambda path: path.stat().st_mtime) if found else None
+
+
+def read_last_words(project: Project, stream_id: str) -> list[str]:
+    """Return the last lines in a stream's log that are its last worker's own, so far as it is rendered."""
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        before = find_archived(project, stream_id, ".log")
+        with contextlib.closing(Tail(project.file(stream_id, ".log"), lines=LOG_LINES, before=before)) as log:
+            lines = [visible(split_stamp(line)[1][:WORDS_LENGTH]) for _, line in log.read()]
+    heads = [-1, *(number for number, line in enumerate(lines) if line.startswith("──── "))]
+    has_ended = len(heads) > 1 and lines[heads[-1]].startswith("──── ended ")
+    own = lines[heads[-2] + 1 : heads[-1]] if has_ended else lines[heads[-1] + 1 :]
+    return [line for line in own if line.strip() and not line.startswith(_NO_WORDS)][-LAST_WORDS:]
+
+
+_NO_WORDS = ("Started worker for ", "Took over the worker ")  # of a worker's, but ours
 
 
 class LogReader:
@@ -4670,14 +4688,22 @@ def read_history(project: Project, is_moved: bool = True) -> History:
     return history.at(str(project.root)) if is_moved else history
 
 
-def read_run(project: Project) -> Iterator[Event]:
-    """Yield the events of the last run, those that were moved to the archive meanwhile included."""
+def read_run(project: Project, skips_idle: bool = False) -> Iterator[Event]:
+    """Yield the events of the last run, those that were moved to the archive meanwhile included.
+
+    With `skips_idle` those of the runs before it too, until one had a worker.
+    """
     paths = [project.journal]
     while paths[0].exists():
-        first = next((event for event in Journal(paths[0]).read(is_whole=True)), {})
-        known = first.get("known")
-        archive = known.get("archive") if isinstance(known, dict) and not known.get("outcome") else None
-        if not archive or project.root / str(archive) in paths:
+        known: Any = None
+        kinds: set[str] = set()
+        for event in Journal(paths[0]).read(is_whole=True):
+            known = event.get("known") if not kinds else known
+            kinds.add(str(event.get("event")))
+        archive = known.get("archive") if isinstance(known, dict) else None
+        is_over = isinstance(known, dict) and known.get("outcome")
+        is_idle = skips_idle and not kinds & {"worker_started", "worker_adopted"}
+        if not archive or (is_over and not is_idle) or project.root / str(archive) in paths:
             break
         paths.insert(0, project.root / str(archive))
     for path in paths:
@@ -4879,13 +4905,10 @@ def read_snapshot(project: Project, backlog: Backlog, database_error: str = "") 
         # An orchestrator notes each sign of life on the PID file; without one, the output alone tells.
         paths = [project.file(stream_id, suffix) for suffix in (".pid", *([] if orchestrator else [".jsonl"]))]
         age = min((wall - path.stat().st_mtime for path in paths if path.exists()), default=None)
-        lines = []
-        with contextlib.suppress(OSError), contextlib.closing(Tail(project.file(stream_id, ".log"), lines=5)) as log:
-            lines = [split_stamp(line)[1].strip() for _, line in log.read()]
-            lines = [line for line in lines if line and not line.startswith("────")]
+        lines = read_last_words(project, stream_id)
         workers[stream_id] = worker._replace(
             active_at=0.0 if age is None else time.monotonic() - max(age, 0),
-            activity=visible(lines[-1][:WORDS_LENGTH]) if lines else "",
+            activity=lines[-1].strip() if lines else "",
             background=frozenset(["unknown"]) if history.record(stream_id).reason == WAITS else frozenset(),
         )
     return Snapshot(
@@ -6082,6 +6105,10 @@ class Timeline(NamedTuple):
         return own or [", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))]
 
     @property
+    def has_attempts(self) -> bool:
+        return any(course.attempts for course in self.courses.values())
+
+    @property
     def length(self) -> float:
         return max(self.end - self.begin, 1.0)
 
@@ -6099,10 +6126,15 @@ def fold_timeline(project: str, events: Iterable[Event], streams: Sequence[Strea
 
     A run that was interrupted goes on with the next start.
     """
-    timeline = Timeline(project)
+    timeline, busy = Timeline(project), None
     for event in events:
+        before = timeline
         with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):
             timeline = _draw_event(timeline, event, read_time(event["time"]))
+        if timeline.begin != before.begin and before.has_attempts:
+            busy = before
+    if busy is not None and timeline.outcome and not timeline.has_attempts:
+        timeline = busy  # nobody asks for a run that had nothing to do
     end = timeline.end if wall is None else max(wall, timeline.end)
 
     def close(spans: Iterable[Span]) -> tuple[Span, ...]:
@@ -6216,8 +6248,8 @@ def render_timeline(timeline: Timeline, width: int, is_cut: bool = True) -> Text
     lines += [rich.Text(""), heading]
     for line, (stream_id, course) in zip(table, timeline.courses.items()):
         lines += [line, *_render_remarks(stream_id, course, most)]
-    has_chart = any(course.attempts or course.blocks for course in timeline.courses.values())
-    return render_lines([*lines, *([rich.Text(""), *_render_chart(timeline, width)] if has_chart else [])], most)
+    chart = [rich.Text(""), *_render_chart(timeline, width)] if timeline.has_attempts else []
+    return render_lines([*lines, *chart], most)
 
 
 def _make_report_row(stream_id: str, course: Course) -> dict[str, Text]:
@@ -6391,7 +6423,7 @@ def render_findings(findings: Sequence[Finding], width: int) -> Text:
     wrap = functools.partial(textwrap.wrap, width=max(width - indent, 20) if width else 10_000, break_on_hyphens=False)
     said = []
     for subject, level, found, remedy in findings:
-        found, remedy = ("as above", "") if (found, remedy) in said else (found, remedy)
+        found, remedy = ("see above", "") if (found, remedy) in said else (found, remedy)
         said.append((found, remedy))
         symbol, style = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}[level]
         lines = [part for line in found.split("\n") for part in wrap(visible(line.strip()))]
@@ -6913,7 +6945,7 @@ def describe_rival(project: Project, words: Sequence[str]) -> Problem:
 def print_report(project: Project, console: Console, outcome: str = "", has_next: bool = True) -> None:
     """Write how the last run went, and what to type next. Raises OrchestrateError where there was none."""
     try:
-        timeline, streams = read_timeline(project)
+        timeline, streams = read_timeline(project, skips_idle=not outcome)
     except (OrchestrateError, OSError):
         if not outcome:
             raise
@@ -6924,7 +6956,7 @@ def print_report(project: Project, console: Console, outcome: str = "", has_next
     answers = {stream.id: stream.answer for stream in streams if stream.is_blocked}
     courses = {
         stream_id: course._replace(
-            log=read_last_words(project, stream_id) if course.state is StreamState.FAILED else (),
+            log=tuple(read_last_words(project, stream_id)) if course.state is StreamState.FAILED else (),
             answer=answers.get(stream_id, ""),
             ahead=ahead.get(stream_id, 0),
         )
@@ -6937,18 +6969,6 @@ def print_report(project: Project, console: Console, outcome: str = "", has_next
         lines = [f"Clean up: {hint('clean')}" if is_complete else f"Go on: {hint('start')}"]
     if has_next and not read_orchestrator_pid(project):
         console.print(rich.Text("\n" + "\n".join(defuse(visible(line)) for line in lines)), soft_wrap=True)
-
-
-def read_last_words(project: Project, stream_id: str) -> tuple[str, ...]:
-    """Return the last lines in a stream's log that are its last worker's own."""
-    lines: list[str] = []
-    with contextlib.suppress(OSError):
-        before = find_archived(project, stream_id, ".log")
-        with contextlib.closing(Tail(project.file(stream_id, ".log"), lines=LOG_LINES, before=before)) as log:
-            lines = [split_stamp(line)[1] for _, line in log.read()]
-    heads = [-1, *(number for number, line in enumerate(lines) if line.startswith("──── "))]
-    own = lines[heads[-2] + 1 : heads[-1]] if len(heads) > 1 else lines
-    return tuple(line for line in own if line)[-LAST_WORDS:]
 
 
 def look_at_branches(project: Project, streams: Sequence[Stream]) -> tuple[dict[str, int], list[str]]:
@@ -7030,6 +7050,7 @@ def start_detached(project: Project, argv: Sequence[str]) -> int:
         return EXIT_DONE
     child.returncode = 0  # it goes on without us: no warning that it was never waited for
     click.echo(f"The orchestrator runs in the background (PID {child.pid}); its output: {path}")
+    click.echo(describe_running(child.pid)[1])
     return EXIT_DONE
 
 
@@ -7282,14 +7303,14 @@ def timeline_command(html: Path | None) -> int:
     return EXIT_DONE
 
 
-def read_timeline(project: Project) -> tuple[Timeline, tuple[Stream, ...]]:
+def read_timeline(project: Project, skips_idle: bool = True) -> tuple[Timeline, tuple[Stream, ...]]:
     """Return the last run, and the streams as they are now. Raises OrchestrateError where there was none."""
     streams: tuple[Stream, ...] = ()
     # What never ran stands in the database alone; the rest is shown without it.
     with contextlib.suppress(OrchestrateError), open_store(project) as store:
         streams = store.read().streams
     wall = time.time() if read_orchestrator_pid(project) else None
-    timeline = fold_timeline(project.name, read_run(project), streams, wall)
+    timeline = fold_timeline(project.name, read_run(project, skips_idle), streams, wall)
     if not timeline.begin:
         raise OrchestrateError("There was no run yet in this project", f"Begin one: {hint('start')}")
     return timeline, streams
@@ -7583,6 +7604,8 @@ def generate_command(folder: Path | None, force: bool) -> int:
     for name in (name for name, outcome in outcomes.items() if outcome == "Kept"):
         click.echo(f"Warning: {name} was changed by a person and is left as it is; --force overwrites it", err=True)
     click.echo("\nIn Claude Code: /orchestration generate, /orchestration status")
+    where = f"cd {shlex.quote(str(project.root))} && " if project.root != Path.cwd() else ""
+    click.echo(f"Is all there that a run needs? {where}python3 .claude/orchestrator/orchestrate.py doctor")
     return EXIT_DONE
 
 
@@ -7768,7 +7791,7 @@ def demo_command(keep: bool) -> int:
         click.echo("Its workers are simulated: no Claude runs, and their costs are made up.")
         click.echo("To watch it from another terminal:")
         watch = shlex.quote(str(project.folder / "watch-status"))
-        click.echo(f"  {watch}{named}\n")
+        click.echo(f"  {watch} 1{named}\n")
         # -S: it needs the standard library alone, and starts in half the time.
         command = Command((sys.executable, "-S", str(top / "claude.py"), str(DEMO_TASK), str(DEMO_COST)))
         options: dict[str, Any] = {"as_json": False, "no_worktrees": False, "notify": None, "setup": ""}
@@ -7779,6 +7802,9 @@ def demo_command(keep: bool) -> int:
         code = run_in_foreground(project, database, command, limits, options)
         if code == EXIT_DONE:
             click.echo(f"\n{format_demo_end(project, keep, named)}")
+        elif not keep:
+            with contextlib.suppress(OSError):  # nobody listens any more
+                click.echo(f"{project.root} is removed.")
     return code
 
 
@@ -7814,8 +7840,7 @@ def make_demo(top: Path) -> tuple[Project, Path]:
 
 
 def format_demo_end(project: Project, keep: bool, named: str) -> str:
-    python = shlex.quote(sys.executable)
-    script = f"{python} .claude/orchestrator/orchestrate.py"
+    script = "python3 .claude/orchestrator/orchestrate.py"  # any will do
     branches = "Each worked on a branch of its own; Stream-D has merged them."
     if not (project.root / ".git").exists():
         branches = "There is no git: all worked in one folder, not on a branch of its own each."
@@ -7832,7 +7857,7 @@ Stream-C was blocked by a question, and went on once Stream-B had answered it.
 {place}
 
 In a project of your own, with streams in Task Copilot:
-  {python} {shlex.quote(str(Path(__file__).resolve()))} generate DIR
+  {shlex.join(find_program())} generate DIR
   cd DIR
   {script} doctor
   {script} start"""
@@ -7975,7 +8000,7 @@ def check_git(project: Project) -> list[Checked]:
         if missing and not has_include(project, repository) and not find_setup(project, git, "")[0]:
             what = f"The worktrees lack what git ignores: {format_names(missing, 6)}"
             make = hint("start", "--setup", "npm ci")
-            way = f"Name what is to be copied in .worktreeinclude, or what makes it, as here: {make}"
+            way = f"List them in .worktreeinclude to have them copied, or let a command make them, as here:\n{make}"
             problems.append((what, way))
     is_old = read_version(version) < (2, 38)
     old = "Update git: from 2.38 on a branch that was squashed counts as merged." if is_old else ""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+from datetime import datetime
 
 from support import Workspace, unstamp, wait_until
 
@@ -157,3 +159,25 @@ def test_a_report_is_written_whatever_lies_in_the_archive(workspace: Workspace) 
     odd.mkdir(parents=True)
     (odd / "A.log").symlink_to("nowhere")
     assert "    │ words\n" in workspace.complete("--max-restarts", "0", code=1)
+
+
+def test_what_nobody_rendered_meanwhile_has_the_time_of_its_writing_and_is_its_workers_last_word(
+    workspace: Workspace,
+) -> None:
+    workspace.database.add_stream("A")
+    workspace.play("say=old exit=1")
+    workspace.complete("--max-restarts", "0", code=1)
+    workspace.play("until=gate say=late next")
+    workspace.start(wait="A").kill()
+    assert "Last: " not in workspace.check("status", "--dashboard")  # what the one before it said is not its own
+    workspace.open_gate("gate")
+    raw = workspace.state / "logs" / "A.jsonl"
+    wait_until(lambda: "late" in raw.read_text(), "its words")
+    wait_until(lambda: not workspace.living("A"), "its end")
+    os.utime(raw, (raw.stat().st_atime, raw.stat().st_mtime - 3600))
+    written = int(raw.stat().st_mtime)
+    workspace.complete()
+    (line,) = (
+        line for line in (workspace.state / "logs" / "A.log").read_text().splitlines() if line.endswith("  late")
+    )
+    assert datetime.fromisoformat(line.partition("  ")[0]).timestamp() == written

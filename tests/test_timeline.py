@@ -469,3 +469,17 @@ def test_words_with_half_a_surrogate_pair_can_be_written(workspace: Workspace) -
         journal.write(json.dumps(event) + "\n")
     done = workspace.run("timeline", "--html", "a.html")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_start_that_has_nothing_to_do_leaves_the_night_in_the_timeline(workspace: Workspace) -> None:
+    workspace.database.add_stream("Stream-A")
+    workspace.play("cost=1.5 all")
+    workspace.complete()
+    night = workspace.check("timeline")
+    for _ in range(2):
+        report = workspace.complete()
+        assert "  all complete: 1 stream, 1 task\n" in report
+        assert "$1.50" not in report
+        assert "│" not in report  # there is nothing to draw
+        assert workspace.check("timeline") == night
+    assert "$1.50" in night
