@@ -652,11 +652,12 @@ def test_the_agent_is_one_that_launchd_takes(block: Block, reader: Reader) -> No
 @each("text")
 def test_the_picture_is_of_the_demo(block: Block) -> None:
     assert block.section == ""  # the picture at the top is the only one
-    board = re.findall(r"^  \S (Stream-\S) \[.*?\] (\d+)/(\d+)  ", block.text, re.MULTILINE)
+    board = re.findall(r"^  \S (Stream-\S)  \[.*?\] (\d+)/(\d+)  ", block.text, re.MULTILINE)
     assert [(name, int(total)) for name, _, total in board] == [(name, tasks) for name, _, tasks in DEMO]
     done, total = sum(int(count) for _, count, _ in board), sum(int(count) for *_, count in board)
     assert f"· {done}/{total} tasks · " in block.text
+    assert f"  [{'█' * (71 * (100 * done // total) // 100):░<71}]  {100 * done // total}%\n" in block.text
     for _, done, total in board:
-        assert f"[{'█' * (15 * int(done) // int(total)):░<15}] {done}/{total}" in block.text
+        assert f"[{'█' * (10 * int(done) // int(total)):░<10}] {done}/{total}" in block.text
     phases = re.findall(r"^  ([A-Z]+)$", block.text, re.MULTILINE)
     assert phases == [phase.value.upper() for phase in Phase]
