@@ -6314,7 +6314,9 @@ def _render_chart(timeline: Timeline, width: int) -> list[Text]:
         fill = next((fill for fill, hatched in _HATCHED.items() if hatched == kind), "")
         symbol, style = _LOOKS[_OUTCOMES[kind][0]]
         legend += [rich.Text(" ")] if legend[-1].cell_len + len(kind) + 4 > width else []
-        legend[-1].append(f" {fill or symbol} {kind}", style).append(" ")
+        legend[-1].append(f" {fill or symbol} {kind} ", style)
+    for line in legend:
+        line.rstrip()
     axis = rich.Text(f"{' ' * (left + 3)}└{''.join(ticks)}┘", "bright_black")
     return [*lines, axis, rich.Text(" " * (left + 4) + labels.rstrip(), "bright_black"), *legend]
 
