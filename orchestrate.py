@@ -607,6 +607,11 @@ def format_time(wall: float) -> str:
     return datetime.fromtimestamp(wall, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def hint_again(words: str) -> str:
+    """Return the command that goes on with a run which was started with these words: its options count again."""
+    return visible(f"{shlex.join([*PROGRAM, *PLACE])} {words}") if words else hint("start")
+
+
 @functools.lru_cache(maxsize=16)
 def format_stamp(wall: int) -> str:
     """Return a time as a line of a log begins with it: local, with its offset."""
@@ -1042,7 +1047,8 @@ class History(NamedTuple):
     while parallel streams worked in their worktrees, with the streams that may have done it.
 
     The last run was begun in the folder `project`, which was `root` (see Project.identity), with this `database`, by
-    the `orchestrator` with this PID on `host` in the PID namespace `system`. `archive` has the earlier part of it.
+    the `orchestrator` with this PID on `host` in the PID namespace `system`; `words` were on its command line.
+    `archive` has the earlier part of it.
     """
 
     records: Mapping[str, Record] = {}
@@ -1066,6 +1072,7 @@ class History(NamedTuple):
     orchestrator: int = 0
     host: str = ""
     system: str = ""
+    words: str = ""
     archive: str = ""
 
     def record(self, stream_id: str) -> Record:
@@ -1253,7 +1260,7 @@ def read_known(known: Mapping[str, Any]) -> History:
 
 # What stays of a record at a start.
 _KEPT = "attempts pid run started_at raw_start budget folder head number is_starting last_ending stopped_at"
-_OF_RUN = ("project", "root", "database", "host", "system")
+_OF_RUN = ("project", "root", "database", "host", "system", "words")
 
 
 def _begin_run(history: History, event: Event) -> History:
@@ -5026,6 +5033,7 @@ class Orchestrator:
         poll_interval: float = POLL_INTERVAL,
         stop_on_exit: bool = False,
         warnings: Iterable[Problem] = (),
+        words: str = "",
     ) -> None:
         self.state = state
         self.store = store
@@ -5035,6 +5043,7 @@ class Orchestrator:
         self.reporters = list(reporters)
         self.poll_interval = poll_interval
         self.stop_on_exit = stop_on_exit
+        self.words = words
         self.history = History()
         self.finish: Finish | None = None
         self.backlog = Backlog()  # as it was last read
@@ -5083,6 +5092,7 @@ class Orchestrator:
                 database=str(self.store.path),
                 host=os.uname().nodename,
                 system=read_system(),
+                words=self.words,
                 limits={name: pack(value) for name, value in self.limits._asdict().items()},
             )
             self._take_back_stops(() if isinstance(backlog, StoreError) else backlog.streams)
@@ -5779,7 +5789,7 @@ def _render_notes(snapshot: Snapshot, width: int) -> list[Text]:
     helps = [("To answer", s.answer) for s in snapshot.streams if s.is_blocked and s.id not in snapshot.workers]
     if living and not snapshot.orchestrator:
         notes.append(f"{format_count(len(living), 'worker')} without an orchestrator: nothing restarts")
-        helps.append(("To go on", hint("start")))
+        helps.append(("To go on", hint_again(snapshot.history.words)))
     lines = [line for note in notes for line in textwrap.wrap(visible(note), (width or BOX_WIDTH) - 2)]
     lines += [f"{what}: {visible(command)}" for what, command in helps]
     return [rich.Text("")] + [rich.Text(f"  {line}", "yellow", overflow="ignore") for line in lines] if lines else []
@@ -6779,9 +6789,12 @@ def start_command(streams: tuple[str, ...], **options: Any) -> int:
     check_server(project)
     if database.name != "tasks.db":
         click.echo(f"Warning: {visible(_WRONG_NAME.format(database.name))}", err=True)
+    argv = [word for word in click.get_current_context().obj["argv"] if word != "--detach"]
     if options["detach"]:
-        return start_detached(project, click.get_current_context().obj["argv"])
-    return run_in_foreground(project, database, command, limits, {**options, "warnings": warnings})
+        return start_detached(project, argv)
+    return run_in_foreground(
+        project, database, command, limits, {**options, "warnings": warnings, "words": shlex.join(argv)}
+    )
 
 
 def wait_for_database(store: TaskStore) -> None:
@@ -6897,7 +6910,8 @@ def run_in_foreground(
             has_worktrees, setup = not options["no_worktrees"], options["setup"]
             table = WorkerTable(project, database, command, os.environ, clock, has_worktrees, setup)
             interval, stop_on_exit = options["poll_interval"], options["stop_on_exit"]
-            run = Orchestrator(state, store, table, limits, clock, reporters, interval, stop_on_exit, warnings)
+            more = interval, stop_on_exit, warnings, options.get("words", "")
+            run = Orchestrator(state, store, table, limits, clock, reporters, *more)
             code = run.run()
     finally:
         state.release()
@@ -6967,8 +6981,11 @@ def print_report(project: Project, console: Console, outcome: str = "", has_next
     report = render_timeline(timeline._replace(courses=courses), console.width or NARROW, bool(line_width(console)))
     console.print(report, soft_wrap=True)
     is_complete = all(course.state is StreamState.COMPLETE for course in courses.values())
+    history = read_history(project)
+    is_whole = history.limits.streams is None and history.limits.phase is None  # else it goes on with the others
     if not lines:
-        lines = [f"Clean up: {hint('clean')}" if is_complete else f"Go on: {hint('start')}"]
+        again = hint_again(history.words if is_whole else "")
+        lines = [f"Clean up: {hint('clean')}" if is_complete else f"Go on: {again}"]
     if has_next and not read_orchestrator_pid(project):
         console.print(rich.Text("\n" + "\n".join(defuse(visible(line)) for line in lines)), soft_wrap=True)
 
@@ -7036,7 +7053,7 @@ def start_detached(project: Project, argv: Sequence[str]) -> int:
     StateFolder(project).make()
     path = project.logs / "orchestrator.log"
     environ = {key: value for key, value in os.environ.items() if key != "ORCHESTRATE_START_DETACH"}
-    words = [sys.executable, str(Path(__file__).resolve()), *(word for word in argv if word != "--detach")]
+    words = [sys.executable, str(Path(__file__).resolve()), *argv]
     with open_private(path, os.O_WRONLY | os.O_APPEND) as log:
         begin = log.seek(0, os.SEEK_END)
         child = subprocess.Popen(

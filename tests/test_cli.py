@@ -459,9 +459,11 @@ def test_a_hint_names_the_program_as_it_was_called_and_the_project_that_it_was_g
     named = ["--project", str(workspace.root), "--db", str(workspace.database.path)]
     script = ".claude/orchestrator/orchestrate.py"
     called = {
-        f"{sys.executable} {script} status": f"{sys.executable} {script} start",
-        f"{sys.executable} {SCRIPT} status {shlex.join(named)}": f"{PROGRAM} {shlex.join(named)} start",
-        "./.claude/orchestrator/check-streams": f"{sys.executable} {script} start",
+        f"{sys.executable} {script} status": f"{sys.executable} {script} start --poll-interval 600",
+        f"{sys.executable} {SCRIPT} status {shlex.join(named)}": (
+            f"{PROGRAM} {shlex.join(named)} start --poll-interval 600"
+        ),
+        "./.claude/orchestrator/check-streams": f"{sys.executable} {script} start --poll-interval 600",
     }
     for line, hint in called.items():
         done = subprocess.run(
@@ -494,3 +496,27 @@ def test_a_stream_whose_name_looks_like_an_option_is_named_so_that_it_can_be_pas
     text = workspace.complete("--max-restarts", "0", code=1)
     assert f"    {PROGRAM} logs --no-follow -- -x\n    {PROGRAM} start -- -x\n" in text
     assert "attempt 1" in workspace.check("logs", "--no-follow", "--", "-x")
+
+
+def test_the_way_to_go_on_has_the_options_of_the_run(workspace: Workspace) -> None:
+    workspace.database.add_streams("A", "B")
+    workspace.claude.rename(workspace.root.parent / "my claude")
+    words = ["start", "--claude", "'../my claude'", "--max-restarts", "0"]
+    workspace.play("until=gate exit=1")
+    run = workspace.popen(*words)
+    workspace.wait_for_worker("A")
+    run.send_signal(signal.SIGINT)
+    run.wait(20)
+    again = shlex.join(words)
+    for shown in ("status", "check"):
+        text = workspace.check("status", *(["--dashboard"] if shown == "check" else []))
+        assert f"  To go on: {PROGRAM} {again}\n" in text
+    workspace.open_gate("gate")
+    go_on = [f"{sys.executable} {SCRIPT} {again}"]
+    done = subprocess.run(
+        ["/bin/sh", "-c", *go_on], cwd=workspace.root, env=workspace.environment(), capture_output=True, text=True,
+        encoding="utf-8", check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.endswith(f"\nGo on: {PROGRAM} {again}\n")
+    assert workspace.check("timeline").endswith(f"\nGo on: {PROGRAM} {again}\n")
