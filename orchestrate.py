@@ -5874,7 +5874,8 @@ _URGENCY.update(dict.fromkeys((StreamState.QUEUED, StreamState.WAITING, StreamSt
 def render_columns(titles: Mapping[str, int], grows: str, rows: Sequence[Mapping[str, Text]], width: int) -> list[Text]:
     """Return rows under dim headings, each a line; the column that `grows` takes what the others leave.
 
-    A title comes with the least width of the whole, in columns, at which it is shown; a width of 0 is no limit.
+    A title comes with the least width of the whole, in columns, at which it is shown. A width of 0 is no limit: then
+    nothing is cut, and what is very long stands out of its column.
     """
     heads = {title: rich.Text(f"  {title}" if title == "stream" else title, "bright_black") for title in titles}
     shown = [title for title, least in titles.items() if width == 0 or width >= least]
@@ -5888,8 +5889,9 @@ def render_columns(titles: Mapping[str, int], grows: str, rows: Sequence[Mapping
         line = rich.Text("  ")
         for title in shown:
             cell = row[title].copy()
-            cell.truncate(widths[title], overflow="ellipsis")
-            blank = " " * (widths[title] - cell.cell_len)
+            if width:
+                cell.truncate(widths[title], overflow="ellipsis")
+            blank = " " * (min(widths[title], width or REPORT_WIDTH) - cell.cell_len)
             line.append_text(rich.Text.assemble(blank, cell) if title in _NUMBERS else cell.append(blank)).append("  ")
         line.rstrip()
         lines.append(line)
