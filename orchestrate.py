@@ -6980,7 +6980,8 @@ def print_report(project: Project, console: Console, outcome: str = "", has_next
         )
         for stream_id, course in timeline.courses.items()
     }
-    report = render_timeline(timeline._replace(courses=courses), console.width or NARROW, bool(line_width(console)))
+    timeline = timeline._replace(courses=courses, outcome=outcome or timeline.outcome)  # it may not have been written
+    report = render_timeline(timeline, console.width or NARROW, bool(line_width(console)))
     console.print(report, soft_wrap=True)
     is_complete = all(course.state is StreamState.COMPLETE for course in courses.values())
     history = read_history(project)
