@@ -168,7 +168,9 @@ def test_what_nobody_rendered_meanwhile_has_the_time_of_its_writing_and_is_its_w
     workspace.play("say=old exit=1")
     workspace.complete("--max-restarts", "0", code=1)
     workspace.play("until=gate say=late next")
-    workspace.start(wait="A").kill()
+    run = workspace.start(wait="A")
+    wait_until(lambda: any("attempt 2" in line for line in workspace.log("A")), "its header in the log")
+    run.kill()
     assert "Last: " not in workspace.check("status", "--dashboard")  # what the one before it said is not its own
     workspace.open_gate("gate")
     raw = workspace.state / "logs" / "A.jsonl"
