@@ -214,6 +214,7 @@ PATIENT_BUSY_TIMEOUT = 5.0  # seconds that the other commands wait for it
 LOCK_RETRIES = 10  # looks at a taken lock, 20 ms apart: `status` holds it for an instant to see whether it is taken
 BOARD_INTERVAL = 1.0  # seconds between two pictures of the board, where nothing was done in between
 WATCH_INTERVAL = 15  # seconds between two frames of `status --watch`
+IDLE_RUNS = 100  # runs without a worker that `timeline` passes over, as a timer may make them
 LAST_WORDS = 5  # lines of a failed worker's log in the report
 LOG_LINES = 50  # lines that `logs` shows before it follows
 FOLLOW_INTERVAL = 0.2  # seconds between two looks at a log that is followed
@@ -4709,7 +4710,7 @@ def read_run(project: Project, skips_idle: bool = False) -> Iterator[Event]:
             kinds.add(str(event.get("event")))
         archive = known.get("archive") if isinstance(known, dict) else None
         is_over = isinstance(known, dict) and known.get("outcome")
-        is_idle = skips_idle and not kinds & {"worker_started", "worker_adopted"}
+        is_idle = skips_idle and len(paths) < IDLE_RUNS and not kinds & {"worker_started", "worker_adopted"}
         if not archive or (is_over and not is_idle) or project.root / str(archive) in paths:
             break
         paths.insert(0, project.root / str(archive))
