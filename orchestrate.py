@@ -2404,8 +2404,8 @@ class Tail:
 
     What is truncated or rewritten is read anew. One that is renamed or removed is read on, as whoever writes to it
     does; with `follows` the file that takes its name comes next. Memory stays bounded: of a line longer than LINE_BYTES
-    there is a word. `count` is of the times that it began anew; `end` is the position behind all that was read. Where
-    there is no such file yet, `before` is read first.
+    there is a word. `count` is of the times that it began anew; `end` is the position behind all that was read. A
+    file `before` it, which nobody writes to any more, is read first.
     """
 
     _ANCHOR = 64  # bytes before `end`, by which a file that was rewritten is known
@@ -2418,7 +2418,7 @@ class Tail:
         follows: bool = False,
         before: Path | None = None,
     ) -> None:
-        self.path = path if before is None or path.exists() else before
+        self.path = before or path
         self.count = 0
         self.end = position
         self.modified = 0.0  # when somebody last wrote to it, in seconds since the epoch, as it was read
@@ -2852,7 +2852,9 @@ def read_positions(project: Project) -> dict[str, int]:
 
 
 def find_archived(project: Project, stream_id: str, suffix: str) -> Path | None:
-    """Return the latest log of a stream that `clean` has put away; None where it has none."""
+    """Return the latest log of a stream that `clean` has put away; None where it has none, or another one since."""
+    if project.file(stream_id, suffix).exists():
+        return None
     found = [path for path in project.archive.glob(f"*/{project.file(stream_id, suffix).name}") if path.is_file()]
     return max(found, key=lambda path: path.stat().st_mtime) if found else None
 
@@ -4696,6 +4698,12 @@ def read_history(project: Project, is_moved: bool = True) -> History:
     return history.at(str(project.root)) if is_moved else history
 
 
+def is_idle(journal: Path) -> bool:
+    """Whether a journal tells of no worker."""
+    events = Journal(journal).read(is_whole=True)
+    return not any(event.get("event") in ("worker_started", "worker_adopted") for event in events)
+
+
 def read_run(project: Project, skips_idle: bool = False) -> Iterator[Event]:
     """Yield the events of the last run, those that were moved to the archive meanwhile included.
 
@@ -4703,15 +4711,12 @@ def read_run(project: Project, skips_idle: bool = False) -> Iterator[Event]:
     """
     paths = [project.journal]
     while paths[0].exists():
-        known: Any = None
-        kinds: set[str] = set()
-        for event in Journal(paths[0]).read(is_whole=True):
-            known = event.get("known") if not kinds else known
-            kinds.add(str(event.get("event")))
-        archive = known.get("archive") if isinstance(known, dict) else None
-        is_over = isinstance(known, dict) and known.get("outcome")
-        is_idle = skips_idle and len(paths) < IDLE_RUNS and not kinds & {"worker_started", "worker_adopted"}
-        if not archive or (is_over and not is_idle) or project.root / str(archive) in paths:
+        known = next(Journal(paths[0]).read(is_whole=True), {}).get("known")
+        known = known if isinstance(known, dict) else {}
+        archive = known.get("archive")
+        if not archive or project.root / str(archive) in paths:
+            break
+        if known.get("outcome") and not (skips_idle and len(paths) < IDLE_RUNS and is_idle(paths[0])):
             break
         paths.insert(0, project.root / str(archive))
     for path in paths:
@@ -6805,7 +6810,7 @@ def wait_for_database(store: TaskStore) -> None:
     begun, is_said = time.monotonic(), False
     while True:
         try:
-            store.read()
+            store.read_version()
             return
         except StoreError as error:
             if "locked" not in error.message:
