@@ -49,6 +49,20 @@ def read_status(workspace: Workspace, *words: str) -> dict[str, Any]:
     return status
 
 
+def walk_fields(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give each field below a schema, by its path."""
+    for name, field in schema.get("properties", {}).items():
+        yield f"{path}.{name}", field
+        yield from walk_fields(field, f"{path}.{name}")
+
+
+def test_every_field_is_described() -> None:
+    fields = [(kind, schema) for kind, schema in SCHEMA["$defs"].items()]
+    fields += [field for kind, schema in fields for field in walk_fields(schema, kind)]
+    assert len(fields) > 200
+    assert [path for path, field in fields if not field.get("description")] == []
+
+
 # ── Runs that hold every kind of event ────────────────────────────────────────────────────────────────────────────────
 
 
