@@ -6740,26 +6740,42 @@ _SAME_LIMITS = ("max_restarts", "max_workers", "finish_grace", "exit_on_blocked"
 @cli.command("start")
 @project_options
 @stream_arguments
-@click.option("--phase", type=click.Choice([phase.value for phase in Phase]), help="Only the streams of this phase.")
-@number_option("--poll-interval", "SECONDS", 0.1, POLL_INTERVAL, "Time between full re-reads of the database.")
-@number_option("--max-restarts", "N", 0, MAX_RESTARTS, "Restarts without a newly completed task until a stream fails.")
+@click.option(
+    "--phase", type=click.Choice([phase.value for phase in Phase]), help="Run only the streams of this phase."
+)
+@number_option("--poll-interval", "SECONDS", 0.1, POLL_INTERVAL, "Time between full reads of the database.")
+@number_option(
+    "--max-restarts", "N", 0, MAX_RESTARTS, "Restarts in a row without a completed task, before a stream fails."
+)
 @number_option("--max-workers", "N", 1, MAX_WORKERS, "Workers at once.")
 @number_option("--finish-grace", "SECONDS", 0, FINISH_GRACE, "Time for a worker to exit once it is done.")
-@number_option("--stall-timeout", "MINUTES", 0, STALL_TIMEOUT, "Restart a worker without a sign of life; 0: never.")
-@number_option("--worker-timeout", "MINUTES", 0, 0, "The longest that one worker may run; 0: for ever.")
+@number_option(
+    "--stall-timeout", "MINUTES", 0, STALL_TIMEOUT, "Restart a worker that gives no sign of life for so long; 0: never."
+)
+@number_option("--worker-timeout", "MINUTES", 0, 0, "Restart a worker that runs for longer; 0: no limit.")
 @number_option("--budget", "USD", 0, 0, "What all workers of the run may cost together; 0: no limit.")
-@click.option("--notify", metavar="CMD", help="Shell command to run for what a person wants to know.")
-@click.option("--claude", default="claude", show_default=True, metavar="CMD", help="Shell words that stand for claude.")
-@click.option("--output-format", type=click.Choice(["stream-json", "text"]), default="stream-json", show_default=True)
-@click.option("--setup", metavar="CMD", default="", help="Shell command that prepares each new worktree, at its top.")
+@click.option(
+    "--notify",
+    metavar="CMD",
+    help="Shell command to run when a stream completes, fails, blocks or goes silent, and when the run pauses or ends.",
+)
+@click.option("--claude", default="claude", show_default=True, metavar="CMD", help="Command to run in place of claude.")
+@click.option(
+    "--output-format",
+    type=click.Choice(["stream-json", "text"]),
+    default="stream-json",
+    show_default=True,
+    help="What the workers print; text tells less.",
+)
+@click.option("--setup", metavar="CMD", default="", help="Shell command that prepares each new worktree.")
 @click.option("--no-worktrees", is_flag=True, help="Let all streams work in the project's folder.")
 @click.option("--exit-on-blocked", is_flag=True, help="End when only blocked or stopped streams are left.")
-@click.option("--stop-on-exit", is_flag=True, help="Ctrl+C stops the workers too; a second one kills them.")
+@click.option("--stop-on-exit", is_flag=True, help="Stop the workers too at Ctrl+C; a second one kills them.")
 @click.option("--detach", is_flag=True, help="Run in the background; output goes to logs/orchestrator.log.")
-@json_option("START", "Write what is done as JSON lines.")
+@json_option("START", "Write events as JSON lines.")
 @click.option("--dry-run", is_flag=True, help="Show the plan, and start nothing.")
 def start_command(streams: tuple[str, ...], **options: Any) -> int:
-    """Run all streams, or those that are named, and stay until they are complete.
+    """Run all streams, or those you name, until they are complete.
 
     Ctrl+C ends the orchestrator and leaves the workers at work; `start` again takes them over.
 
@@ -7226,7 +7242,7 @@ def without_echo() -> Iterator[None]:
 @stream_arguments
 @number_option("--timeout", "SECONDS", 0, STOP_TIMEOUT, "Time between SIGTERM and SIGKILL.")
 def stop_command(streams: tuple[str, ...], timeout: float) -> int:
-    """Stop the workers of streams; without a name, the orchestrator and all workers.
+    """Stop the workers of the streams you name; without a name, the orchestrator and all workers.
 
     What is stopped stays stopped until `start`.
 
@@ -7315,7 +7331,7 @@ def conclude_stop(project: Project, worker: Worker, survivors: Tree) -> None:
 @project_options
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write it as a page.")
 def timeline_command(html: Path | None) -> int:
-    """Show how the last run went: a line a stream, and a chart with a bar for each attempt.
+    """Show how the last run went: a line for each stream, and a chart.
 
     \b
     Examples:
@@ -7348,9 +7364,9 @@ def read_timeline(project: Project, skips_idle: bool = True) -> tuple[Timeline, 
 @project_options
 @stream_arguments
 def merge_command(streams: tuple[str, ...]) -> int:
-    """Merge the branches of complete streams into the branch that is checked out, or of those that are named.
+    """Merge the branches of complete streams, or of those you name, into the current one.
 
-    At a conflict it stops: what was merged before stays, of that branch nothing is left in the tree.
+    At a conflict it stops, and takes that merge back. What was merged before stays.
 
     \b
     Examples:
@@ -7469,9 +7485,9 @@ def check_tree(repository: Repository) -> None:
 @project_options
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 def clean_command(dry_run: bool) -> int:
-    """Clean up after completion: PID files, logs, and the worktrees and branches of complete streams.
+    """Remove what complete streams leave behind: PID files, worktrees and merged branches.
 
-    Logs go to .archive/orchestration/<date>/. What holds work that is not merged or not committed is kept.
+    Logs go to .archive/orchestration/<date>/. Work that is not merged or not committed is kept.
 
     \b
     Examples:
@@ -7543,7 +7559,9 @@ def do_chores(chores: Sequence[Chore], dry_run: bool, clock: Clock) -> int:
 @click.option("--follow/--no-follow", default=True, help="Go on with what is written, until Ctrl+C.")
 @click.option("--raw", is_flag=True, help="Show the workers' output as it came.")
 def logs_command(streams: tuple[str, ...], lines: int, follow: bool, raw: bool) -> int:
-    """Show the last lines of streams' logs, then follow them; without a name, those of all streams.
+    """Show the last lines of the logs, and follow them.
+
+    Without a name it shows the logs of all streams, merged by time.
 
     \b
     Examples:
@@ -7612,11 +7630,11 @@ def follow_logs(project: Project, readers: Mapping[str, Tail | LogReader], follo
 @click.argument(
     "folder", required=False, metavar="[DIR]", type=click.Path(exists=True, file_okay=False, path_type=Path)
 )
-@click.option("--force", is_flag=True, help="Overwrite files that a person has changed, too.")
+@click.option("--force", is_flag=True, help="Overwrite what you have changed, too.")
 def generate_command(folder: Path | None, force: bool) -> int:
-    """Install this script and its two companions in the project, or in DIR, and /orchestration for Claude Code.
+    """Install the program in a project, and /orchestration in Claude Code.
 
-    Again: brings its own files up to date. What a person has changed is left alone.
+    Again: update it. What you have changed stays.
 
     \b
     Examples:
@@ -7791,9 +7809,9 @@ say("result", subtype="success", is_error=False, result=words, num_turns=2 * don
 
 
 @cli.command("demo")
-@click.option("--keep", is_flag=True, help="Leave the project where it is, to look around in it.")
+@click.option("--keep", is_flag=True, help="Keep the project, to look around in it.")
 def demo_command(keep: bool) -> int:
-    """Run a throw-away project with simulated workers: what a night looks like, in a quarter of a minute.
+    """Play a night with simulated workers, in a quarter of a minute.
 
     It needs neither Claude nor Task Copilot.
 
@@ -7902,11 +7920,11 @@ Checked = Tuple[str, str]  # what was found, and the remedy where it is not as i
     default="claude",
     show_default=True,
     metavar="CMD",
-    help="Shell words that stand for claude.",
+    help="Command to run in place of claude.",
 )
 @json_option("DOCTOR", "Write one JSON object.")
 def doctor_command(claude: str, as_json: bool) -> int:
-    """Look at everything that a run needs: a line each, and the remedy under what is wrong.
+    """Check everything that a run needs, and say how to fix what is missing.
 
     The exit code is 1 where a run would fail.
 

@@ -1,13 +1,24 @@
-"""A snapshot in which every state stands, and a run of every outcome: what whole pictures are drawn from."""
+"""A snapshot in which every state stands, and a run of every outcome: what whole pictures are drawn from.
+
+Drawn anew after a change that is meant, before the difference is read:
+
+    python tests/pictures.py > tests/pictures.txt
+    python tests/pictures.py board > tests/board.svg
+"""
 
 from __future__ import annotations
 
+import io
+import sys
 import time
 from typing import Any
 
+from rich.console import Console
+from rich.text import Text
 from support import replace
 
 from orchestrate import (
+    DEMO_STREAMS,
     Course,
     History,
     Limits,
@@ -22,6 +33,7 @@ from orchestrate import (
     Worker,
     render_board,
     render_dashboard,
+    render_event,
     render_status,
     render_timeline,
 )
@@ -229,6 +241,56 @@ def draw_album() -> str:
                    for what, width, height in SIZES)  # fmt: skip
 
 
+# ── The README's picture: ten seconds into the demo ───────────────────────────────────────────────────────────────────
+
+EVENTS: tuple[tuple[float, str, str, dict[str, Any]], ...] = (
+    (4, "Stream-B", "worker_started", {"attempt": 1, "pid": 2185}),
+    (4, "Stream-C", "worker_started", {"attempt": 1, "pid": 2190}),
+    (6, "Stream-B", "worker_ended",
+     {"verdict": "restart", "restarts": 1, "max_restarts": 3, "tries": 0, "delay": 1.0,
+      "reason": "exit code 1: Error: connection reset by peer (this was arranged)"}),
+    (7, "Stream-B", "worker_started", {"attempt": 2, "pid": 2202}),
+    (8, "Stream-C", "state",
+     {"state": "BLOCKED", "reason": "what does an error look like? Stream-B has to say (TASK-ca4297d7)"}),
+)  # fmt: skip
+BOARD_ROWS = {
+    "Stream-A": ((4, 0, 0), StreamState.COMPLETE, "", Record(ended=1, worked=3, spent=0.44)),
+    "Stream-B": ((2, 1, 0), StreamState.WORKING, "", Record(started_at=NOW - 3, ended=1, worked=2)),
+    "Stream-C": ((3, 0, 1), StreamState.BLOCKED, EVENTS[-1][3]["reason"], Record(ended=1, worked=3, spent=0.33)),
+    "Stream-D": ((0, 0, 0), StreamState.WAITING, "waits for Stream-B, Stream-C", Record()),
+}
+
+
+def draw_screen(width: int = 80) -> Text:
+    """Return what `start` shows at that moment: the events up to then, and the board below them."""
+    streams, standings = [], {}
+    for stream_id, phase, name, tasks in DEMO_STREAMS:
+        (completed, at_work, blocked), state, reason, _ = BOARD_ROWS[stream_id]
+        counts = {"completed": completed, "in_progress": at_work, "blocked": blocked}
+        pending = len(tasks) - completed - at_work - blocked
+        streams.append(Stream(stream_id, name, Phase(phase), pending=pending, **counts))
+        standings[stream_id] = Standing(state, reason)
+    worker = Worker("Stream-B", 2202, active_at=NOW, activity="Write  src/page-the-lists.md")
+    records = {stream_id: record for stream_id, (*_, record) in BOARD_ROWS.items()}
+    history = History(records=records, limits=Limits(), run_started_at=NOW - 10, spent=0.77)
+    snapshot = Snapshot(project="my-project", streams=tuple(streams), workers={"Stream-B": worker}, history=history)
+    screen = Text()
+    for seconds, stream_id, kind, facts in EVENTS:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(NOON + seconds))
+        line = render_event({"event": kind, "time": moment, "stream": stream_id, **facts}, width)
+        assert line
+        screen.append(line).append("\n")
+    screen.append(render_board(snapshot, standings, NOW, width, 24))
+    screen.rstrip()
+    return screen
+
+
+def draw_svg() -> str:
+    """Return that screen as a picture, in the colours of a terminal."""
+    console = Console(record=True, width=80, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(draw_screen())
+    return console.export_svg(title="orchestrate start")
+
+
 if __name__ == "__main__":
-    # After a change that is meant: python tests/pictures.py > tests/pictures.txt, then read the difference.
-    print(draw_album(), end="")
+    print(draw_svg() if sys.argv[1:] == ["board"] else draw_album(), end="")

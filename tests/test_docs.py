@@ -1,4 +1,4 @@
-"""Every command and option stands in the README, and the README names none that does not exist."""
+"""Every command and option stands in the README, in the words of `--help`, and it names nothing that does not exist."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from support import SCRIPT
 import orchestrate
 
 README = (SCRIPT.parent / "README.md").read_text(encoding="utf-8")
+TESTS = (SCRIPT.parent / "tests" / "README.md").read_text(encoding="utf-8")
 FAULTS = (SCRIPT.parent / "tests" / "test_faults.py").read_text(encoding="utf-8")
 COMMANDS = {name: command for name, command in sorted(orchestrate.cli.commands.items()) if not command.hidden}
 OPTIONS = [
@@ -26,8 +27,9 @@ OPTIONS = [
 def test_every_command_stands_in_the_readme_and_has_examples(command: str) -> None:
     arguments = [item for item in COMMANDS[command].params if isinstance(item, click.Argument)]
     usage = " ".join([command, *(argument.metavar or "" for argument in arguments)]).replace("...", "…")
-    assert f"| `{usage}` |" in README
-    assert "Examples:" in (COMMANDS[command].help or "")
+    text = (COMMANDS[command].help or "").replace("/orchestration", "`/orchestration`")
+    assert f"| `{usage}` | {text.split('.')[0].split(', or of')[0]}" in README
+    assert "Examples:" in text
 
 
 @pytest.mark.parametrize(("command", "option"), OPTIONS)
@@ -35,11 +37,27 @@ def test_every_option_stands_in_the_readme(command: str, option: str) -> None:
     assert re.search(rf"`{option}[ `]|/`{option}`", README), f"{command} {option}"
 
 
+def test_the_options_of_start_are_described_as_in_its_help() -> None:
+    helps = {name: p.help for p in COMMANDS["start"].params if isinstance(p, click.Option) for name in p.opts}
+    assert all(helps.values())
+    rows = re.findall(r"^\| `(--[a-z-]+)[^`]*` \| (.*?)(?: \([^)]*\))? \|$", README, re.MULTILINE)
+    said = {name: re.split(r"; 0: |\.$", helps[name] or "")[0] for name, _ in rows}
+    assert {name: text.replace("`", "") for name, text in rows} == said
+    assert len(rows) >= 10
+
+
+@pytest.mark.parametrize("page", ["README.md", "tests/README.md"])
+def test_what_a_page_links_to_is_there(page: str) -> None:
+    path = SCRIPT.parent / page
+    links = re.findall(r"\]\(([^):]+)\)", path.read_text(encoding="utf-8"))
+    assert links
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
 def test_the_readme_names_no_option_that_does_not_exist() -> None:
-    known = {option for _, option in OPTIONS} | {"--help", "--version", "--print", "--model", "--max-budget-usd"}
-    known |= {"--no-ff", "--mcp-config", "--init", "--global", "--add"}  # of git, claude and docker
+    known = {option for _, option in OPTIONS} | {"--help", "--dangerously-skip-permissions"}
+    known |= {"--init", "--user"}  # of docker and systemd
     text = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)  # test_readme.py runs these
-    text = re.sub(r"`(python (tests/|-m pytest)|npm )[^`]*`", "", text)  # these take options of their own
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - known == set()
 
 
@@ -57,6 +75,6 @@ def test_the_constants_that_the_guide_tells_people_to_edit_are_there() -> None:
 
 
 def test_the_fault_table_has_each_row_of_the_matrix_and_each_row_has_a_test() -> None:
-    rows = {int(number) for number in re.findall(r"\[(\d+)\]\(tests/test_faults\.py\)", README)}
+    rows = {int(number) for number in re.findall(r"\[(\d+)\]\(test_faults\.py\)", TESTS)}
     tested = {int(number) for number in re.findall(r"^def test_fault_(\d\d)_", FAULTS, re.MULTILINE)}
     assert rows == tested == {*range(1, 53)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from pictures import (
@@ -19,6 +20,8 @@ from pictures import (
     WORKERS,
     draw,
     draw_album,
+    draw_screen,
+    draw_svg,
     rename,
 )
 from rich.cells import cell_len
@@ -47,6 +50,28 @@ def test_every_state_is_in_the_pictures_with_a_look_of_its_own() -> None:
     rows = {stream_id: line[2] for line in lines for stream_id, *_ in EVERY_STATE if f" {stream_id} " in line}
     symbols = {STANDINGS[stream_id].state: symbol for stream_id, symbol in rows.items()}
     assert len(set(symbols.values())) == len(symbols) == len(StreamState)
+
+
+def read_svg(text: str) -> list[str]:
+    """Return the lines that stand in a picture of a terminal, without what lies around them."""
+    rows: dict[float, list[str]] = {}
+    for element in ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}text"):
+        words = (element.text or "").replace("\xa0", " ")
+        if "textLength" in element.attrib and words.strip():
+            row = rows.setdefault(float(element.attrib["y"]), [" "] * 80)
+            begin = round(float(element.attrib["x"]) * len(words) / float(element.attrib["textLength"]))
+            row[begin : begin + len(words)] = words
+    return ["".join(row).rstrip() for _, row in sorted(rows.items())]
+
+
+def test_the_picture_in_the_readme_is_the_board_of_the_demo() -> None:
+    """After a change that is meant, tests/pictures.py draws it anew. Versions of rich differ in what is around it."""
+    drawn = [line.rstrip() for line in draw_screen().plain.split("\n")]
+    kept = (Path(__file__).parent / "board.svg").read_text(encoding="utf-8")
+    assert read_svg(draw_svg()) == drawn
+    assert read_svg(kept) == drawn
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert "](tests/board.svg)" in readme
 
 
 # ── What does not fit ─────────────────────────────────────────────────────────────────────────────────────────────────
