@@ -172,6 +172,7 @@ SHELL_GRACE = 10  # seconds that it has where background shells alone keep it fr
 STALL_TIMEOUT = 60  # minutes without a sign of life after which a worker is restarted
 STOP_TIMEOUT = 10  # seconds between SIGTERM and SIGKILL
 NEVER = float("inf")  # seconds
+LINGER = 0.1  # seconds that the processes of a worker have to go with it
 KILL_INTERVAL = 1  # seconds between two SIGKILL of a tree that does not go
 KILL_TIMEOUT = 5  # seconds after SIGKILL until `stop` reports survivors
 BACKOFF_FIRST = 1.0  # seconds before the first restart; doubles with each one that follows
@@ -4265,6 +4266,9 @@ class WorkerTable:
                 ending = tracked.transcript.read_ending(code, self._clock.wall())
                 tracked.hear(tracked.worker.active_at)  # the last line may have come without an end
                 tracked.worker = tracked.worker._replace(ending=ending)
+                # What goes with it, as the first process of a PID namespace does, is not left running.
+                left = psutil.wait_procs(tracked.tree.values(), LINGER)[1]
+                tracked.tree = {process.pid: process for process in left if is_alive(process)}
             tracked.worker = tracked.worker._replace(leftovers=tuple(tracked.tree))
         return {stream_id: tracked.worker for stream_id, tracked in self._tracked.items()}
 

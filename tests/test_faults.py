@@ -2590,6 +2590,19 @@ def test_fault_35_what_a_worker_leaves_behind_is_stopped_before_its_stream_and_t
     assert out.index(said) < out.index("attempt 2")
 
 
+def test_fault_35_what_goes_with_its_worker_was_not_left_running(workspace: Workspace) -> None:
+    """Row 35: as the first process of a PID namespace, which ends a moment after the launcher that made it."""
+    workspace.database.add_stream("A")
+    workspace.play("all")
+    launcher = workspace.bin / "launcher"
+    launcher.write_text('#!/bin/sh\n(while kill -0 $$; do sleep 0.01; done 2> /dev/null) &\nexec claude "$@"\n')
+    launcher.chmod(0o755)
+    done = workspace.run("start", "--claude", str(launcher), script=hasten(workspace, LINGER="10.0"))
+    assert done.returncode == 0, done.stdout
+    assert workspace.events("worker_stopping") == []
+    assert "Stopping" not in done.stdout
+
+
 # ── Where an orchestrator may find itself ─────────────────────────────────────────────────────────────────────────────
 
 
