@@ -3786,12 +3786,12 @@ def _find_options(project: Project, git: Git, commit: str, folder: Path) -> tupl
 def read_root(project: Project, repository: Repository) -> tuple[dict[str, list[int]], list[str]]:
     """Return what differs from HEAD in the project's folder, with size and time, and what git ignores at its top.
 
-    What `generate` has put there is no difference. Raises GitError.
+    What `generate` has put there is no difference, nor what only this folder is read for. Raises GitError.
     """
     command = project.root / ".claude" / "commands" / "orchestration.md"
     is_ours = command.is_file() and command.read_text(encoding="utf-8", errors="replace") == SLASH_COMMAND
     own = [f":(exclude){command.relative_to(project.root)}"] if is_ours else []
-    own += [":(exclude).claude/worktrees"]
+    own += [":(exclude).claude/worktrees", ":(exclude).worktreeinclude"]  # this one is read here, not in a worktree
     words = ("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--ignored=matching", "--", ".")
     seen, ignored, prefix = {}, [], repository.prefix
     for line in repository.git.find(*words, *own):

@@ -783,13 +783,14 @@ def test_uncommitted_changes_of_the_root_are_said_once_with_their_names(reposito
     add_streams(repository, "A", "B", "C")
     put(repository.root / "README.md", "changed\n")
     put(repository.root / "new" / "file.py", "")
+    put(repository.root / ".worktreeinclude", ".env\n")  # is read here: no worktree goes without it
     said = run(repository, A=["exit=1", "all"])
     warning = "Uncommitted changes: the streams branch from the last commit, without README.md, new/file.py"
     assert said.count("Uncommitted changes") == 1
     assert warnings(repository) == [warning]
     for stream in "ABC":
         assert (tree(repository, stream) / "README.md").read_text() == "README.md\n"
-    assert status(repository) == " M README.md\n?? new/\n"
+    assert status(repository) == " M README.md\n?? .worktreeinclude\n?? new/\n"
 
 
 # ── What a worker is told ─────────────────────────────────────────────────────────────────────────────────────────────
