@@ -5114,6 +5114,8 @@ class Orchestrator:
             left = record.pause_ends - self.clock.wall()
             if left > 0:
                 self.warn(f"{visible(stream_id)} is still paused for {format_duration(left)}: {record.pause_reason}")
+        if before.words not in ("", self.words) and not before.outcome:  # perhaps a sandbox, or a budget
+            self.warn(f"the interrupted run had other options; to go on with them: {hint_again(before.words)}")
         if self.history.spent:
             self.warn(f"this run goes on: ${self.history.spent:.2f} were spent before")
         streams, unseen = {stream.id: stream for stream in self.backlog.streams}, find_unseen(project, before)

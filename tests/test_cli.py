@@ -520,3 +520,28 @@ def test_the_way_to_go_on_has_the_options_of_the_run(workspace: Workspace) -> No
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.endswith(f"\nGo on: {PROGRAM} {again}\n")
     assert workspace.check("timeline").endswith(f"\nGo on: {PROGRAM} {again}\n")
+
+
+def test_a_run_that_goes_on_with_other_options_than_it_had_says_so(workspace: Workspace) -> None:
+    workspace.database.add_stream("A", "foundation")
+    workspace.play("until=gate all")
+    words = ("start", "--budget", "5", "--max-workers", "2")
+    for given in (words, (*words, "--detach")):
+        first = workspace.popen(*given)
+        workspace.wait_for_worker("A")
+        if "--detach" in given:
+            assert first.wait(20) == 0
+            assert workspace.run("stop").returncode == 0
+        else:
+            first.kill()
+            first.wait()
+    assert workspace.events("warning") == []  # in the background it is the same run
+    second = workspace.popen("start")
+    workspace.wait_for_worker("A")
+    said = f"the interrupted run had other options; to go on with them: {PROGRAM} {shlex.join(words)}"
+    wait_until(lambda: [event["message"] for event in workspace.events("warning")] == [said], "the warning")
+    workspace.open_gate("gate")
+    out, _ = second.communicate(timeout=30)
+    assert second.returncode == 0, out
+    assert f"! Warning: {said}\n" in out
+    assert "other options" not in workspace.check("start")  # that one has come to its end
