@@ -7942,7 +7942,7 @@ def doctor_command(claude: str, as_json: bool) -> int:
     command, project = read_command(claude, "stream-json", Path.cwd()), find_current_project(checks=False)
     checks: dict[str, Callable[[], list[Checked]]] = {
         "Python": check_packages,
-        "Claude": functools.partial(check_claude, command),
+        "Claude": functools.partial(check_claude, project, command),
         "Project": functools.partial(check_folders, project),
         "Git": functools.partial(check_git, project),
         "Orchestrator": functools.partial(check_orchestrator, project),
@@ -7995,13 +7995,13 @@ def read_version(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
 
 
-def check_claude(command: Command) -> list[Checked]:
+def check_claude(project: Project, command: Command) -> list[Checked]:
     """Say which claude this is, and for whom. Raises OrchestrateError where it lacks what workers need."""
     path, is_root = command.find(os.environ), os.geteuid() == 0
     sandbox = ", in a sandbox (IS_SANDBOX)" if os.environ.get("IS_SANDBOX") == "1" else ""
-    user = f"root{sandbox}" if is_root else f"no root (user id {os.geteuid()})"
-    usage = ask_claude(command, "--help")
-    version = usage and ask_claude(command, "--version")  # what hangs is asked once
+    user = f"root{sandbox}" if is_root else f"user {os.geteuid()}"
+    usage = ask_claude(project, command, "--help")
+    version = usage and ask_claude(project, command, "--version")  # what hangs is asked once
     wanted = command.argv("")[len(command.words) : -2]  # without the prompt
     missing = [word for word in wanted if word not in usage]
     if not usage:
@@ -8011,10 +8011,16 @@ def check_claude(command: Command) -> list[Checked]:
     return [(f"{version} ({path}), run as {user}", "")]
 
 
-def ask_claude(command: Command, word: str) -> str:
-    """Return what claude prints for an option that does nothing else; empty where it fails."""
+def ask_claude(project: Project, command: Command, word: str) -> str:
+    """Return what claude prints for an option that does nothing else; empty where it fails.
+
+    A launcher of the user's own has what it has in a run: it may need to know what to put into its sandbox.
+    """
+    environ = {**keep_variables(os.environ), "ORCHESTRATE_PROJECT": str(project.root)}
+    with contextlib.suppress(OrchestrateError), open_store(project) as store:
+        environ.update(database_variables(store.path))
     with contextlib.suppress(OSError):
-        code, out, _ = run_bounded([*command.words, word], CLAUDE_TIMEOUT, keep_variables(os.environ))
+        code, out, _ = run_bounded([*command.words, word], CLAUDE_TIMEOUT, environ, project.root)
         return "" if code else out.strip()
     return ""
 

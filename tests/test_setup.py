@@ -763,7 +763,7 @@ def is_root() -> bool:
 
 def test_a_healthy_project_is_a_line_each_and_exit_code_0(healthy: Workspace) -> None:
     packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("click", "rich", "psutil"))
-    user = "root, in a sandbox (IS_SANDBOX)" if is_root() else f"no root (user id {os.geteuid()})"
+    user = "root, in a sandbox (IS_SANDBOX)" if is_root() else f"user {os.geteuid()}"
     done = healthy.run("doctor")
     assert (done.returncode, done.stderr) == (0, "")
     if "from 2.38 on" in done.stdout:  # an old git on this machine is a warning
@@ -1055,6 +1055,15 @@ def test_a_launcher_of_claude_is_asked_too(healthy: Workspace) -> None:
     _, checks = examine(healthy, "--claude", f"nice -n 5 {shlex.quote(str(healthy.claude))}")
     assert checks["Claude"]["found"].startswith(f"2.1.330 (Claude Code) ({shutil.which('nice')}), run as ")
     assert (checks["Claude"]["level"], checks["Claude"]["remedy"]) == ("ok", None)
+
+
+def test_a_launcher_has_what_it_has_in_a_run(healthy: Workspace) -> None:
+    launcher = healthy.root.parent / "in-a-box"
+    wanted = '[ -d "$ORCHESTRATE_PROJECT" ] && [ -f "$TASK_DB_PATH/$WORKSPACE_ID/tasks.db" ]'
+    launcher.write_text(f'#!/bin/sh\n{wanted} && exec {shlex.quote(str(healthy.claude))} "$@"\n')
+    launcher.chmod(0o755)
+    _, checks = examine(healthy, "--claude", str(launcher))
+    assert checks["Claude"]["found"].startswith(f"2.1.330 (Claude Code) ({launcher}), run as ")
 
 
 @pytest.mark.parametrize(
