@@ -8189,6 +8189,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and error.filename is None:
+            OrchestrateError("The folder that you are in is gone.", "Go to the project's folder with cd.").show()
+            return EXIT_USAGE
         remedy = "Look at that file or folder: its owner, its mode, the room on its disk."
         remedy = "Look at what git says in the project's folder: git status" if isinstance(error, GitError) else remedy
         OrchestrateError(str(error), remedy).show()

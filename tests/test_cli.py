@@ -409,6 +409,15 @@ def test_a_folder_that_is_no_project_is_said_to_be_none(workspace: Workspace, tm
     assert ("Project", "error") in [(check["subject"], check["level"]) for check in findings["checks"]]
 
 
+def test_a_folder_that_is_gone_is_said_to_be(workspace: Workspace, tmp_path: Path) -> None:
+    script = f'mkdir gone; cd gone; rmdir "$PWD"; exec {sys.executable} {SCRIPT} status'
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=tmp_path, env=workspace.environment(), stderr=subprocess.PIPE, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr == "[ERROR] The folder that you are in is gone.\nGo to the project's folder with cd.\n"
+
+
 def test_a_start_waits_for_a_locked_database_and_says_so_once(workspace: Workspace) -> None:
     workspace.database.add_stream("A")
     writer = sqlite3.connect(workspace.database.path, isolation_level=None)
