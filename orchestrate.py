@@ -6755,15 +6755,14 @@ _SAME_LIMITS = ("max_restarts", "max_workers", "finish_grace", "exit_on_blocked"
 )
 @number_option("--max-workers", "N", 1, MAX_WORKERS, "Workers at once.")
 @number_option("--finish-grace", "SECONDS", 0, FINISH_GRACE, "Time for a worker to exit once it is done.")
-@number_option(
-    "--stall-timeout", "MINUTES", 0, STALL_TIMEOUT, "Restart a worker that gives no sign of life for so long; 0: never."
-)
+@number_option("--stall-timeout", "MINUTES", 0, STALL_TIMEOUT, "Restart a worker that shows no sign of life; 0: never.")
 @number_option("--worker-timeout", "MINUTES", 0, 0, "Restart a worker that runs for longer; 0: no limit.")
 @number_option("--budget", "USD", 0, 0, "What all workers of the run may cost together; 0: no limit.")
 @click.option(
     "--notify",
     metavar="CMD",
-    help="Shell command to run when a stream completes, fails, blocks or goes silent, and when the run pauses or ends.",
+    help="Shell command to run when a stream completes, fails, blocks or goes silent, when overage begins, and when"
+    " the run pauses or ends.",
 )
 @click.option("--claude", default="claude", show_default=True, metavar="CMD", help="Command to run in place of claude.")
 @click.option(
@@ -6771,7 +6770,7 @@ _SAME_LIMITS = ("max_restarts", "max_workers", "finish_grace", "exit_on_blocked"
     type=click.Choice(["stream-json", "text"]),
     default="stream-json",
     show_default=True,
-    help="What the workers print; text tells less.",
+    help="Format of the workers' output; text shows less.",
 )
 @click.option("--setup", metavar="CMD", default="", help="Shell command that prepares each new worktree.")
 @click.option("--no-worktrees", is_flag=True, help="Let all streams work in the project's folder.")
@@ -7107,7 +7106,7 @@ def start_detached(project: Project, argv: Sequence[str]) -> int:
 @cli.command("status")
 @project_options
 @stream_arguments
-@click.option("--dashboard", is_flag=True, help="Show the streams with their progress.")
+@click.option("--dashboard", is_flag=True, help="Show the progress, and count the tasks.")
 @number_option(
     "--watch",
     "[SECONDS]",
@@ -7248,9 +7247,9 @@ def without_echo() -> Iterator[None]:
 @stream_arguments
 @number_option("--timeout", "SECONDS", 0, STOP_TIMEOUT, "Time between SIGTERM and SIGKILL.")
 def stop_command(streams: tuple[str, ...], timeout: float) -> int:
-    """Stop the workers of the streams you name; without a name, the orchestrator and all workers.
+    """Stop the workers of the streams you name, or everything.
 
-    What is stopped stays stopped until `start`.
+    Everything is the orchestrator first, then all workers. What is stopped stays stopped until `start`.
 
     \b
     Examples:
@@ -7335,7 +7334,7 @@ def conclude_stop(project: Project, worker: Worker, survivors: Tree) -> None:
 
 @cli.command("timeline")
 @project_options
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write it as a page.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write a web page.")
 def timeline_command(html: Path | None) -> int:
     """Show how the last run went: a line for each stream, and a chart.
 
@@ -7372,7 +7371,7 @@ def read_timeline(project: Project, skips_idle: bool = True) -> tuple[Timeline, 
 def merge_command(streams: tuple[str, ...]) -> int:
     """Merge the branches of complete streams, or of those you name, into the current one.
 
-    At a conflict it stops, and takes that merge back. What was merged before stays.
+    A conflict stops it, and undoes that merge. Earlier merges stay.
 
     \b
     Examples:
@@ -7491,9 +7490,10 @@ def check_tree(repository: Repository) -> None:
 @project_options
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 def clean_command(dry_run: bool) -> int:
-    """Remove what complete streams leave behind: PID files, worktrees and merged branches.
+    """Remove PID files, and the worktrees and merged branches of complete streams.
 
-    Logs go to .archive/orchestration/<date>/. Work that is not merged or not committed is kept.
+    All logs go to .archive/orchestration/<date>/. Work that is not merged or not committed is kept. What git ignores
+    goes with its worktree.
 
     \b
     Examples:
@@ -7562,8 +7562,8 @@ def do_chores(chores: Sequence[Chore], dry_run: bool, clock: Clock) -> int:
 @project_options
 @stream_arguments
 @number_option("-n/--lines", "N", 0, LOG_LINES, "Lines to show at first.")
-@click.option("--follow/--no-follow", default=True, help="Go on with what is written, until Ctrl+C.")
-@click.option("--raw", is_flag=True, help="Show the workers' output as it came.")
+@click.option("--follow/--no-follow", default=True, help="Follow new lines until Ctrl+C.")
+@click.option("--raw", is_flag=True, help="Show the workers' output unchanged.")
 def logs_command(streams: tuple[str, ...], lines: int, follow: bool, raw: bool) -> int:
     """Show the last lines of the logs, and follow them.
 
@@ -7640,7 +7640,7 @@ def follow_logs(project: Project, readers: Mapping[str, Tail | LogReader], follo
 def generate_command(folder: Path | None, force: bool) -> int:
     """Install the program in a project, and /orchestration in Claude Code.
 
-    Again: update it. What you have changed stays.
+    Run it again to update. Your changes stay.
 
     \b
     Examples:
@@ -7815,11 +7815,11 @@ say("result", subtype="success", is_error=False, result=words, num_turns=2 * don
 
 
 @cli.command("demo")
-@click.option("--keep", is_flag=True, help="Keep the project, to look around in it.")
+@click.option("--keep", is_flag=True, help="Keep the project.")
 def demo_command(keep: bool) -> int:
-    """Play a night with simulated workers, in a quarter of a minute.
+    """Simulate a night in 15 seconds.
 
-    It needs neither Claude nor Task Copilot.
+    It makes a throw-away project, and needs neither Claude nor Task Copilot.
 
     \b
     Examples:
@@ -7930,9 +7930,9 @@ Checked = Tuple[str, str]  # what was found, and the remedy where it is not as i
 )
 @json_option("DOCTOR", "Write one JSON object.")
 def doctor_command(claude: str, as_json: bool) -> int:
-    """Check everything that a run needs, and say how to fix what is missing.
+    """Check what a run needs, and say how to fix what is missing.
 
-    The exit code is 1 where a run would fail.
+    It exits with 1 if a run would fail.
 
     \b
     Examples:

@@ -26,6 +26,7 @@ from pictures import (
 )
 from rich.cells import cell_len
 from support import Workspace, replace
+from test_setup import DEMO_TEXT
 
 from orchestrate import Phase, Snapshot, Standing, Stream, StreamState, Timeline, replace_unencodable
 
@@ -66,10 +67,14 @@ def read_svg(text: str) -> list[str]:
 
 def test_the_picture_in_the_readme_is_the_board_of_the_demo() -> None:
     """After a change that is meant, tests/pictures.py draws it anew. Versions of rich differ in what is around it."""
-    drawn = [line.rstrip() for line in draw_screen().plain.split("\n")]
-    kept = (Path(__file__).parent / "board.svg").read_text(encoding="utf-8")
-    assert read_svg(draw_svg()) == drawn
-    assert read_svg(kept) == drawn
+    screen = [line.rstrip() for line in draw_screen().plain.split("\n")]
+    assert read_svg((Path(__file__).parent / "board.svg").read_text(encoding="utf-8")) == screen
+    drawn = draw_svg()
+    assert "textLength" not in drawn or read_svg(drawn) == screen  # rich 12.3 wraps a page into its picture
+    # What happened is what a demo says, word for word: test_setup.py compares that with real ones.
+    events = re.sub(r"\n +", " ", "\n".join(screen[: next(i for i, line in enumerate(screen) if line[0] == "─")]))
+    masked = re.sub(r"PID \d+|in \ds", lambda found: f"{found[0].split()[0]} N", events)
+    assert [line[12:] for line in masked.split("\n")] == DEMO_TEXT.split("\n")[7:12]
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     assert "](tests/board.svg)" in readme
 

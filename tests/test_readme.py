@@ -180,16 +180,20 @@ sys.exit(subprocess.call(command))  # no child of ours in real life: srun stays 
 """,
     # It sees all, and writes only to what is bound.
     "bwrap": r"""
-places, values = [], {{"--ro-bind": 2, "--bind": 2, "--dev": 1, "--proc": 1, "--tmpfs": 1, "--setenv": 2}}
+places, seen = [], []
+values = {{"--ro-bind": 2, "--bind": 2, "--dev": 1, "--proc": 1, "--unshare-pid": 0, "--tmpfs": 1, "--setenv": 2}}
 while WORDS and WORDS[0].startswith("-"):
     option = WORDS.pop(0)
-    option == "--unshare-pid" or option in values or refuse(f"Unknown option {{option}}")
-    given = [WORDS.pop(0) for _ in range(values.get(option, 0))]
+    option in values or refuse(f"Unknown option {{option}}")
+    given = [WORDS.pop(0) for _ in range(values[option])]
+    seen.append(" ".join([option, *given]))
     if option == "--bind":
         given[0] == given[1] and pathlib.Path(given[0]).exists() or refuse(f"Can't find source path {{given[0]}}")
         places += given[:1]
     elif option == "--setenv":
         os.environ[given[0]] = given[1]
+seen[0] == "--ro-bind / /" or refuse("it can write everywhere")
+{{"--dev /dev", "--proc /proc", "--unshare-pid", "--tmpfs /tmp"}} <= set(seen) or refuse("it sees other processes")
 for path in (os.getcwd(), os.environ["TASK_DB_PATH"], os.environ["ORCHESTRATE_PROJECT"]):
     any(f"{{path}}/".startswith(f"{{place}}/") for place in places) or refuse(f"{{path}} is read-only")
 sys.exit(subprocess.call(WORDS))  # it stays in between
@@ -217,6 +221,8 @@ for word in [*given["--env"], "PATH", "ORCHESTRATE_STREAM", "ORCHESTRATE_PROJECT
     name, mark, value = word.partition("=")
     env.update({{name: value}} if mark else {{name: os.environ[name]}} if name in os.environ else {{}})
 image == "my-claude-image" or refuse(f"no such image: {{image}}")
+wanted = ("HOME=/tmp", "ANTHROPIC_API_KEY", "ORCHESTRATE_PORT", "CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS")
+all(name in given["--env"] for name in wanted) or refuse("it can't log in, or lacks what every worker gets")
 os.chdir(given["--workdir"][0])
 sys.exit(subprocess.call(command, env=env))
 """,
@@ -302,6 +308,7 @@ class Reader:
     def begin(self) -> None:
         """Make a repository of the project."""
         (self.root / ".gitignore").write_text("__pycache__/\n/.claude/orchestrator/\n/.mcp.json\n/.env\n")
+        (self.root / ".env").write_text("KEY=1\n")
         self.workspace.make_repository("README.md")
         self.workspace.git("add", "--all")
         self.workspace.git("commit", "--quiet", "-m", "Begin")
@@ -433,7 +440,8 @@ def check_selection(reader: Reader) -> None:
 def check_readiness(reader: Reader) -> None:
     check_first_run(reader)
     assert reader.calls("npm") == [["ci"]] * 2
-    assert (reader.root / ".worktreeinclude").read_text() == ".env\n"
+    for stream in ("Stream-B", "Stream-C"):
+        assert (reader.root / ".claude" / "worktrees" / stream / ".env").read_text() == "KEY=1\n"
 
 
 # What must be there afterwards. A block is known by a word that no other has.
@@ -635,8 +643,9 @@ def can_sandbox() -> bool:
 @newest
 def test_the_real_cli_works_in_bubblewrap_and_writes_nowhere_else(workspace: Workspace, claude: str) -> None:
     """A worker in its PID namespace is taken over, stopped with all that it started, and can't leave its project."""
-    (task,) = [workspace.database.add_task("Stream-A")]
-    outside, inside = workspace.root.parent / "outside.txt", workspace.root / "inside.txt"
+    task = workspace.database.add_task("Stream-A")
+    outside, inside = Path(tempfile.mkdtemp(dir="/var/tmp")) / "outside.txt", workspace.root / "inside.txt"
+    try_all = f"echo x > {outside}; kill -0 {os.getpid()} && echo seen > {inside} || echo alone > {inside}"
     (script,) = re.findall(r"<<'END'\n(.*?)^END$", find_block("bash", "bwrap").text, re.MULTILINE | re.DOTALL)
     launcher = workspace.root.parent / "launcher"
     launcher.write_text(script)
@@ -645,7 +654,7 @@ def test_the_real_cli_works_in_bubblewrap_and_writes_nowhere_else(workspace: Wor
     def respond(conversation: Conversation) -> Reply:
         step = len(conversation.tool_results)
         if "This is a restart" not in conversation.prompt:
-            return (UseTool("Bash", {"command": f"echo x > {outside}; echo x > {inside}"}), nap(1000))[step]
+            return (UseTool("Bash", {"command": try_all}), nap(1000))[step]
         return (set_status(task, "completed"), Say("Done."))[step]
 
     with ScriptedApi(respond) as api:
@@ -667,7 +676,8 @@ def test_the_real_cli_works_in_bubblewrap_and_writes_nowhere_else(workspace: Wor
         second.communicate(timeout=60)
         assert own_processes(workspace.root) == []
         assert not any(is_running(process.pid) for process in naps)
-        assert (inside.exists(), outside.exists()) == (True, False)
+        assert (inside.read_text(), outside.exists()) == ("alone\n", False)
+        outside.parent.rmdir()
         done = workspace.run(*words, env=environment, timeout=120)
     assert done.returncode == 0, done.stdout
     assert own_processes(workspace.root) == []
