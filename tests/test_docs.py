@@ -71,7 +71,7 @@ def test_the_exit_codes_in_the_readme_are_those_of_the_program() -> None:
 def test_the_variables_and_placeholders_in_the_readme_are_those_of_the_program() -> None:
     known = {f"ORCHESTRATE_{name.upper()}_{option[2:].replace('-', '_').upper()}" for name, option in OPTIONS}
     named = set(re.findall(r"\b_?ORCHESTRATE_[A-Z_]+\b", README)) - {"_ORCHESTRATE_COMPLETE"}
-    told = {f"ORCHESTRATE_{name}" for name in ("PROJECT", "PORT", "EVENT", "STREAM", "MESSAGE")}
+    told = {f"ORCHESTRATE_{name}" for name in ("PROJECT", "PORT", "EVENT", "STREAM", "MESSAGE", "ROOT")}
     assert named == {"ORCHESTRATE_START_MAX_WORKERS", *told}
     assert named <= known | told
     stream = orchestrate.Stream("Stream-B", "api", orchestrate.Phase.PARALLEL)

@@ -33,7 +33,7 @@ REPOSITORY = SCRIPT.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 CLONE = ("Try it", "Install it")  # the sections whose blocks run in a clone of this repository, in test_packaging.py
 
-TOOLS = "bash sh cat chmod dirname env date git grep hostname id mkdir nice readlink rm true"
+TOOLS = "bash sh cat chmod cut dirname env date md5sum git grep hostname id mkdir nice readlink rm true"
 
 
 class Block(NamedTuple):
@@ -200,9 +200,14 @@ sys.exit(subprocess.call(WORDS))  # it stays in between
 """,
     # A container sees what is mounted, and what is named of the environment. Its worker is told its part all the same.
     "docker": r"""
-WORDS[:1] == ["run"] or refuse("only run")
+if WORDS[:2] == ["rm", "--force"]:
+    sys.exit()
+WORDS[:1] == ["run"] or refuse("only run and rm")
 given, (image, *command) = read_options(
-    WORDS[1:], ("--rm", "--init"), ("--user", "--env", "--volume", "--workdir"))
+    WORDS[1:], ("--rm", "--init"), ("--name", "--user", "--env", "--volume", "--workdir"))
+with open(HERE / "calls.jsonl") as file:
+    earlier = ["docker", ["rm", "--force", given["--name"][0]]]
+    earlier in map(json.loads, file) or refuse("an earlier one may still be there")
 given["--user"] == [f"{{os.getuid()}}:{{os.getgid()}}"] or refuse(given["--user"])
 mounts = []
 env = {{}}
@@ -437,6 +442,11 @@ def check_selection(reader: Reader) -> None:
     assert json.loads(reader.type(find_block("bash", "jq").text))["id"] == "Stream-A"
 
 
+def check_containers(reader: Reader) -> None:
+    names = [words[words.index("--name") + 1] for words in reader.calls("docker") if words[0] == "run"]
+    assert len(names) == len(set(names)) == 4
+
+
 def check_readiness(reader: Reader) -> None:
     check_first_run(reader)
     assert reader.calls("npm") == [["ci"]] * 2
@@ -449,7 +459,7 @@ SCENES = {
     "orchestrate generate": check_quick_start,
     ".worktreeinclude": check_readiness,
     "bwrap": count("bwrap", 4),
-    "docker run": count("docker", 4),
+    "docker run": check_containers,
     "bash_source": check_bash_completion,
     "jq": check_selection,
     "ntfy.sh": check_notifications,
