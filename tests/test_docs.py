@@ -51,7 +51,7 @@ def test_every_option_stands_in_the_readme_where_its_command_does(command: str, 
 
 def test_the_defaults_in_the_readme_are_those_of_the_program() -> None:
     options = {p.opts[0]: p for p in COMMANDS["start"].params if isinstance(p, click.Option)}
-    said = re.findall(r"`(--[a-z-]+)`\s\((\d+)\)", README)
+    said = re.findall(r"`(--[a-z-]+)`\s\((\d+)(?: minutes| seconds)?\)", README)
     assert len(said) >= 5
     assert [(name, int(value)) for name, value in said if options[name].default != int(value)] == []
     assert f"`--watch [SECONDS]` ({orchestrate.WATCH_INTERVAL})" in README
