@@ -1564,6 +1564,12 @@ def find_database(
         )
     also = "".join(f"\n        also tried: {path}" for path in tried[1:])
     remedy = "Run /protocol in Claude Code to initialize Task Copilot for this project, or name the file with --db."
+    if (
+        project.root / ".copilot" / "tasks.db"
+    ).is_file():  # there the server is gone, and /protocol would lead in a circle
+        remedy = (
+            "Claude Copilot 3 keeps its tasks in .copilot/tasks.db, and is not supported yet: use Claude Copilot 2."
+        )
     remedy = "Look at the name that --db was given." if given is not None else remedy
     raise OrchestrateError(f"Task Copilot database not found: {tried[0]}{also}", remedy)
 

@@ -49,6 +49,16 @@ def test_no_database_names_every_path_and_the_remedy(workspace: Workspace) -> No
     assert not workspace.state.exists()
 
 
+def test_a_project_of_the_next_claude_copilot_is_told_so(workspace: Workspace) -> None:
+    (workspace.root / ".copilot").mkdir()
+    (workspace.root / ".copilot" / "tasks.db").touch()
+    for command in ("start", "status"):
+        done = workspace.run(command, env={"WORKSPACE_ID": "elsewhere"})
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.endswith("tasks.db, and is not supported yet: use Claude Copilot 2.\n")
+        assert "/protocol" not in done.stderr
+
+
 def test_no_streams_is_an_error_with_a_remedy(workspace: Workspace) -> None:
     workspace.database.add_task(None)
     done = workspace.run("start")
