@@ -7663,7 +7663,7 @@ def generate_command(folder: Path | None, force: bool) -> int:
         click.echo(f"Warning: {name} was changed by a person and is left as it is; --force overwrites it", err=True)
     click.echo("\nIn Claude Code: /orchestration generate, /orchestration status")
     where = f"cd {shlex.quote(str(project.root))} && " if project.root != Path.cwd() else ""
-    click.echo(f"Is all there that a run needs? {where}python3 .claude/orchestrator/orchestrate.py doctor")
+    click.echo(f"Check what a run needs: {where}python3 .claude/orchestrator/orchestrate.py doctor")
     return EXIT_DONE
 
 

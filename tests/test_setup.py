@@ -420,7 +420,7 @@ Next steps:
 """
 BEHIND = """
 In Claude Code: /orchestration generate, /orchestration status
-Is all there that a run needs? python3 .claude/orchestrator/orchestrate.py doctor
+Check what a run needs: python3 .claude/orchestrator/orchestrate.py doctor
 """
 FILES = (
     ".claude/orchestrator/orchestrate.py",
