@@ -5808,9 +5808,10 @@ def _render_notes(snapshot: Snapshot, width: int) -> list[Text]:
     if living and not snapshot.orchestrator:
         notes.append(f"{format_count(len(living), 'worker')} without an orchestrator: nothing restarts")
         helps.append(("To go on", hint_again(snapshot.history.words)))
-    lines = [line for note in notes for line in textwrap.wrap(visible(note), (width or BOX_WIDTH) - 2)]
-    lines += [f"{what}: {visible(command)}" for what, command in helps]
-    return [rich.Text("")] + [rich.Text(f"  {line}", "yellow", overflow="ignore") for line in lines] if lines else []
+    wrapped = (hang(rich.Text("  "), visible(note), width or BOX_WIDTH, "yellow").split("\n") for note in notes)
+    lines = [line for note in wrapped for line in note]
+    lines += [rich.Text(f"  {what}: {visible(command)}", "yellow", overflow="ignore") for what, command in helps]
+    return [rich.Text(""), *lines] if lines else []
 
 
 def render_dashboard(

@@ -764,6 +764,4 @@ def test_a_project_below_the_top_of_its_repository_is_made_ready_too(workspace: 
     ]  # fmt: skip
     assert (workspace.root / "where.txt").read_text() == f"{top}\n"
     assert [event["files"] for event in workspace.events("root_seen")] == [[]]
-    assert warnings(workspace) == [
-        "Uncommitted changes: the streams branch from the last commit, without .worktreeinclude"
-    ]
+    assert warnings(workspace) == []

@@ -256,6 +256,7 @@ texts = st.text(st.one_of(st.sampled_from("ab漢字🎉é\n\t\x1b ─"), st.char
 
 
 @unhurried
+@example("", ["a" * 32 + "漢" * 9], 60, 0)  # in a warning
 @given(texts, st.lists(texts, min_size=1, max_size=4, unique=True), st.integers(60, 120), st.sampled_from([0, 24]))
 def test_no_line_is_wider_than_the_terminal_and_the_box_is_closed(
     project: str, ids: list[str], width: int, height: int
