@@ -1564,13 +1564,12 @@ def find_database(
         )
     also = "".join(f"\n        also tried: {path}" for path in tried[1:])
     remedy = "Run /protocol in Claude Code to initialize Task Copilot for this project, or name the file with --db."
-    if (
-        project.root / ".copilot" / "tasks.db"
-    ).is_file():  # there the server is gone, and /protocol would lead in a circle
+    if given is not None:
+        remedy = "Look at the name that --db was given."
+    elif (project.root / ".copilot" / "tasks.db").is_file():  # it has no server, and /protocol would lead in a circle
         remedy = (
             "Claude Copilot 3 keeps its tasks in .copilot/tasks.db, and is not supported yet: use Claude Copilot 2."
         )
-    remedy = "Look at the name that --db was given." if given is not None else remedy
     raise OrchestrateError(f"Task Copilot database not found: {tried[0]}{also}", remedy)
 
 
@@ -5808,8 +5807,9 @@ def _render_notes(snapshot: Snapshot, width: int) -> list[Text]:
     if living and not snapshot.orchestrator:
         notes.append(f"{format_count(len(living), 'worker')} without an orchestrator: nothing restarts")
         helps.append(("To go on", hint_again(snapshot.history.words)))
-    wrapped = (hang(rich.Text("  "), visible(note), width or BOX_WIDTH, "yellow").split("\n") for note in notes)
-    lines = [line for note in wrapped for line in note]
+    lines: list[Text] = []
+    for note in notes:
+        lines += hang(rich.Text("  "), visible(note), width or BOX_WIDTH, "yellow").split("\n")
     lines += [rich.Text(f"  {what}: {visible(command)}", "yellow", overflow="ignore") for what, command in helps]
     return [rich.Text(""), *lines] if lines else []
 
@@ -8007,8 +8007,11 @@ def check_claude(project: Project, command: Command) -> list[Checked]:
     path, is_root = command.find(os.environ), os.geteuid() == 0
     sandbox = ", in a sandbox (IS_SANDBOX)" if os.environ.get("IS_SANDBOX") == "1" else ""
     user = f"root{sandbox}" if is_root else f"user {os.geteuid()}"
-    usage = ask_claude(project, command, "--help")
-    version = usage and ask_claude(project, command, "--version")  # what hangs is asked once
+    environ = {**keep_variables(os.environ), "ORCHESTRATE_PROJECT": str(project.root)}  # a sandbox needs to know it
+    with contextlib.suppress(OrchestrateError), open_store(project) as store:
+        environ.update(database_variables(store.path))
+    usage = ask_claude(command, "--help", environ, project.root)
+    version = usage and ask_claude(command, "--version", environ, project.root)  # what hangs is asked once
     wanted = command.argv("")[len(command.words) : -2]  # without the prompt
     missing = [word for word in wanted if word not in usage]
     if not usage:
@@ -8018,16 +8021,10 @@ def check_claude(project: Project, command: Command) -> list[Checked]:
     return [(f"{version} ({path}), run as {user}", "")]
 
 
-def ask_claude(project: Project, command: Command, word: str) -> str:
-    """Return what claude prints for an option that does nothing else; empty where it fails.
-
-    A launcher of the user's own has what it has in a run: it may need to know what to put into its sandbox.
-    """
-    environ = {**keep_variables(os.environ), "ORCHESTRATE_PROJECT": str(project.root)}
-    with contextlib.suppress(OrchestrateError), open_store(project) as store:
-        environ.update(database_variables(store.path))
+def ask_claude(command: Command, word: str, environ: Mapping[str, str], cwd: Path) -> str:
+    """Return what claude prints for an option that does nothing else; empty where it fails."""
     with contextlib.suppress(OSError):
-        code, out, _ = run_bounded([*command.words, word], CLAUDE_TIMEOUT, environ, project.root)
+        code, out, _ = run_bounded([*command.words, word], CLAUDE_TIMEOUT, environ, cwd)
         return "" if code else out.strip()
     return ""
 
@@ -8196,12 +8193,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and error.filename is None:
-            OrchestrateError("The folder that you are in is gone.", "Go to the project's folder with cd.").show()
-            return EXIT_USAGE
-        remedy = "Look at that file or folder: its owner, its mode, the room on its disk."
-        remedy = "Look at what git says in the project's folder: git status" if isinstance(error, GitError) else remedy
-        OrchestrateError(str(error), remedy).show()
+        what, remedy = str(error), "Look at that file or folder: its owner, its mode, the room on its disk."
+        if isinstance(error, GitError):
+            remedy = "Look at what git says in the project's folder: git status"
+        elif isinstance(error, FileNotFoundError) and error.filename is None:  # of the working directory alone
+            what, remedy = "The folder that you are in is gone.", "Go to the project's folder with cd."
+        OrchestrateError(what, remedy).show()
         return EXIT_USAGE
 
 

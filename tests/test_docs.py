@@ -25,9 +25,8 @@ OPTIONS = [
 ]
 
 
-ROWS = dict(
-    re.findall(r"^\| `([a-z]+)[^`|]*` \| (.*) \|$", README, re.MULTILINE)
-)  # what the table says of each command
+# What the table says of each command.
+ROWS = dict(re.findall(r"^\| `([a-z]+)[^`|]*` \| (.*) \|$", README, re.MULTILINE))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
